@@ -1,0 +1,1 @@
+"""TalkingMachines in JAX: a streaming, audio-driven talking character."""

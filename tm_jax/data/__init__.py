@@ -1,0 +1,1 @@
+"""Data: the synthetic characters and whatever else models are trained on."""

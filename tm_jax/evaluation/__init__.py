@@ -1,0 +1,1 @@
+"""Evaluation: what is measured on generated video, and how."""
