@@ -8,6 +8,7 @@ import concurrent.futures
 import functools
 import glob
 import gzip
+import importlib.util
 import itertools
 import os
 import re
@@ -146,8 +147,8 @@ def _align_recordings(rows, voice, seed):
             left["length"] += 1
             continue
         try:
-            _, _, words = alignment.espeak(text, voice)
-            warped, _ = alignment.dtw(audio, text, voice)
+            synthetic, rendered, words = alignment.espeak(text, voice)
+            warped = alignment.dtw(audio, synthetic, rendered)
         except alignment.Unalignable:
             left["no path"] += 1
             continue
@@ -207,7 +208,7 @@ def _sentences(language, rng):
 
 def _jobs():
     """Returns {speaker: (function without arguments, facts for the index)}."""
-    jobs = {}
+    jobs = _synthetic_jobs()  # First: quick, and exact.
     for speaker, (folder, voice, licence) in _RECORDED.items():
         language = speaker.split("_")[1]
         root = os.path.join(_SOUNDS.value, folder)
@@ -239,7 +240,7 @@ def _jobs():
         )  # fmt: skip
     if not _testdata():
         logging.warning("librivox: skipped; install pocketsphinx-testdata.")
-    return jobs | _synthetic_jobs()
+    return jobs
 
 
 def _synthetic_jobs():
@@ -280,8 +281,8 @@ def _synthetic_jobs():
 def _missing():
     """Returns what every recording needs and is not installed."""
     needs = []
-    if not shutil.which("ffmpeg"):
-        needs.append("the program ffmpeg (Debian: ffmpeg)")
+    if not importlib.util.find_spec("pocketsphinx"):
+        needs.append("the package pocketsphinx (PyPI)")
     if not alignment.espeak_available():
         needs.append("the library libespeak-ng.so.1 (Debian: libespeak-ng1)")
     return needs
