@@ -78,7 +78,8 @@ def _eye(brush, canvas, c, m, u, v, side, blink):
     lash = jnp.abs(y - upper_lid) * (0.55 + 0.45 * arc) - c.eyes[5]
     lash = jnp.maximum(lash, jnp.abs(x) - rx * 1.04)
     canvas = brush.over(canvas, c.lash, brush.cover(lash, 1.2) * edge)
-    flick = drawing.segment(side * x, y, rx * 0.90, -0.30 * ry * open_ + 0.15 * ry * blink, rx * 1.20, -0.62 * ry * open_ + 0.15 * ry * blink)
+    near, far = ((0.15 * blink - k * open_) * ry for k in (0.30, 0.62))
+    flick = drawing.segment(side * x, y, rx * 0.90, near, rx * 1.20, far)
     return brush.over(canvas, c.lash, brush.cover(flick - 0.0026) * c.blush[1])
 
 
@@ -105,7 +106,8 @@ def _nose(brush, canvas, c, m, u, v, fw, fh):
         d = drawing.ellipse(x, y, w, 0.8 * w)
         colour = c.skin * jnp.array([0.97, 0.86, 0.83])
         canvas = brush.fill(canvas, d, colour, x / w * 0.9, y / w, outline=0.8, relief=0.9)
-        return brush.over(canvas, c.skin * 1.18, brush.cover(drawing.ellipse(x + 0.3 * w, y + 0.25 * w, 0.3 * w, 0.2 * w), 2.0) * 0.5)
+        spot = drawing.ellipse(x + 0.3 * w, y + 0.25 * w, 0.3 * w, 0.2 * w)
+        return brush.over(canvas, c.skin * 1.18, brush.cover(spot, 2.0) * 0.5)
 
     def curve(canvas):
         d = jnp.abs(drawing.circle(x, y + 0.35 * w, 0.85 * w))
@@ -122,7 +124,8 @@ def _nose(brush, canvas, c, m, u, v, fw, fh):
         canvas = brush.over(canvas, c.skin * 1.09, brush.cover(ridge, 4.0) * 0.55)
         d = drawing.ellipse(jnp.abs(x) - 0.55 * w, y - 0.1 * w, 0.34 * w, 0.22 * w)
         base = drawing.ellipse(x, y - 0.12 * w, w, 0.55 * w)
-        canvas = brush.over(canvas, c.skin * jnp.array([0.92, 0.84, 0.82]), brush.cover(base, 4.0) * 0.7)
+        below = c.skin * jnp.array([0.92, 0.84, 0.82])
+        canvas = brush.over(canvas, below, brush.cover(base, 4.0) * 0.7)
         return brush.over(canvas, dark * 0.85, brush.cover(d, 1.4))
 
     return lax.switch(c.nose[0].astype(jnp.int32), (button, curve, bridge, soft), canvas)
@@ -163,7 +166,8 @@ def lower(brush, canvas, c, m, u, v):
     shape = jnp.maximum(jnp.maximum(upper_edge - y, y - lower_edge) * 0.9, ends)
     su, sv = x / wide, jnp.clip(y / 0.03, -1.0, 1.0) * 0.5
     canvas = brush.fill(canvas, shape, c.lips, su * 0.6, sv, outline=0.55, relief=0.5, crisp=True)
-    light = drawing.ellipse(x + 0.12 * half, y - bottom - 0.45 * c.mouth[4], 0.42 * half, 0.22 * c.mouth[4])
+    shine = y - bottom - 0.45 * c.mouth[4]
+    light = drawing.ellipse(x + 0.12 * half, shine, 0.42 * half, 0.22 * c.mouth[4])
     gleam = {"flat": 0.18, "clay": 0.40, "sketch": 0.0, "paint": 0.22}[brush.style]
     canvas = brush.over(canvas, (1.0, 0.95, 0.93), brush.cover(light, 2.5) * gleam)
     closed = jnp.clip(1.0 - m.mouth_open * 6.0, 0.0, 1.0)

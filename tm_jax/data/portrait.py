@@ -298,14 +298,14 @@ def _patch(draw, canvas, c, at, size, centre, height, width):
     return lax.dynamic_update_slice(canvas, draw(window, u, v), (0, top, left))
 
 
-def _layers(style, c, m, canvas, size):
+def _layers(style, c, m, canvas, hair, size):
     """Everything in front of the background, in one style."""
     at = pose(c, m)
     px = 1.0 / size
     x, y = grid(size, size, size)
     u, v = at.local(x, y)
     brush = Brush(style, px, u, v)
-    back, front, hat = _hair(c, at, u, v)
+    back, front, hat = hair
     a, b = u / (c.face[0] * 1.25), v / (c.face[1] * 1.3)
     behind = (c.kinds[1] >= 2.0) & (c.kinds[1] <= 5.0)
     canvas = lax.cond(
@@ -344,9 +344,11 @@ def frame(c, m, canvas: jax.Array, size: int) -> jax.Array:
       The picture, uint8 [size, size, 3].
     """
     branches = [
-        lambda canvas, style=style: _layers(style, c, m, canvas, size)
+        lambda canvas, hair, style=style: _layers(style, c, m, canvas, hair, size)
         for style in drawing.STYLES
     ]
-    canvas = lax.switch(c.kinds[0].astype(jnp.int32), branches, canvas)
+    at = pose(c, m)
+    hair = _hair(c, at, *at.local(*grid(size, size, size)))
+    canvas = lax.switch(c.kinds[0].astype(jnp.int32), branches, canvas, hair)
     levels = jnp.clip(canvas * 255.0 + 0.5, 0.0, 255.0).astype(jnp.uint8)
     return jnp.transpose(levels, (1, 2, 0))  # [size, size, 3]

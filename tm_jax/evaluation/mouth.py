@@ -7,9 +7,10 @@ dark or tooth-white; what lies between them (a tongue, say) counts as well.
 
 import numpy as np
 
-_DARK = (0.09, 0.19)  # luminance: certainly hollow, certainly not
-_WHITE = (0.74, 0.86)  # least channel: certainly not a tooth, certainly one
-_GREY = (0.10, 0.20)  # colourfulness: certainly a tooth, certainly not
+_DARK = (0.10, 0.26)  # luminance: certainly hollow, certainly not
+_WHITE = (0.06, 0.20)  # least channel above the skin's: perhaps a tooth, certainly one
+_LEAST = 0.45  # least channel below which nothing is a tooth
+_GREY = (0.07, 0.17)  # colourfulness: certainly a tooth, certainly not
 
 
 def _ramp(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
@@ -32,12 +33,19 @@ def _crops(frames: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
     return [crop.astype(np.float32) / 255.0 for crop in crops]
 
 
-def _height(crop: np.ndarray) -> float:
+def _skin_level(crops: list[np.ndarray]) -> float:
+    """The least colour channel of the skin: its median on the boxes' left and right edges."""
+    edges = [np.concatenate([c[:, :2], c[:, -2:]], axis=1).min(-1).ravel() for c in crops]
+    return float(np.median(np.concatenate(edges)))
+
+
+def _height(crop: np.ndarray, skin: float) -> float:
     """Height of the hollow in pixels: the mean over the tallest tenth of the columns."""
     luminance = crop @ np.array([0.299, 0.587, 0.114], np.float32)
     least, greatest = crop.min(-1), crop.max(-1)
     dark = 1.0 - _ramp(luminance, _DARK)
-    tooth = _ramp(least, _WHITE) * (1.0 - _ramp(greatest - least, _GREY))
+    bright = least - max(_LEAST, skin)
+    tooth = _ramp(bright, _WHITE) * (1.0 - _ramp(greatest - least, _GREY))
     hollow = np.maximum(dark, tooth)
     above = np.maximum.accumulate(hollow, axis=0)
     below = np.maximum.accumulate(hollow[::-1], axis=0)[::-1]
@@ -57,7 +65,8 @@ def opening(frames: np.ndarray, mouth_box: np.ndarray) -> np.ndarray:
       Height of the mouth's hollow relative to the height of its box, float32 [T].
     """
     crops = _crops(frames, mouth_box)
-    return np.array([_height(crop) / crop.shape[0] for crop in crops], np.float32)
+    skin = _skin_level(crops)
+    return np.array([_height(crop, skin) / crop.shape[0] for crop in crops], np.float32)
 
 
 def movement(frames: np.ndarray, mouth_box: np.ndarray) -> np.ndarray:
