@@ -1,0 +1,1 @@
+"""Foundations: axis legend, shape checks, clocks, tree names, precision."""

@@ -1,0 +1,45 @@
+"""Names and sizes of the leaves of a parameter tree."""
+
+import jax
+import numpy as np
+
+
+def key_name(key) -> str:
+    """The plain name of one step of a tree path."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def flatten(tree) -> dict:
+    """Maps 'a/b/c' to each leaf of a tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(map(key_name, path)): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict) -> dict:
+    """Inverse of `flatten` for nested dictionaries."""
+    tree = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def count(tree) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def cast(tree, dtype):
+    """Casts every floating-point leaf."""
+
+    def one(x):
+        is_float = jax.numpy.issubdtype(x.dtype, jax.numpy.floating)
+        return x.astype(dtype) if is_float else x
+
+    return jax.tree.map(one, tree)

@@ -1,0 +1,1 @@
+"""Noise paths and samplers; knows no model."""

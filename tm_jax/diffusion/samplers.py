@@ -1,0 +1,54 @@
+"""Samplers as pure functions of a velocity function.
+
+The path is x_sigma = (1 - sigma) x0 + sigma eps (`flow.py`); sigma falls from 1 to 0.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tm_jax.diffusion import flow
+
+
+def euler(velocity, noise: jax.Array, sigmas) -> jax.Array:
+    """Integrates the flow with Euler steps: the many-step teacher.
+
+    Args:
+      velocity: Function (x [B, ...], sigma scalar) -> velocity [B, ...].
+      noise: Start of the path, [B, ...].
+      sigmas: Decreasing sigmas, the first is 1; a final 0 is added here.
+
+    Returns:
+      Points of the trajectory before each step and the end, [steps + 1, B, ...].
+    """
+    sigmas = jnp.asarray(sigmas, jnp.float32)
+    after = jnp.append(sigmas[1:], 0.0)
+
+    def step(x, pair):
+        sigma, sigma_next = pair
+        return x + (sigma_next - sigma) * velocity(x, sigma), x
+
+    end, points = jax.lax.scan(step, noise, (sigmas, after))
+    return jnp.concatenate([points, end[None]])
+
+
+def few_step(predict, draw, sigmas):
+    """Consistency sampling: predict x0, add fresh noise at the next sigma, repeat.
+
+    The number of steps is small and static, so the loop is unrolled and `predict` may keep
+    a different state per step.
+
+    Args:
+      predict: Function (step, x [B, ...], sigma) -> (x0 estimate [B, ...], extra).
+      draw: Function (step) -> unit normal noise [B, ...], a fresh one for every step.
+      sigmas: Decreasing sigmas, the first is 1; Python floats.
+
+    Returns:
+      Estimate of x0 [B, ...] and the list of extras, one per step.
+    """
+    x0, extras = None, []
+    for step, sigma in enumerate(sigmas):
+        noise = draw(step)
+        x = noise if step == 0 else flow.corrupt(x0, noise, jnp.float32(sigma))
+        x0, extra = predict(step, x, sigma)
+        extras.append(extra)
+    return x0, extras

@@ -1,0 +1,1 @@
+"""The networks: video transformer, video autoencoder, audio encoder; and their presets."""

@@ -1,0 +1,1 @@
+"""The small streaming speech encoder of `nano`."""

@@ -1,0 +1,149 @@
+"""The table of presets: one implementation, four sizes."""
+
+import dataclasses
+
+from tm_jax.core import timing as timing_lib
+from tm_jax.diffusion import flow
+from tm_jax.models.audio_encoder import config as audio_config
+from tm_jax.models.vae import config as vae_config
+from tm_jax.models.wan import config as dit_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Few-step sampler and cache of the student.
+
+    Attributes:
+      num_steps: Steps per chunk; the paper's student takes two.
+      policy: Cache policy, "clean" or "per_step".
+    """
+
+    num_steps: int = 2
+    policy: str = "clean"
+
+    def __post_init__(self):
+        if self.policy not in ("clean", "per_step"):
+            raise ValueError(f"policy must be clean or per_step, got {self.policy!r}.")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything that defines one size of the system.
+
+    Attributes:
+      name: Name in the table.
+      height: Height of the video in pixels.
+      width: Width of the video in pixels.
+      dit: Video transformer.
+      vae: Own small autoencoder; None where the Wan VAE is used.
+      audio: Own small speech encoder; None where wav2vec2 is used.
+      spatial_stride: Pixels per latent.
+      timing: Clocks.
+      schedule: Noise levels.
+      student: Few-step sampler.
+      dtype: Compute dtype of the transformer. On a CPU bfloat16 is slower than float32.
+    """
+
+    name: str
+    height: int
+    width: int
+    dit: dit_config.DiTConfig
+    vae: vae_config.VAEConfig | None = None
+    audio: audio_config.AudioEncoderConfig | None = None
+    spatial_stride: int = 16
+    timing: timing_lib.Timing = timing_lib.Timing()
+    schedule: flow.Schedule = flow.Schedule()
+    student: StudentConfig = StudentConfig()
+    dtype: str = "float32"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one latent frame."""
+        stride = self.spatial_stride
+        return self.height // stride, self.width // stride, self.dit.latent_channels
+
+    @property
+    def tokens(self) -> int:
+        """Tokens P of one latent frame."""
+        height, width, _ = self.latent_shape
+        return (height // self.dit.patch) * (width // self.dit.patch)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the student's steps."""
+        return self.schedule.steps(self.student.num_steps)
+
+    @property
+    def lookahead_s(self) -> float:
+        """Seconds of sound after a frame that must be known to draw it."""
+        from tm_jax.models.wan import audio as dit_audio
+
+        _, after = dit_audio.margins(self.dit.audio_window, self.timing)
+        if self.audio is None:
+            return after / self.timing.fps
+        # The 25 ms analysis window reaches 7.5 ms past the last hop.
+        return (after + self.audio.future) / self.timing.fps + 0.0075
+
+
+PRESETS = {
+    # Unit tests: random weights, seconds to compile. Has text and image inputs, so that
+    # tests cover every branch of the transformer.
+    "pico": Preset(
+        name="pico", height=64, width=64,
+        dit=dit_config.DiTConfig(
+            width=32, num_heads=2, num_layers=2, mlp_width=64,
+            latent_channels=8, condition_channels=8, frequency_width=32,
+            text_width=24, text_length=6, image_width=20, image_length=5,
+            audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
+            audio_width=16, reference_std=0.5,
+        ),
+        vae=vae_config.VAEConfig(
+            latent_channels=8, latent_width=16, middle_width=8, fine_width=8
+        ),
+        audio=audio_config.AudioEncoderConfig(mels=20, width=16, features=16),
+    ),
+    # The embedded default: trained by this repository, weights shipped.
+    "nano": Preset(
+        name="nano", height=256, width=256,
+        dit=dit_config.DiTConfig(
+            width=256, num_heads=4, num_layers=8, mlp_width=1024,
+            latent_channels=32, condition_channels=32, text_width=None, image_width=None,
+            audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
+            audio_width=128, reference_std=0.5,
+        ),
+        vae=vae_config.VAEConfig(
+            latent_channels=32, latent_width=192, middle_width=64, fine_width=32
+        ),
+        audio=audio_config.AudioEncoderConfig(),
+    ),
+    # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
+    "wan-1.3b": Preset(
+        name="wan-1.3b", height=512, width=512, spatial_stride=8, dtype="bfloat16",
+        dit=dit_config.DiTConfig(
+            width=1536, num_heads=12, num_layers=30, mlp_width=8960,
+            condition_channels=0, image_width=None,
+            audio_hidden=1024, audio_width=768,
+        ),
+    ),
+    # The paper: Wan2.1-I2V-14B plus an audio projection of about 1.2 B and audio keys and
+    # values in every layer (about 0.4 B).
+    "tm-18b": Preset(
+        name="tm-18b", height=512, width=512, spatial_stride=8, dtype="bfloat16",
+        dit=dit_config.DiTConfig(
+            width=5120, num_heads=40, num_layers=40, mlp_width=13824
+        ),
+    ),
+}
+
+
+def get(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+      ValueError: Unknown name; the message lists the valid ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""The audio-driven Wan video transformer: one block, several attention patterns."""

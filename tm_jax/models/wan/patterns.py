@@ -1,0 +1,145 @@
+"""Who attends to whom: the attention patterns of teacher and student.
+
+A pattern is a function of one layer's unrotated queries, keys and values, each
+[B, T, P, N, K], that returns the mixed values in the same shape. Rotary positions belong to
+the pattern, because the student's are relative to its window: the sink at time 0, the
+previous chunk at 1 ... c and the current chunk at c + 1 ... 2c, for every chunk of a stream.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tm_jax.nn import attention
+from tm_jax.nn import rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Token grid of one latent frame and the chunk length.
+
+    Attributes:
+      rows: Token rows.
+      columns: Token columns.
+      chunk: Latent frames of a chunk.
+    """
+
+    rows: int
+    columns: int
+    chunk: int
+
+    def angles(self, times, head_width: int) -> jax.Array:
+        """Rotary angles of frames at `times`, [len(times) * P, K / 2]."""
+        return jnp.asarray(rope.angles(times, self.rows, self.columns, head_width))
+
+    @property
+    def previous_times(self) -> range:
+        """Window positions of the previous chunk."""
+        return range(1, 1 + self.chunk)
+
+    @property
+    def current_times(self) -> range:
+        """Window positions of the current chunk."""
+        return range(1 + self.chunk, 1 + 2 * self.chunk)
+
+
+def _flat(x):
+    """[*, T, P, N, K] -> [*, T * P, N, K]."""
+    return x.reshape(*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:])
+
+
+def bidirectional(grid: Grid):
+    """Every token attends to every token; frame t has time t. The teacher's pattern."""
+
+    def attend(q, k, v):
+        angle = grid.angles(range(q.shape[1]), q.shape[-1])
+        mixed = attention.attend(
+            rope.apply(_flat(q), angle), rope.apply(_flat(k), angle), _flat(v)
+        )
+        return mixed.reshape(q.shape)
+
+    return attend
+
+
+def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled):
+    """The current chunk attends to itself, the previous chunk and the sink.
+
+    Args:
+      grid: Token grid.
+      sink_k: Unrotated keys of the sink, [*, P, N, K].
+      sink_v: Its values.
+      previous_k: Unrotated keys of the previous chunk, [*, chunk * P, N, K].
+      previous_v: Its values.
+      filled: Boolean, broadcasts to [*, 1, 1, 1]: False where there is no previous chunk.
+
+    Returns:
+      Pattern for q, k, v of the current chunk, [*, chunk, P, N, K].
+    """
+
+    def attend(q, k, v):
+        head = q.shape[-1]
+        here = grid.angles(grid.current_times, head)
+        before = grid.angles(grid.previous_times, head)
+        flat_k, flat_v = _flat(k), _flat(v)
+        keys = jnp.concatenate(
+            [
+                rope.apply(sink_k, grid.angles([0], head)),
+                rope.apply(flat_k, here),
+                rope.apply(previous_k, before),
+            ],
+            -3,
+        )  # [*, S, N, K]
+        values = jnp.concatenate([sink_v, flat_v, previous_v], -3)
+        always = sink_k.shape[-3] + flat_k.shape[-3]
+        slot = jnp.arange(keys.shape[-3])
+        valid = jnp.logical_or(slot < always, filled)  # [*, 1, 1, S]
+        mixed = attention.attend(rope.apply(_flat(q), here), keys, values, valid)
+        return mixed.reshape(q.shape)
+
+    return attend
+
+
+def teacher_forcing(grid: Grid, chunks: int):
+    """The whole clip at once, with clean context: what a cached rollout computes.
+
+    Frames stand in the order [sink, clean chunks 1 ... n-1, noisy chunks 1 ... n]. Each chunk,
+    clean or noisy, attends to itself, to the clean chunk before it and to the sink.
+
+    Args:
+      grid: Token grid.
+      chunks: Number n of noisy chunks.
+
+    Returns:
+      Pattern for q, k, v of 1 + (2n - 1) * chunk frames.
+    """
+    c = grid.chunk
+
+    def split(x):
+        batch, _, tokens, heads, width = x.shape
+        sink = x[:, :1]
+        rest = x[:, 1:].reshape(batch, 2 * chunks - 1, c, tokens, heads, width)
+        return sink, rest
+
+    def attend(q, k, v):
+        (sink_q, q), (sink_k, k), (sink_v, v) = split(q), split(k), split(v)
+        here = bidirectional(grid)(sink_q, sink_k, sink_v)  # [B, 1, P, N, K]
+
+        def previous(x):
+            clean = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, : chunks - 1]], 1)
+            both = jnp.concatenate([clean[:, :-1], clean], 1)  # clean, then noisy chunks
+            return _flat(both)  # [B, 2n - 1, c * P, N, K]
+
+        def sink(x):
+            return jnp.repeat(_flat(x)[:, None], 2 * chunks - 1, 1)
+
+        order = list(range(chunks - 1)) + list(range(chunks))
+        filled = (jnp.asarray(order) > 0)[:, None, None, None]
+        pattern = windowed(
+            grid, sink(sink_k), sink(sink_v), previous(k), previous(v), filled
+        )
+        rest = pattern(q, k, v)  # [B, 2n - 1, c, P, N, K]
+        rest = rest.reshape(rest.shape[0], -1, *rest.shape[3:])
+        return jnp.concatenate([here, rest], 1)
+
+    return attend

@@ -1,0 +1,1 @@
+"""Building blocks without a model: norms, embeddings, rotary, attention, caches."""

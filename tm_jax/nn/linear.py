@@ -1,0 +1,88 @@
+"""Matrix layers whose parameters carry logical axis names."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tm_jax.core import axes
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis.
+
+    Attributes:
+      features: Output width.
+      logical: Logical axis names of the kernel, (input, output).
+      dtype: Dtype of the product.
+      bias: Whether to add a bias.
+      zero: Start at zero, so that the layer is silent until trained.
+    """
+
+    features: int
+    logical: tuple[str | None, str | None] = (axes.EMBED, axes.MLP)
+    dtype: jnp.dtype = jnp.float32
+    bias: bool = True
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., features]."""
+        init = nn.initializers.zeros if self.zero else nn.initializers.xavier_uniform()
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.logical),
+            (x.shape[-1], self.features),
+        )
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.bias:
+            zeros = nn.with_logical_partitioning(
+                nn.initializers.zeros, (self.logical[1],)
+            )
+            y = y + self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class Conv(nn.Module):
+    """Convolution over trailing space (or time) axes, channels last.
+
+    Attributes:
+      features: Output channels.
+      window: Size of the kernel along each convolved axis.
+      padding: "SAME", "VALID" or explicit pairs.
+      dtype: Dtype of the product.
+      zero: Start at zero.
+    """
+
+    features: int
+    window: Sequence[int] = (3, 3)
+    padding: str | Sequence[tuple[int, int]] = "SAME"
+    dtype: jnp.dtype = jnp.float32
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, *space, in] to [B, *space', features]."""
+        rank = len(self.window)
+        init = nn.initializers.zeros if self.zero else nn.initializers.he_normal()
+        names = (None,) * rank + (axes.CHANNELS_IN, axes.CHANNELS_OUT)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, names),
+            (*self.window, x.shape[-1], self.features),
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, (axes.CHANNELS_OUT,)),
+            (self.features,),
+        )
+        letters = "DHW"[3 - rank :] if rank < 4 else None
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1,) * rank,
+            self.padding,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        )
+        return y + bias.astype(self.dtype)
