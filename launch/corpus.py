@@ -172,7 +172,10 @@ def _speak(sentences, voice, minutes, seed, synthesise):
     kept, seconds = [], 0.0
     while seconds < minutes * 60:
         text = sentences[rng.integers(len(sentences))]
-        audio, phones = synthesise(text, voice, rng)
+        try:
+            audio, phones = synthesise(text, voice, rng)
+        except alignment.Unalignable:
+            continue
         if len(audio) / speech.SAMPLE_RATE > _MAX_S:
             continue
         gain = 0.6 * 10 ** (-rng.uniform(0, 12) / 20) / np.abs(audio).max()

@@ -105,6 +105,8 @@ def flite(text, voice, stretch=1.0, pitch_hz=None):
     Returns:
       Audio float32 [samples] at 16 kHz and its phones.
     """
+    # One sentence only: flite starts its clock anew with every sentence.
+    text = re.sub(r"[.!?;:]+", ",", text).strip(" ,") + "."
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "speech.wav")
         command = ["flite", "-voice", voice, "-psdur"]
@@ -114,8 +116,11 @@ def flite(text, voice, stretch=1.0, pitch_hz=None):
         command += ["-t", text + " ", "-o", path]
         printed = subprocess.run(command, check=True, capture_output=True, text=True)
         audio = read_audio(path)
+    segments = re.findall(r"(\S+):([\d.]+)", printed.stdout)
+    if np.any(np.diff([float(end) for _, end in segments]) < 0):
+        raise Unalignable(f"flite split {text!r}.")
     phones, start = [], 0.0
-    for name, end in re.findall(r"(\S+):([\d.]+)", printed.stdout):
+    for name, end in segments:
         end = min(float(end), len(audio) / speech.SAMPLE_RATE)
         if end > start:
             phones += _divide(start, end, ids(name, _FLITE, "flite"))
