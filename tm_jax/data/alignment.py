@@ -436,7 +436,7 @@ def read_audio(path):
     """Decodes a sound file to float32 [samples] at 16 kHz."""
     kind = "g722" if path.endswith(".g722") else None
     resampler = av.AudioResampler(format="s16", layout="mono", rate=speech.SAMPLE_RATE)
-    chunks = []
+    chunks = [np.zeros(0, np.int16)]  # Some recordings are empty.
     with av.open(path, format=kind) as container:
         for frame in container.decode(audio=0):
             chunks += [f.to_ndarray()[0] for f in resampler.resample(frame)]
