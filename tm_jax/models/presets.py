@@ -108,13 +108,13 @@ PRESETS = {
     "nano": Preset(
         name="nano", height=256, width=256,
         dit=dit_config.DiTConfig(
-            width=256, num_heads=4, num_layers=8, mlp_width=1024,
-            latent_channels=32, condition_channels=32, text_width=None, image_width=None,
+            width=256, num_heads=4, num_layers=7, mlp_width=1024,
+            latent_channels=64, condition_channels=64, text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
             audio_width=128, reference_std=0.5,
         ),
         vae=vae_config.VAEConfig(
-            latent_channels=32, latent_width=192, middle_width=64, fine_width=32
+            latent_channels=64, latent_width=192, middle_width=64, fine_width=40
         ),
         audio=audio_config.AudioEncoderConfig(),
     ),

@@ -1,0 +1,1 @@
+"""Device meshes, and the table that maps logical axes to them."""

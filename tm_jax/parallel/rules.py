@@ -1,0 +1,110 @@
+"""The one table from logical axes to mesh axes, and the shardings that follow from it."""
+
+import contextlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tm_jax.core import axes
+
+MESH_AXES = ("data", "fsdp", "seq", "tensor")
+
+# First match wins; a logical axis without a mesh axis is replicated.
+RULES = (
+    (axes.BATCH, ("data", "fsdp")),
+    (axes.FRAMES, None),
+    (axes.TOKENS, "seq"),
+    (axes.CACHE, None),
+    (axes.WIDTH, None),
+    (axes.EMBED, "fsdp"),
+    (axes.HEADS, "tensor"),
+    (axes.MLP, "tensor"),
+    (axes.CHANNELS_IN, None),
+    (axes.CHANNELS_OUT, "fsdp"),
+)
+
+
+def make_mesh(devices=None, **sizes: int) -> Mesh:
+    """A mesh with all four named axes.
+
+    Args:
+      devices: Devices to use; all of them by default.
+      **sizes: Size of named axes; the others are 1, and `data` takes what is left.
+
+    Returns:
+      Mesh with automatic axes, as linen's constraints need them.
+
+    Raises:
+      ValueError: Unknown axis, or sizes that do not divide the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    unknown = set(sizes) - set(MESH_AXES)
+    if unknown:
+        raise ValueError(f"unknown mesh axes {sorted(unknown)}; choose from {MESH_AXES}.")
+    given = int(np.prod([sizes.get(a, 1) for a in MESH_AXES if a != "data" or a in sizes]))
+    if "data" not in sizes:
+        sizes = {**sizes, "data": max(1, len(devices) // given)}
+    shape = tuple(sizes.get(a, 1) for a in MESH_AXES)
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(MESH_AXES, shape))} needs {int(np.prod(shape))} devices, "
+            f"got {len(devices)}."
+        )
+    grid = np.asarray(devices, dtype=object).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh):
+    """Makes `mesh` and the rules active, so that constraints inside modules take effect."""
+    # Under the older `with mesh:` form linen's constraints are silently ignored.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield mesh
+
+
+def unbox(boxed):
+    """Removes the boxes without touching placement; works on shapes as well as arrays."""
+
+    def is_box(x):
+        return isinstance(x, nn.meta.AxisMetadata)
+
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
+
+
+def sharding(mesh: Mesh, *logical) -> NamedSharding:
+    """Sharding of an array whose axes have these logical names (None: replicated)."""
+    spec = nn.logical_to_mesh_axes(logical, RULES)
+    return NamedSharding(mesh, spec)
+
+
+def shardings(mesh: Mesh, boxed):
+    """Shardings of a tree whose leaves are boxed with logical axis names.
+
+    An axis that its mesh axes do not divide evenly is replicated: small presets have
+    widths smaller than a large mesh.
+
+    Args:
+      mesh: Device mesh.
+      boxed: Tree of arrays or shapes, with flax's logical partitioning boxes; leaves
+        without a box are replicated.
+
+    Returns:
+      The tree without boxes, of `NamedSharding`.
+    """
+    specs = nn.get_partition_spec(boxed)
+    shapes = unbox(boxed)
+
+    def one(spec, leaf):
+        mapped = nn.logical_to_mesh_axes(tuple(spec), RULES)
+        kept = []
+        for axis, names in enumerate(mapped):
+            group = (names,) if isinstance(names, str) else (names or ())
+            parts = int(np.prod([mesh.shape[n] for n in group]))
+            kept.append(names if leaf.shape[axis] % parts == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.tree.map(
+        one, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )

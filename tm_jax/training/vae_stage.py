@@ -1,0 +1,158 @@
+"""Stage `vae`: the autoencoder of a small preset, on drawn characters."""
+
+import dataclasses
+
+import imageio.v3 as iio
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tm_jax.data import characters
+from tm_jax.data import drawn
+from tm_jax.models import presets
+from tm_jax.models.vae import autoencoder
+from tm_jax.training import loop
+from tm_jax.training import optimizer as optimizer_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEStageConfig:
+    """Settings of the stage.
+
+    Attributes:
+      batch: Clips per step.
+      latents: Latent frames per clip, the first one included.
+      crop: Side of the square that the loss looks at.
+      mouth_weight: Extra weight of the pixels around the mouth.
+      edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
+      square_weight: Weight of the squared error beside the absolute one.
+      prior_weight: Weight of the squared latent, the Kullback-Leibler term of a posterior
+        with fixed width.
+      fit_frames: Frames of each clip used to start the linear code.
+      fit_clips: Clips used to start the linear code and to set the latent constants.
+      optimizer: Optimiser.
+    """
+
+    batch: int = 4
+    latents: int = 3
+    crop: int = 128
+    mouth_weight: float = 3.0
+    edge_weight: float = 1.0
+    square_weight: float = 4.0
+    prior_weight: float = 1e-5
+    fit_frames: int = 4
+    fit_clips: int = 160
+    optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+        learning_rate=2.5e-3, beta2=0.99, weight_decay=0.0, ema_decay=0.995
+    )
+
+
+def _describe(config, size, held_out, seed, clips, frames):
+    data = drawn.batches(seed, clips, frames, None, size, held_out)
+    return next(iter(data))
+
+
+def render(description: dict, size: int) -> jax.Array:
+    """Frames [B, F, size, size, 3] in -1..1 of a batch of descriptions."""
+    return drawn.to_float(
+        characters.render(description["character"], description["motion"], size)
+    )
+
+
+def _cut(x, corner, crop):
+    """Cuts the square at `corner` [B, 2] out of [B, F, H, W, C]."""
+
+    def one(x, corner):
+        start = (0, corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(x, start, (x.shape[0], crop, crop, x.shape[3]))
+
+    return jax.vmap(one)(x, corner)
+
+
+def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
+    """The stage for a preset with an autoencoder of its own.
+
+    Raises:
+      ValueError: The preset uses the Wan VAE.
+    """
+    if preset.vae is None:
+        raise ValueError(f"preset {preset.name} uses the Wan VAE; there is none to train.")
+    size, group = preset.height, preset.vae.frames_per_latent
+    crop = min(config.crop, size)
+    model = autoencoder.VideoAutoencoder(preset.vae)
+    frames = group * (config.latents - 1)
+
+    def init(key):
+        dummy = jnp.zeros((1, 1 + group, 64, 64, 3))
+        params = model.init(key, dummy)["params"]
+        plain = jax.tree.map(lambda x: x, params)
+        for name, value in linear_code.items():
+            plain[name] = jax.tree.map(
+                lambda box, v: box.replace_boxed(v), plain[name], value,
+                is_leaf=lambda x: hasattr(x, "replace_boxed"),
+            )
+        return plain
+
+    fit = _describe(config, size, False, 1, config.fit_clips, config.fit_frames)
+    pixels = np.asarray(render(fit, size))
+    start = autoencoder.principal_components({}, pixels, preset.vae)
+    linear_code = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
+
+    def loss(params, frozen, batch, key):
+        whole = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
+        boxes = characters.regions(batch["character"], batch["motion"])
+        weight = 1 + config.mouth_weight * drawn.box_mask(boxes["mouth"], size)
+        x = _cut(whole, batch["corner"], crop)
+        weight = _cut(weight[..., None], batch["corner"], crop)
+        variables = {"params": params}
+        z = model.apply(variables, x, method=model.raw)
+        noisy = z + preset.vae.posterior_std * jax.random.normal(key, z.shape)
+        state = autoencoder.initial_state(preset.vae, z.shape)
+        y, _ = model.apply(variables, noisy, state, method=model.decode_raw)
+        error = y[:, group - 1 :] - x
+        absolute = jnp.mean(weight * jnp.abs(error))
+        square = jnp.mean(weight * jnp.square(error))
+        edges = jnp.mean(
+            weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2))
+        ) + jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
+        prior = jnp.mean(jnp.square(z))
+        total = (
+            absolute + config.square_weight * square + config.edge_weight * edges
+            + config.prior_weight * prior
+        )
+        psnr = -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)
+        return total, {"psnr": psnr, "prior": prior}
+
+    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x))
+
+    def sample(params, frozen, path):
+        held_out = _describe(config, size, True, 2, 8, 2 * group)
+        x = render(held_out, size)
+        y = reconstruct(params, x)
+        mask = drawn.box_mask(
+            characters.regions(held_out["character"], held_out["motion"])["mouth"], size
+        )[..., None]
+        square = np.square(np.clip(y, -1, 1) - x)
+        mouth = np.sum(square * mask) / (np.sum(mask) * 3)
+        rows = [np.concatenate(list(np.asarray(drawn.to_uint8(v))[:, -1]), 1) for v in (x, y)]
+        iio.imwrite(path + ".png", np.concatenate(rows))
+        psnr = -10 * np.log10(square.mean((1, 2, 3, 4)) / 4)
+        return {
+            "psnr": float(psnr.mean()), "psnr_min": float(psnr.min()),
+            "psnr_mouth": float(-10 * np.log10(mouth / 4)),
+        }
+
+    def finish(params, frozen):
+        """Sets the constants that make latents zero mean and unit variance."""
+        raw = jax.jit(lambda p, x: model.apply({"params": p}, x, method=model.raw))
+        z = np.concatenate([np.asarray(raw(params, x)) for x in np.split(pixels, 8)])
+        z = z.reshape(-1, z.shape[-1])
+        return {**params, "mean": jnp.asarray(z.mean(0)), "std": jnp.asarray(z.std(0))}
+
+    def batches(seed):
+        return drawn.batches(seed, config.batch, frames, crop, size)
+
+    return loop.Stage(
+        name="vae", init=init, loss=loss, frozen={}, batches=batches, sample=sample,
+        finish=finish, optimizer=config.optimizer,
+    )
