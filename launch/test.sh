@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Runs the tests: all of tests/, or what the arguments name. The exit status is pytest's.
+#
+#   launch/test.sh [-k expression] [tests/core ...]
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment test
+cd -- "$TM_JAX_ROOT"
+# Tests share a device with whatever else runs on it.
+export XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"
+exec "$TM_JAX_PYTHON" -m pytest -q "$@"

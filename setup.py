@@ -1,0 +1,48 @@
+"""Package metadata. requirements.txt names the core dependencies, EXTRAS the rest."""
+
+import pathlib
+
+import setuptools
+
+# launch/environment.sh reads this table too, so it stays a literal.
+EXTRAS = {
+    "test": ["pytest>=8,<10"],
+    "corpus": ["pocketsphinx>=5.0.4,<6"],
+    "plots": ["matplotlib>=3.9,<4"],
+    "cuda": ["jax[cuda12]"],
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+}
+
+_ROOT = pathlib.Path(__file__).parent
+_ASSETS = _ROOT / "tm_jax" / "assets"
+
+
+def _requirements() -> list[str]:
+    lines = (_ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _assets() -> list[str]:
+    files = (path for path in _ASSETS.rglob("*") if path.is_file())
+    return sorted(path.relative_to(_ROOT / "tm_jax").as_posix() for path in files)
+
+
+setuptools.setup(
+    name="tm_jax",
+    version="0.1.0",
+    description="Talking, listening video of a character from one picture and a live voice.",
+    long_description=(_ROOT / "BUILD.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=setuptools.find_namespace_packages(
+        include=["tm_jax", "tm_jax.*"], exclude=["tm_jax.assets", "tm_jax.assets.*"]
+    ),
+    package_data={"tm_jax": _assets()},
+    include_package_data=False,
+    install_requires=_requirements(),
+    extras_require=EXTRAS,
+)
