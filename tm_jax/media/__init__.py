@@ -1,0 +1,1 @@
+"""Sound, pictures and video in ordinary files: the edge of the library."""
