@@ -1,0 +1,77 @@
+"""What launchers share: one-line errors, clean interruption, the compilation cache."""
+
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+
+from absl import app
+from absl import flags
+from absl import logging
+
+
+def run(name: str, main: Callable[[], None]) -> None:
+    """Parses the flags and runs a launcher's work.
+
+    Whatever a user can get wrong ends as one line on stderr and exit code 1; Ctrl-C ends
+    with 130, a request to terminate with 143, both after the work has cleaned up.
+
+    Args:
+      name: Name of the launcher, which opens its error lines.
+      main: The work, after the flags are parsed.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(f"{name}: {_one_line(error)} (--help lists the flags)")
+        if len(rest) > 1:
+            sys.exit(f"{name}: unexpected argument {rest[1]!r} (--help lists the flags)")
+        return rest
+
+    app.run(lambda argv: guard(name, main), flags_parser=parse)
+
+
+def guard(name: str, main: Callable[[], None]) -> None:
+    """Runs `main` and turns its errors into an exit code, as `run` says."""
+    logging.set_verbosity(logging.WARNING)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"{name}: {_one_line(error)}")
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs in $TM_JAX_CACHE, else in ~/.cache/tm_jax."""
+    import jax  # Takes seconds; a wrong flag is reported before.
+
+    named = os.environ.get("TM_JAX_CACHE")
+    folder = pathlib.Path(named) if named else pathlib.Path("~/.cache/tm_jax").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        logging.warning("Compiled programs are not kept: %s.", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _terminate(number: int, frame) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
