@@ -33,8 +33,6 @@ setuptools.setup(
     name="tm_jax",
     version="0.1.0",
     description="Talking, listening video of a character from one picture and a live voice.",
-    long_description=(_ROOT / "BUILD.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",

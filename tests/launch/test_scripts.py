@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,13 @@ def machine(tmp_path):
 def test_scripts_parse_and_can_be_started(name):
     subprocess.run(["bash", "-n", str(_ROOT / name)], check=True)
     assert name == "launch/environment.sh" or os.access(_ROOT / name, os.X_OK)
+
+
+def test_every_dependency_has_its_reason():
+    build = (_ROOT / "BUILD.md").read_text()
+    for line in (_ROOT / "requirements.txt").read_text().splitlines():
+        name = re.match(r"[\w-]+", line)[0]
+        assert f"| `{name}` |" in build, name
 
 
 def test_the_second_run_installs_nothing(machine):
