@@ -15,8 +15,9 @@ from absl import logging
 def run(name: str, main: Callable[[], None]) -> None:
     """Parses the flags and runs a launcher's work.
 
-    Whatever a user can get wrong ends as one line on stderr and exit code 1; Ctrl-C ends
-    with 130, a request to terminate with 143, both after the work has cleaned up.
+    Whatever a user can get wrong ends as one line on stderr and exit code 1. Ctrl-C ends
+    with 130, a request to terminate with 143 and a closed terminal with 129 (unless nohup
+    is used), all after the work has cleaned up.
 
     Args:
       name: Name of the launcher, which opens its error lines.
@@ -38,7 +39,10 @@ def run(name: str, main: Callable[[], None]) -> None:
 def guard(name: str, main: Callable[[], None]) -> None:
     """Runs `main` and turns its errors into an exit code, as `run` says."""
     logging.set_verbosity(logging.WARNING)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, _terminate)
     try:
         main()
     except (ValueError, OSError) as error:
@@ -47,7 +51,8 @@ def guard(name: str, main: Callable[[], None]) -> None:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def cache_compilations() -> None:

@@ -202,6 +202,7 @@ def _no_index(path):
         ("a.mp4", _mute_video, ValueError, "no sound, only video"),
         ("a.m4a", _no_index, ValueError, "cannot be read as sound"),
         ("a.wav", lambda path: write_wav(path, np.zeros(0), 16000), ValueError, "length is zero"),
+        ("a.wav", lambda path: write_wav(path, np.zeros(99), 1), ValueError, "claims 1 samples"),
         (
             "a.mp3",
             lambda path: path.write_bytes(np.random.default_rng(0).bytes(9999)),

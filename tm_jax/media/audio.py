@@ -15,6 +15,7 @@ import numpy as np
 
 SPEECH_RATE = 16000
 _SOUND_RATES = (16000, 22050, 24000, 32000, 44100, 48000)  # Kept; others become 48000.
+_LOWEST_RATE, _HIGHEST_RATE = 4000, 768000
 _OPTIONS = {"protocol_whitelist": "file"}  # A playlist must not fetch from the network.
 _LOUD = 2.0  # Decoders of lossy formats overshoot full scale a little; not worth a word.
 _ESTIMATED = ("aac", "ac3", "amr")  # Formats that announce a guess of their duration.
@@ -49,7 +50,9 @@ def open_speech(path: str | os.PathLike) -> "Reader":
     """
     path = check_path(path)
     try:
-        container = av.open(str(path.resolve()), container_options=_OPTIONS)
+        container = av.open(
+            str(path.resolve()), container_options=_OPTIONS, metadata_errors="replace"
+        )
     except av.FFmpegError as error:
         raise ValueError(
             f"audio: {path} cannot be read as sound ({error.strerror}); "
@@ -103,6 +106,11 @@ class Reader:
         if first is None:
             reason = self._problem or "its length is zero"
             raise ValueError(f"audio: nothing in {path} can be heard ({reason}).")
+        if not _LOWEST_RATE <= first.sample_rate <= _HIGHEST_RATE:
+            raise ValueError(
+                f"audio: {path} claims {first.sample_rate} samples per second; "
+                f"expected {_LOWEST_RATE} to {_HIGHEST_RATE}."
+            )
         self.sample_rate = first.sample_rate if first.sample_rate in _SOUND_RATES else 48000
         self.channels = min(first.layout.nb_channels, 2)
         self._to_speech = av.AudioResampler(format="fltp", layout="mono", rate=SPEECH_RATE)
