@@ -34,7 +34,8 @@ class OptimizerConfig:
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` updates."""
+    """The optimiser for a run of `steps` micro-batches, `accumulate` of them per update."""
+    steps = max(1, steps // config.accumulate)  # The schedule counts updates.
     warmup = min(config.warmup_steps, max(1, steps // 2))
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(steps, warmup + 1),
