@@ -223,6 +223,7 @@ class VideoAutoencoder(nn.Module):
           Pixels in about -1..1, [B, 4 T, H, W, 3] (of the very first latent only the last
           of its four frames belongs to the clip), and the next state.
         """
+        shapes.check(z, "B T H W C", "latents", C=self.config.latent_channels)
         raw = z * jax.lax.stop_gradient(self.std) + jax.lax.stop_gradient(self.mean)
         return self.decode_raw(raw, state)
 
