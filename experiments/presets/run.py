@@ -1,0 +1,100 @@
+"""Counts the parameters of the large presets by shape alone and writes the table.
+
+Claim: `wan-1.3b` holds every published Wan2.1-T2V-1.3B tensor and `tm-18b` is the paper's
+model of 18 B parameters. Nothing is computed: `jax.eval_shape` of the initialisation.
+"""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+from absl import app
+
+from tm_jax.core import trees
+from tm_jax.models import presets
+from tm_jax.models.wan import patterns
+from tm_jax.models.wan import transformer
+from tm_jax.parallel import rules
+from tm_jax.weights import wan
+
+_FOLDER = pathlib.Path(__file__).parent
+_NAMES = ("wan-1.3b", "tm-18b")
+
+# The first pattern that a parameter's path matches names its part.
+_PARTS = (
+    ("audio projection", r"^audio_projection/"),
+    ("audio keys and values", r"/cross/\w+_audio/"),
+    ("image keys and values", r"/cross/\w+_image/"),
+    ("image embedding", r"^image_embedding/"),
+    ("cross-attention", r"/cross/"),
+    ("feed-forward", r"/mlp_"),
+    ("self-attention", r"^blocks_\d+/(q|k|v|o|norm_q|norm_k)/"),
+    ("embeddings, modulation and head", r""),
+)
+
+
+def shapes(config) -> dict:
+    """Parameter shapes of a transformer by path."""
+    model = transformer.DiT(config)
+    side = 2 * config.patch
+    pattern = patterns.bidirectional(patterns.Grid(2, 2, 1))
+
+    def touch(model):
+        text = image = None
+        if config.text_width is not None:
+            text = jnp.zeros((1, config.text_length, config.text_width))
+        if config.image_width is not None:
+            image = jnp.zeros((1, config.image_length, config.image_width))
+        context = model.context(text, image, jnp.zeros((1, 4)))
+        audio = model.audio(jnp.zeros((1, 1, config.audio_window, config.audio_feature_width)))
+        x = jnp.zeros((1, 1, side, side, config.latent_channels))
+        condition = jnp.zeros((1, 1, side, side, config.condition_channels))
+        time = jnp.zeros((1, 1))
+        mode = jnp.zeros((1, 1), jnp.int32)
+        return model(x, condition, time, mode, context, audio, lambda layer: pattern)
+
+    boxed = jax.eval_shape(lambda key: model.init(key, method=touch), jax.random.key(0))
+    return trees.flatten(rules.unbox(boxed["params"]))
+
+
+def measure(name: str) -> dict:
+    """Parameters per part, in all, and how many of them a published checkpoint fills."""
+    flat = shapes(presets.get(name).dit)
+    parts = {part: 0 for part, _ in _PARTS}
+    for path, leaf in flat.items():
+        part = next(part for part, pattern in _PARTS if re.search(pattern, path))
+        parts[part] += trees.count(leaf)
+    own = sum(trees.count(leaf) for path, leaf in flat.items() if wan.is_own(path))
+    total = trees.count(flat)
+    return {"parts": parts, "published": total - own, "own": own, "total": total}
+
+
+def table(results: dict) -> str:
+    """Markdown table, millions of parameters."""
+    lines = ["| part | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
+    rows = {part: [r["parts"][part] for r in results.values()] for part, _ in _PARTS}
+    rows["**filled by the published checkpoint**"] = [r["published"] for r in results.values()]
+    rows["**audio and modes, ours**"] = [r["own"] for r in results.values()]
+    rows["**total**"] = [r["total"] for r in results.values()]
+    for name, counts in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{c / 1e6:,.1f}" for c in counts) + " |")
+    return "\n".join(lines)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    results = {name: measure(name) for name in _NAMES}
+    (_FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    readme = _FOLDER / "README.md"
+    begin, end = "<!-- table -->\n", "\n<!-- end -->"
+    before, rest = readme.read_text().split(begin)
+    after = rest.split(end)[1]
+    readme.write_text(before + begin + table(results) + end + after)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    app.run(main)

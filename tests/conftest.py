@@ -1,0 +1,141 @@
+"""What every test shares: eight simulated devices, a compilation cache, random weights."""
+
+import os
+import shutil
+import tempfile
+import types
+
+# Before jax is imported: tests run on simulated CPU devices wherever they run.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Equal programs are compiled once per run. JAX_COMPILATION_CACHE_DIR keeps them for longer.
+_OWN_CACHE = None
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    _OWN_CACHE = tempfile.mkdtemp(prefix="tm_jax_tests_")
+    jax.config.update("jax_compilation_cache_dir", _OWN_CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config):
+    """Removes the cache of this run."""
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+def random_parameters(shapes, seed=0):
+    """Random values for every parameter, also for those that start at zero.
+
+    Zero-initialised layers would hide most mistakes: a test of them could not fail.
+
+    Args:
+      shapes: Tree of shapes, with or without flax's boxes.
+      seed: Seed.
+
+    Returns:
+      The tree without boxes: matrices of about unit gain, scales around one, the rest small.
+    """
+    from tm_jax.core import trees
+    from tm_jax.parallel import rules
+
+    rng = np.random.default_rng(seed)
+    flat = {}
+    for name, leaf in sorted(trees.flatten(rules.unbox(shapes)).items()):
+        value = rng.standard_normal(leaf.shape).astype(np.float32)
+        if leaf.ndim > 1:
+            value /= np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name.endswith("scale") or name.endswith("std"):
+            value = 1 + 0.2 * value
+        else:
+            value *= 0.1
+        flat[name] = jnp.asarray(value, leaf.dtype)
+    return trees.unflatten(flat)
+
+
+def touch(model, x, condition, sigma, mode, text, image, face_mask, windows, pattern):
+    """One pass of a transformer through all its inputs; `pattern` serves every layer."""
+    context = model.context(text, image, face_mask)
+    audio = model.audio(windows)
+    return model(x, condition, sigma, mode, context, audio, lambda layer: pattern)
+
+
+def transformer_shapes(config):
+    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
+    from tm_jax.models.wan import patterns
+    from tm_jax.models.wan import transformer
+
+    c, side = config, 2 * config.patch
+    shape = jax.ShapeDtypeStruct
+    text = image = None
+    if c.text_width is not None:
+        text = shape((1, c.text_length, c.text_width), jnp.float32)
+    if c.image_width is not None:
+        image = shape((1, c.image_length, c.image_width), jnp.float32)
+    inputs = (
+        shape((1, 1, side, side, c.latent_channels), jnp.float32),
+        shape((1, 1, side, side, c.condition_channels), jnp.float32),
+        shape((1, 1), jnp.float32), shape((1, 1), jnp.int32), text, image,
+        shape((1, 4), jnp.float32),
+        shape((1, 1, c.audio_window, c.audio_feature_width), jnp.float32),
+    )
+    model = transformer.DiT(config)
+    pattern = patterns.bidirectional(patterns.Grid(2, 2, 1))
+
+    def init(key, *args):
+        return model.init(key, *args, pattern, method=touch)["params"]
+
+    return jax.eval_shape(init, jax.random.key(0), *inputs)
+
+
+def transformer_inputs(preset, batch, frames, seed=1):
+    """Random inputs of a transformer by name, as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    c, (height, width, channels) = preset.dit, preset.latent_shape
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    reference = 0.5 * normal(batch, 1, height, width, c.condition_channels)
+    return {
+        "x": normal(batch, frames, height, width, channels),
+        "condition": np.repeat(reference, frames, 1),
+        "sigma": rng.uniform(0.1, 1, (batch, frames)).astype(np.float32),
+        "mode": rng.integers(0, c.modes, (batch, frames)).astype(np.int32),
+        "text": normal(batch, c.text_length, c.text_width),
+        "image": normal(batch, c.image_length, c.image_width),
+        "face_mask": rng.uniform(0.2, 1, (batch, preset.tokens)).astype(np.float32),
+        "windows": normal(batch, frames, c.audio_window, c.audio_feature_width),
+    }
+
+
+@pytest.fixture(scope="session")
+def pico():
+    """The smallest preset with random weights, and the helpers of this file.
+
+    Attributes: preset, model, boxed (parameter shapes in boxes), params, touch,
+    inputs (function), random (function), shapes (function).
+    """
+    from tm_jax.models import presets
+    from tm_jax.models.wan import transformer
+
+    preset = presets.get("pico")
+    boxed = transformer_shapes(preset.dit)
+    return types.SimpleNamespace(
+        preset=preset, model=transformer.DiT(preset.dit), boxed=boxed,
+        params=random_parameters(boxed), touch=touch, inputs=transformer_inputs,
+        random=random_parameters, shapes=transformer_shapes,
+    )
+
+
+@pytest.fixture(scope="session")
+def preset_shapes():
+    """Boxed transformer parameter shapes of every preset, by name."""
+    from tm_jax.models import presets
+
+    return {name: transformer_shapes(p.dit) for name, p in presets.PRESETS.items()}

@@ -1,0 +1,1 @@
+"""Weights of others: lazy tensor files, and one strict table per model."""
