@@ -155,7 +155,7 @@ def perform(sessions, turns: Sequence[Turn], timing: timing_lib.Timing):
     for session, track in zip(sessions, tracks(turns, len(sessions))):
         session.push_audio(track)
         session.end_audio()
-    first_frame = 1  # frame 0 is the picture; the sound starts with frame 1
+    first_frame = 0
     for turn in turns:
         for index, session in enumerate(sessions):
             session.set_mode("speak" if index == turn.speaker else "listen")

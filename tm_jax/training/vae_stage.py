@@ -43,7 +43,7 @@ class VAEStageConfig:
     fit_frames: int = 4
     fit_clips: int = 160
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=2.5e-3, beta2=0.99, weight_decay=0.0, ema_decay=0.995
+        learning_rate=8e-4, beta2=0.99, weight_decay=0.0, ema_decay=0.995
     )
 
 

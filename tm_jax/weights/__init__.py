@@ -1,1 +1,1 @@
-"""Weights of others: lazy tensor files, and one strict table per model."""
+"""Weight files: our own, and the names of the published ones."""

@@ -1,0 +1,1 @@
+"""Typed overrides of frozen configurations."""

@@ -1,0 +1,1 @@
+"""Using trained weights: bundles, streaming sessions, whole clips."""

@@ -1,0 +1,196 @@
+"""One live stream: sound in, frames out.
+
+This is the one interface that launchers, servers and plug-ins use. A session is not thread
+safe; whoever owns it calls it from one thread.
+"""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.vae import autoencoder
+from tm_jax.models.wan import audio as dit_audio
+
+MODES = ("auto", "speak", "listen")
+_VOICE = 0.5  # probability above which somebody is heard
+_HOLD = 1  # chunks that `auto` goes on speaking after the last voice
+
+
+class Chunk(NamedTuple):
+    """One chunk of video.
+
+    Attributes:
+      frames: uint8 [F, H, W, 3].
+      first_frame: Number of frames before this chunk; frame i is shown at
+        (first_frame + i) / fps on the clock of the pushed sound.
+      seconds: Wall time of the stages "audio", "score" and "decode".
+      speaking: Whether the character was in its speaking mode.
+    """
+
+    frames: np.ndarray
+    first_frame: int
+    seconds: dict[str, float]
+    speaking: bool
+
+
+class Session:
+    """Streams one character.
+
+    Frame 0 of the model's clock is the picture itself and is not shown: the first frame that
+    comes out sounds with speech sample 0.
+    """
+
+    def __init__(
+        self, bundle: bundle_lib.Bundle, picture: np.ndarray, *, seed: int = 0,
+        mode: str = "auto",
+    ):
+        """Starts a stream.
+
+        Args:
+          bundle: Preset and weights.
+          picture: uint8 [H, W, 3] in the preset's size.
+          seed: Seed of the noise; the same seed, picture and sound give the same video.
+          mode: "auto" (speaks while a voice is heard), "speak" or "listen".
+
+        Raises:
+          ValueError: Wrong picture size or type, or an unknown mode.
+        """
+        self._bundle = bundle
+        self._seed = seed
+        timing = bundle.preset.timing
+        self.fps = timing.fps
+        self.chunk_frames = timing.frames_per_chunk
+        window_before, window_after = dit_audio.margins(
+            bundle.preset.dit.audio_window, timing
+        )
+        audio = bundle.preset.audio
+        self._before = (window_before + audio.history) * encoder.FRAME + encoder.MARGIN
+        self._after = (window_after + audio.future) * encoder.FRAME + encoder.MARGIN
+        self.set_mode(mode)
+        self._picture = self._checked(picture)
+        self.reset()
+
+    def _checked(self, picture):
+        preset = self._bundle.preset
+        picture = np.asarray(picture)
+        expected = (preset.height, preset.width, 3)
+        if picture.shape != expected or picture.dtype != np.uint8:
+            raise ValueError(
+                f"picture: expected uint8 {expected}, got {picture.dtype} {picture.shape}; "
+                "media.picture.load crops and resizes."
+            )
+        return picture
+
+    def reset(self):
+        """Starts again from the picture, at frame 0, without any sound."""
+        self._sound = np.zeros(self._before, np.float32)  # from `before` ahead of the chunk
+        self._ended = False
+        self._chunk = 0
+        self._held = 0
+        self._start_stream()
+
+    def _start_stream(self):
+        bundle = self._bundle
+        key = jax.random.fold_in(jax.random.key(self._seed), self._chunk)
+        self._start, self._state = bundle.begin(bundle.params, self._picture, key)
+        empty = autoencoder.initial_state(bundle.preset.vae, self._start.reference.shape)
+        # The picture is the first latent of the decoder's clip; its frame is not shown.
+        _, self._decoder = bundle.decode(bundle.params, self._start.reference, empty)
+
+    def set_character(self, picture: np.ndarray):
+        """Goes on with another picture from the next chunk; sound and clock stay.
+
+        Raises:
+          ValueError: Wrong picture size or type.
+        """
+        self._picture = self._checked(picture)
+        self._start_stream()
+
+    def set_mode(self, mode: str):
+        """Sets the mode from the next chunk on.
+
+        Raises:
+          ValueError: Not one of `MODES`.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+        self._mode = mode
+
+    def push_audio(self, samples: np.ndarray):
+        """Appends sound.
+
+        Args:
+          samples: float32 [n] in -1..1, mono at 16 kHz; any n.
+
+        Raises:
+          ValueError: Not a one-dimensional array of finite numbers.
+          RuntimeError: After `end_audio`.
+        """
+        if self._ended:
+            raise RuntimeError("push_audio after end_audio; call reset first.")
+        samples = np.asarray(samples, np.float32)
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise ValueError(
+                "samples: expected finite float32 [n], mono at 16 kHz, got shape "
+                f"{samples.shape}."
+            )
+        self._sound = np.concatenate([self._sound, samples])
+
+    def end_audio(self):
+        """Says that no more sound will come: what is missing is silence."""
+        self._ended = True
+
+    def interrupt(self):
+        """Forgets sound that has not been shown yet; the clock goes on."""
+        self._sound = self._sound[: self._before]
+        self._held = 0
+
+    def pull(self) -> Chunk | None:
+        """Makes the next chunk.
+
+        Returns:
+          The chunk; None while too little sound has been pushed. Sound must be known a
+          little beyond the chunk (`preset.lookahead_s`). Never None after `end_audio`.
+        """
+        bundle, timing = self._bundle, self._bundle.preset.timing
+        step = timing.samples_per_chunk
+        needed = self._before + step + self._after
+        if len(self._sound) < needed:
+            if not self._ended:
+                return None
+            self._sound = np.pad(self._sound, (0, needed - len(self._sound)))
+        started = time.perf_counter()
+        windows, voice = bundle.hear(bundle.params, self._sound[:needed])
+        speaking = self._speaks(np.asarray(voice))
+        heard = time.perf_counter()
+        mode = jnp.full((1, timing.latents_per_chunk), int(speaking), jnp.int32)
+        latents, self._state = bundle.score(
+            bundle.params, self._state, self._start, windows, mode
+        )
+        latents.block_until_ready()
+        scored = time.perf_counter()
+        frames, self._decoder = bundle.decode(bundle.params, latents, self._decoder)
+        frames = np.asarray(frames)
+        decoded = time.perf_counter()
+        self._sound = self._sound[step:]
+        first = self._chunk * timing.frames_per_chunk
+        self._chunk += 1
+        seconds = {
+            "audio": heard - started, "score": scored - heard, "decode": decoded - scored
+        }
+        return Chunk(frames, first, seconds, speaking)
+
+    def _speaks(self, voice: np.ndarray) -> bool:
+        if self._mode != "auto":
+            return self._mode == "speak"
+        self._held = _HOLD + 1 if (voice > _VOICE).any() else max(0, self._held - 1)
+        return self._held > 0
+
+    def close(self):
+        """Gives the memory of the stream back; the session cannot be used any more."""
+        self._state = self._decoder = self._start = None

@@ -1,0 +1,112 @@
+"""A preset with its weights: the four networks of a small preset, loaded and ready."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+
+from tm_jax.models import locator as locator_lib
+from tm_jax.models import presets
+from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.vae import autoencoder
+from tm_jax.models.wan import patterns
+from tm_jax.models.wan import transformer
+
+PARTS = ("dit", "vae", "audio", "locator")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+    """The networks of a preset, without weights.
+
+    Attributes:
+      preset: Their sizes.
+      dit: Video transformer.
+      vae: Video autoencoder.
+      audio: Speech encoder.
+      locator: Face locator.
+    """
+
+    preset: presets.Preset
+    dit: transformer.DiT
+    vae: autoencoder.VideoAutoencoder
+    audio: encoder.AudioEncoder
+    locator: locator_lib.FaceLocator
+
+    @property
+    def grid(self) -> patterns.Grid:
+        """Token grid of one latent frame."""
+        height, width, _ = self.preset.latent_shape
+        patch = self.preset.dit.patch
+        return patterns.Grid(
+            height // patch, width // patch, self.preset.timing.latents_per_chunk
+        )
+
+    def init(self, part: str, key):
+        """Boxed random parameters of one part ("dit", "vae", "audio" or "locator")."""
+        c, tokens = self.preset.dit, self.preset.tokens
+        height, width, channels = self.preset.latent_shape
+        if part == "vae":
+            frames = jnp.zeros((1, 1 + self.preset.vae.frames_per_latent, 32, 32, 3))
+            return self.vae.init(key, frames)["params"]
+        if part == "audio":
+            frames = self.preset.audio.history + 1 + self.preset.audio.future
+            samples = jnp.zeros((1, frames * encoder.FRAME + 2 * encoder.MARGIN))
+            return self.audio.init(key, samples, method=self.audio.train)["params"]
+        if part == "locator":
+            return self.locator.init(key, jnp.zeros((1, height, width, channels)))["params"]
+        text = image = None
+        if c.text_width is not None:
+            text = jnp.zeros((1, c.text_length, c.text_width))
+        if c.image_width is not None:
+            image = jnp.zeros((1, c.image_length, c.image_width))
+
+        def run(dit):
+            frames = jnp.zeros((1, 1, height, width, channels))
+            condition = jnp.zeros((1, 1, height, width, c.condition_channels))
+            windows = jnp.zeros((1, 1, c.audio_window, c.audio_feature_width))
+            context = dit.context(text, image, jnp.ones((1, tokens)))
+            return dit(
+                frames, condition, jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32),
+                context, dit.audio(windows),
+                lambda layer: patterns.bidirectional(self.grid),
+            )
+
+        return self.dit.init(key, method=run)["params"]
+
+
+def models(preset: presets.Preset) -> Models:
+    """The networks of a preset that has its own autoencoder and speech encoder.
+
+    Raises:
+      ValueError: The preset needs Wan's VAE and encoders.
+    """
+    if preset.vae is None or preset.audio is None:
+        raise ValueError(
+            f"preset {preset.name} needs the Wan VAE, text, image and speech encoders, "
+            "which this version does not contain; use preset nano."
+        )
+    dtype = jnp.dtype(preset.dtype)
+    return Models(
+        preset=preset, dit=transformer.DiT(preset.dit, dtype),
+        vae=autoencoder.VideoAutoencoder(preset.vae, dtype),
+        audio=encoder.AudioEncoder(preset.audio),
+        locator=locator_lib.FaceLocator(preset.dit.patch),
+    )
+
+
+def shapes(networks: Models) -> dict:
+    """Tree of parameter shapes of every part."""
+    from flax.core import meta
+
+    key = jax.random.key(0)
+    return {
+        part: jax.eval_shape(lambda k, p=part: meta.unbox(networks.init(p, k)), key)
+        for part in PARTS
+    }
+
+
+def shipped(preset: str) -> str:
+    """Folder of the weights that come with the package."""
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "assets", preset)

@@ -1,0 +1,188 @@
+"""Latents of drawn clips on disk: what the transformer learns from.
+
+Drawing and encoding cost far more than reading, so clips are encoded once per run. The store
+is a folder of memory-mapped arrays and grows by whole blocks; a killed build goes on where
+it stopped.
+"""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from tm_jax.data import characters
+from tm_jax.data import drawn
+from tm_jax.data import motion as motion_lib
+from tm_jax.data import tracks
+from tm_jax.models import networks
+from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.wan import audio as dit_audio
+
+_BLOCK = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """What the store holds.
+
+    Attributes:
+      corpus: Folder written by `launch/corpus.py`.
+      clips: Number of clips.
+      latents: Latent frames per clip after the reference.
+      listening: Fraction of listening clips.
+      overheard: Fraction of listening clips in which somebody else is heard.
+      seed: Seed of all of it.
+    """
+
+    corpus: str = "runs/corpus"
+    clips: int = 1200
+    latents: int = 9
+    listening: float = 0.2
+    overheard: float = 0.5
+    seed: int = 0
+
+
+def describe(config: LatentConfig, models: networks.Models, voices, rng, character, split=0):
+    """One clip: character, motion and the sound that drives it.
+
+    Returns:
+      Dictionary of `character`, `motion` [1 + F, M] (portrait first), `samples` (float32,
+      with the margins that features need), `mode` and the clean `audio` [640 F].
+    """
+    preset = models.preset
+    frames = config.latents * preset.timing.frames_per_latent
+    before, after = sound_margins(models)
+    total = before + frames + after
+    mode = int(rng.random() >= config.listening)
+    if mode:
+        track = voices.draw(rng, total)
+        mouth = track.mouth[before : before + frames]
+        motion = motion_lib.talking(rng, mouth, preset.timing.fps)
+        sound = track.audio
+    else:
+        motion = motion_lib.listening(rng, frames, preset.timing.fps)
+        if rng.random() < config.overheard:
+            sound = voices.draw(rng, total).audio * rng.uniform(0.1, 1.0)
+        else:
+            sound = np.zeros(total * encoder.FRAME, np.float32)
+            sound += tracks.noise(rng, len(sound)) * 10 ** rng.uniform(-4, -1.7)
+    damaged = tracks.damage(rng, sound) if mode else sound
+    motion = np.concatenate([motion_lib.portrait(rng)[None], motion])
+    start = (before - 0) * encoder.FRAME
+    return {
+        "character": character, "motion": motion.astype(np.float32), "mode": np.int32(mode),
+        "samples": np.pad(damaged, encoder.MARGIN).astype(np.float32),
+        "audio": sound[start : start + frames * encoder.FRAME].astype(np.float32),
+    }
+
+
+def sound_margins(models: networks.Models) -> tuple[int, int]:
+    """Frames of sound before and after a clip that its audio windows depend on."""
+    preset = models.preset
+    before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
+    return before + preset.audio.history, after + preset.audio.future
+
+
+def make_encoder(models: networks.Models, params: dict):
+    """Compiles (batch of descriptions) -> arrays of the store, for `params` of vae and audio."""
+    preset = models.preset
+    height, width, _ = preset.latent_shape
+    size, group = preset.height, preset.timing.frames_per_latent
+
+    @jax.jit
+    def encode(params, batch):
+        frames = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
+        z = models.vae.apply({"params": params["vae"]}, frames, method=models.vae.encode)
+        features = models.audio.apply({"params": params["audio"]}, batch["samples"])
+        boxes = characters.regions(batch["character"], batch["motion"])
+        mouth = drawn.box_mask(boxes["mouth"][:, 1:], height)  # [B, F, H, W]
+        mouth = mouth.reshape(mouth.shape[0], -1, group, height, width).max(2)
+        face = drawn.box_mask(boxes["face"][:, 0], height)
+        patch = preset.dit.patch
+        face = face.reshape(-1, height // patch, patch, width // patch, patch).max((2, 4))
+        return {
+            "latents": z.astype(jnp.float16), "features": features.astype(jnp.float16),
+            "mouth": (mouth * 255).astype(jnp.uint8),
+            "face": (face.reshape(face.shape[0], -1) * 255).astype(jnp.uint8),
+            "mode": batch["mode"].astype(jnp.uint8),
+        }
+
+    return lambda batch: encode({k: params[k] for k in ("vae", "audio")}, batch)
+
+
+def collate(items):
+    """Stacks descriptions into a batch."""
+    return jax.tree.map(lambda *x: np.stack(x), *items)
+
+
+def build(folder: str, config: LatentConfig, models: networks.Models, params: dict):
+    """Fills the store up to `config.clips`; returns its arrays, memory-mapped.
+
+    Raises:
+      ValueError: The folder holds latents of another configuration.
+    """
+    os.makedirs(folder, exist_ok=True)
+    index = os.path.join(folder, "index.json")
+    made = 0
+    facts = json.loads(json.dumps(dataclasses.asdict(config)))
+    if os.path.exists(index):
+        with open(index) as file:
+            found = json.load(file)
+        made = found.pop("made")
+        if {**found, "clips": 0} != {**facts, "clips": 0}:
+            raise ValueError(f"{folder} holds other latents ({found}); use another folder.")
+    encode = make_encoder(models, params)
+    voices = tracks.Voices(config.corpus, "train")
+    bar = tqdm.tqdm(total=config.clips, initial=made, desc="latents", unit="clip")
+    while made < config.clips:
+        items = []
+        for i in range(made, made + _BLOCK):
+            rng = np.random.default_rng((config.seed, 77, i))
+            character = characters.sample(characters.training_seed(i))
+            items.append(describe(config, models, voices, rng, character))
+        arrays = jax.device_get(encode(collate(items)))
+        for name, value in arrays.items():
+            path = os.path.join(folder, f"{name}.npy")
+            if not os.path.exists(path):
+                shape = (-(-config.clips // _BLOCK) * _BLOCK, *value.shape[1:])
+                np.lib.format.open_memmap(path, "w+", value.dtype, shape).flush()
+            target = np.lib.format.open_memmap(path, "r+")
+            target[made : made + _BLOCK] = value
+            target.flush()
+        made += _BLOCK
+        with open(index + ".tmp", "w") as file:
+            json.dump({**facts, "made": made}, file)
+        os.replace(index + ".tmp", index)
+        bar.update(_BLOCK)
+    bar.close()
+    return {
+        name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
+        for name in ("latents", "features", "mouth", "face", "mode")
+    }
+
+
+def window(store: dict, index: int, start: int, latents: int, models: networks.Models):
+    """Cuts `latents` latent frames of clip `index` and what belongs to them.
+
+    Returns:
+      Dictionary of `reference` [H, W, C], `x0` [T, H, W, C], `windows` [T, R, U],
+      `mouth` [T, H, W], `face` [P] and `mode`.
+    """
+    preset = models.preset
+    before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
+    group = preset.timing.frames_per_latent
+    cut = slice(start * group, (start + latents) * group + before + after)
+    features = np.asarray(store["features"][index, cut], np.float32)
+    offsets = np.arange(latents)[:, None] * group + np.arange(preset.dit.audio_window)
+    return {
+        "reference": np.asarray(store["latents"][index, 0], np.float32),
+        "x0": np.asarray(store["latents"][index, 1 + start : 1 + start + latents], np.float32),
+        "windows": features[offsets],
+        "mouth": np.asarray(store["mouth"][index, start : start + latents], np.float32) / 255,
+        "face": np.asarray(store["face"][index], np.float32) / 255,
+        "mode": np.int32(store["mode"][index]),
+    }

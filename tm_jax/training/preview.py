@@ -1,0 +1,85 @@
+"""What a person looks at while a transformer trains: held-out clips, and their mouths."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import imageio.v3 as iio
+
+from tm_jax.data import characters
+from tm_jax.data import drawn
+from tm_jax.data import tracks
+from tm_jax.evaluation import mouth
+from tm_jax.models import networks
+from tm_jax.training import latents as latents_lib
+
+
+class Preview:
+    """Held-out characters and voices, encoded once.
+
+    Args:
+      models: Networks.
+      params: Parameters of `vae` and `audio`.
+      config: Latent settings; `clips` is the number of previewed clips.
+      latents: Latent frames per clip after the reference.
+    """
+
+    def __init__(self, models, params, config, latents: int, seed: int = 9):
+        self._models, self._params = models, params
+        voices = tracks.Voices(config.corpus, "held_out")
+        items = []
+        for i in range(config.clips):
+            rng = np.random.default_rng((seed, i))
+            character = characters.sample(characters.held_out_seed(i))
+            items.append(latents_lib.describe(config, models, voices, rng, character))
+        self._batch = latents_lib.collate(items)
+        arrays = jax.device_get(latents_lib.make_encoder(models, params)(self._batch))
+        self.store = arrays
+        windows = [
+            latents_lib.window(arrays, i, 0, latents, models) for i in range(config.clips)
+        ]
+        self.batch = latents_lib.collate(windows)
+        self._decode = jax.jit(
+            lambda p, z: drawn.to_uint8(models.vae.apply({"params": p}, z, method=models.vae.decode))
+        )
+        self.truth = np.asarray(
+            characters.render(
+                self._batch["character"], self._batch["motion"], models.preset.height
+            )
+        )
+        self._boxes = np.asarray(
+            characters.regions(self._batch["character"], self._batch["motion"])["mouth"]
+        )
+
+    def show(self, x0, path: str) -> dict:
+        """Writes frames and a clip of samples x0 [B, T, H, W, C]; returns measures."""
+        z = np.concatenate([self.batch["reference"][:, None], np.asarray(x0)], 1)
+        video = np.concatenate(
+            [np.asarray(self._decode(self._params["vae"], jnp.asarray(z[i : i + 2])))
+             for i in range(0, len(z), 2)]
+        )
+        frames = video.shape[1]
+        truth = self.truth[:, :frames]
+        shown = min(8, len(video))
+        rows = []
+        for at in (0, frames // 3, 2 * frames // 3, frames - 1):
+            rows += [np.concatenate(list(v[:shown, at]), 1) for v in (truth, video)]
+        iio.imwrite(path + ".jpg", np.concatenate(rows), quality=85)
+        # A box that holds the mouth in every pose of the clip.
+        boxes = self._boxes[:, :frames]
+        around = np.concatenate([boxes[..., :2].min(1), boxes[..., 2:].max(1)], -1)
+        correlations, openings = [], {0: [], 1: []}
+        for i in range(len(video)):
+            measured = mouth.opening(video[i, 1:], around[i])
+            mode = int(self.batch["mode"][i])
+            openings[mode].append(np.mean(np.abs(np.diff(measured))))
+            true = self._batch["motion"][i, 1:frames, 0]
+            if mode and np.std(true) > 0.05:
+                spread = np.std(measured) > 1e-6
+                correlations.append(np.corrcoef(measured, true)[0, 1] if spread else 0.0)
+        error = np.mean(np.square((video - truth.astype(np.float32)) / 255))
+        result = {"psnr": float(-10 * np.log10(error))}
+        if correlations:
+            result["opening_correlation"] = float(np.median(correlations))
+        if openings[0] and openings[1]:
+            result["silence_ratio"] = float(np.mean(openings[0]) / (np.mean(openings[1]) + 1e-9))
+        return result

@@ -1,0 +1,73 @@
+"""Safetensors files of our own parameter trees."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from tm_jax.core import trees
+
+
+def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
+    """Writes a tree, atomically.
+
+    Args:
+      path: Target file.
+      params: Tree of arrays.
+      dtype: Storage dtype of floating-point leaves.
+      **facts: Strings for the file's metadata.
+    """
+    flat = {k: np.asarray(v).astype(dtype) for k, v in trees.flatten(params).items()}
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        safetensors.numpy.save_file(flat, temporary, metadata=facts)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def load(path: str, expected, dtype=jnp.float32) -> dict:
+    """Reads a tree strictly.
+
+    Args:
+      path: File written by `save`.
+      expected: Tree of shapes that the model has.
+      dtype: Dtype of the result.
+
+    Returns:
+      The tree, as host arrays.
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: Not a safetensors file, or other names or shapes than expected.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such weight file.")
+    try:
+        flat = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path}: expected a complete safetensors file ({error}); copy it again."
+        ) from error
+    shapes = {k: tuple(v.shape) for k, v in trees.flatten(expected).items()}
+    missing, extra = sorted(shapes.keys() - flat.keys()), sorted(flat.keys() - shapes.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{path}: does not fit this preset; {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])} ...), {len(extra)} are unknown "
+            f"({', '.join(extra[:3])} ...)."
+        )
+    for name, shape in shapes.items():
+        if flat[name].shape != shape:
+            raise ValueError(
+                f"{path}: {name} must have shape {shape}, got {flat[name].shape}."
+            )
+    return jax.tree.map(
+        lambda x: np.asarray(x).astype(dtype), trees.unflatten(flat)
+    )
