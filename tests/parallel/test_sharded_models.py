@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -13,7 +14,6 @@ from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student
 from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
-from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import steps
 
 _B, _C = 2, 3
@@ -55,7 +55,7 @@ def alone(pico):
 @pytest.mark.parametrize("name", list(_MESHES)[1:])
 def test_forward(pico, alone, name):
     out, state = _forward(pico, _mesh(name))
-    # Measured 1e-6.
+    # Measured 2e-6.
     np.testing.assert_allclose(out, alone[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(state.k, alone[1].k, rtol=0, atol=1e-5)
     # Keys are split over batch, tokens and heads. Nothing but the constraints inside the
@@ -108,7 +108,7 @@ def test_rollout(pico):
 
 
 def _train(pico, mesh):
-    """Two updates of a small regression with one layer: parameters before, the state, metrics."""
+    """One update of a small regression with one layer: parameters before, the state, metrics."""
     config = dataclasses.replace(pico.preset.dit, num_layers=1)
     model, boxed = transformer.DiT(config), pico.shapes(config)
     start = pico.random(boxed)
@@ -128,13 +128,10 @@ def _train(pico, mesh):
         target = jax.random.normal(key, out.shape)
         return jnp.mean(jnp.square(out - target)), {"size": jnp.mean(jnp.abs(out))}
 
-    optimizer = optimizer_lib.make(
-        optimizer_lib.OptimizerConfig(learning_rate=1e-3, warmup_steps=1), 10
-    )
+    optimizer = optax.adam(1e-3)
     state, placement = steps.create(init, optimizer, mesh, jax.random.key(0))
     step = steps.make_step(loss, optimizer, 0.9, mesh, placement)
-    for _ in range(2):  # The learning rate of the first update is zero.
-        state, metrics = step(state, {}, batch, jax.random.key(1))
+    state, metrics = step(state, {}, batch, jax.random.key(1))
     return start, state, jax.device_get(metrics)
 
 
@@ -159,7 +156,7 @@ def test_training_step(pico):
     for name, value in wanted.items():
         np.testing.assert_allclose(
             moments[name] / scale, value / scale, rtol=0, atol=1e-5, err_msg=name
-        )
+        )  # Measured 3e-7.
     start, params, wanted_params = _flat(start), _flat(state.params), _flat(expected.params)
     for name, value in wanted_params.items():
         firm = np.abs(wanted[name]) > 1e-4 * scale
