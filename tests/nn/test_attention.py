@@ -5,7 +5,7 @@ import numpy as np
 
 from tm_jax.nn import attention
 
-_ATOL = 3e-6  # Measured 4e-7.
+_ATOL = 3e-6  # Measured 3.6e-7.
 
 
 def reference(q, k, v, valid=None):
@@ -64,6 +64,6 @@ def test_returns_the_dtype_of_the_query():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs())
     out = attention.attend(q, k, v)
     assert out.dtype == jnp.bfloat16
-    # Measured 0.012: bfloat16 keeps 8 bits of inputs of size about 3.
+    # Measured 0.007: bfloat16 keeps 8 bits of inputs of size about 3.
     expected = reference(*(np.asarray(x, np.float32) for x in (q, k, v)))
     np.testing.assert_allclose(np.float32(out), expected, rtol=0, atol=0.04)

@@ -59,7 +59,7 @@ def test_gradient_descent_and_the_average():
         norm = np.sqrt(np.sum(dw**2) + np.sum(db**2))
         assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
         noises.append(float(metrics["noise"]))
-    np.testing.assert_allclose(state.params["kernel"], w, rtol=0, atol=2e-6)  # Measured 2e-7.
+    np.testing.assert_allclose(state.params["kernel"], w, rtol=0, atol=2e-6)  # Measured 8e-8.
     np.testing.assert_allclose(state.average["kernel"], average, rtol=0, atol=2e-6)
     assert int(state.step) == 4
     assert len(set(noises)) == 4  # Every step has its own key.
@@ -77,7 +77,7 @@ def test_two_halves_accumulate_to_one_batch():
             small, _ = small_step(small, {}, {"x": _X[half], "y": _Y[half]}, jax.random.key(1))
     np.testing.assert_allclose(
         small.params["kernel"], big.params["kernel"], rtol=0, atol=2e-6
-    )  # Measured 2e-7.
+    )  # Measured 6e-8.
     assert np.abs(big.params["kernel"] - _W).max() > 0.05
 
 
