@@ -141,10 +141,7 @@ def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
     published = None
     if first >= steps:
         published = stage.finish(state.average, frozen)
-        _sample(
-            dataclasses.replace(stage, finish=None), state.replace(average=published),
-            folder, first, writer,
-        )
+        _sample(stage, state, folder, first, writer)
     writer.close()
     return published
 

@@ -26,10 +26,11 @@ class VAEStageConfig:
       mouth_weight: Extra weight of the pixels around the mouth.
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
       square_weight: Weight of the squared error beside the absolute one.
-      prior_weight: Weight of the squared latent, the Kullback-Leibler term of a posterior
-        with fixed width.
-      fit_frames: Frames of each clip used to start the linear code.
-      fit_clips: Clips used to start the linear code and to set the latent constants.
+      noise: Largest standard deviation of noise on normalised latents, which stands for the
+        errors of the transformer.
+      fit_mouth: Extra weight of the mouth in the fit of the linear code.
+      fit_frames: Frames of each clip used to fit the linear code.
+      fit_clips: Clips used to fit the linear code.
       optimizer: Optimiser.
     """
 
@@ -37,13 +38,14 @@ class VAEStageConfig:
     latents: int = 3
     crop: int = 128
     mouth_weight: float = 3.0
-    edge_weight: float = 1.0
-    square_weight: float = 4.0
-    prior_weight: float = 1e-5
-    fit_frames: int = 4
+    edge_weight: float = 0.3
+    square_weight: float = 10.0
+    noise: float = 0.1
+    fit_mouth: float = 10.0
+    fit_frames: int = 8
     fit_clips: int = 160
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=8e-4, beta2=0.99, weight_decay=0.0, ema_decay=0.995
+        learning_rate=1e-3, beta2=0.99, weight_decay=0.0, ema_decay=0.995
     )
 
 
@@ -83,20 +85,14 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
     frames = group * (config.latents - 1)
 
     def init(key):
-        dummy = jnp.zeros((1, 1 + group, 64, 64, 3))
-        params = model.init(key, dummy)["params"]
-        plain = jax.tree.map(lambda x: x, params)
-        for name, value in linear_code.items():
-            plain[name] = jax.tree.map(
-                lambda box, v: box.replace_boxed(v), plain[name], value,
-                is_leaf=lambda x: hasattr(x, "replace_boxed"),
-            )
-        return plain
+        return {"decoder": model.init(key, jnp.zeros((1, 1 + group, 32, 32, 3)))["params"]["decoder"]}
 
     fit = _describe(config, size, False, 1, config.fit_clips, config.fit_frames)
     pixels = np.asarray(render(fit, size))
-    start = autoencoder.principal_components({}, pixels, preset.vae)
-    linear_code = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
+    boxes = characters.regions(fit["character"], fit["motion"])["mouth"]
+    importance = 1 + config.fit_mouth * np.asarray(drawn.box_mask(boxes, size))
+    code = autoencoder.principal_components(pixels, importance, preset.vae)
+    code = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), code)
 
     def loss(params, frozen, batch, key):
         whole = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
@@ -104,31 +100,29 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
         weight = 1 + config.mouth_weight * drawn.box_mask(boxes["mouth"], size)
         x = _cut(whole, batch["corner"], crop)
         weight = _cut(weight[..., None], batch["corner"], crop)
-        variables = {"params": params}
-        z = model.apply(variables, x, method=model.raw)
-        noisy = z + preset.vae.posterior_std * jax.random.normal(key, z.shape)
+        variables = {"params": {**frozen, **params}}
+        z = model.apply(variables, x, method=model.encode)
+        keys = jax.random.split(key)
+        level = config.noise * jax.random.uniform(keys[0], (z.shape[0], 1, 1, 1, 1))
+        z = z + level * jax.random.normal(keys[1], z.shape)
         state = autoencoder.initial_state(preset.vae, z.shape)
-        y, _ = model.apply(variables, noisy, state, method=model.decode_raw)
+        y, _ = model.apply(variables, z, state, method=model.decode_chunk)
         error = y[:, group - 1 :] - x
         absolute = jnp.mean(weight * jnp.abs(error))
         square = jnp.mean(weight * jnp.square(error))
         edges = jnp.mean(
             weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2))
         ) + jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
-        prior = jnp.mean(jnp.square(z))
-        total = (
-            absolute + config.square_weight * square + config.edge_weight * edges
-            + config.prior_weight * prior
-        )
+        total = absolute + config.square_weight * square + config.edge_weight * edges
         psnr = -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)
-        return total, {"psnr": psnr, "prior": prior}
+        return total, {"psnr": psnr}
 
     reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x))
 
     def sample(params, frozen, path):
         held_out = _describe(config, size, True, 2, 8, 2 * group)
         x = render(held_out, size)
-        y = reconstruct(params, x)
+        y = reconstruct({**frozen, **params}, x)
         mask = drawn.box_mask(
             characters.regions(held_out["character"], held_out["motion"])["mouth"], size
         )[..., None]
@@ -143,16 +137,12 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
         }
 
     def finish(params, frozen):
-        """Sets the constants that make latents zero mean and unit variance."""
-        raw = jax.jit(lambda p, x: model.apply({"params": p}, x, method=model.raw))
-        z = np.concatenate([np.asarray(raw(params, x)) for x in np.split(pixels, 8)])
-        z = z.reshape(-1, z.shape[-1])
-        return {**params, "mean": jnp.asarray(z.mean(0)), "std": jnp.asarray(z.std(0))}
+        return jax.tree.map(jnp.asarray, {**frozen, **params})
 
     def batches(seed):
         return drawn.batches(seed, config.batch, frames, crop, size)
 
     return loop.Stage(
-        name="vae", init=init, loss=loss, frozen={}, batches=batches, sample=sample,
+        name="vae", init=init, loss=loss, frozen=code, batches=batches, sample=sample,
         finish=finish, optimizer=config.optimizer,
     )

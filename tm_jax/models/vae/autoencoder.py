@@ -1,7 +1,9 @@
 """Small causal video autoencoder with a linear patch code as its backbone.
 
-A latent is a linear code of one 4 x 16 x 16 pixel block (started from principal components)
-plus what convolutions add to it. The first frame alone makes the first latent: it stands for
+A latent is a linear code of one 4 x 16 x 16 pixel block: its principal components, which
+follow a mouth that opens inside a block better than convolutions of this size do after hours
+of training. The decoder adds to the inverse of that code what convolutions see around it.
+The first frame alone makes the first latent: it stands for
 a block of four equal frames. Only the decoder looks back in time, by two causal convolutions
 over latents, so a stream is decoded chunk by chunk with two small states and gives the same
 pixels as the whole clip.
@@ -20,15 +22,8 @@ from tm_jax.nn import linear
 _TAPS = 3  # of a temporal convolution
 
 
-def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H / block, W / block, block * block * C]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // block, block, w // block, block, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // block, w // block, block * block * c)
-
-
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-    """Inverse of `space_to_depth`."""
+    """[B, H, W, block * block * C] -> [B, H * block, W * block, C]."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, block, block, c // block**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * block, w * block, c // block**2)
@@ -92,40 +87,6 @@ class DecoderState:
     second: jax.Array
 
 
-class Encoder(nn.Module):
-    """Pixels to raw latents; every block of four frames on its own.
-
-    Attributes:
-      config: Sizes.
-      dtype: Dtype of the products.
-    """
-
-    config: config_lib.VAEConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, frames):
-        """Maps [B, T, 4, H, W, 3] to [B, T, h, w, C]."""
-        c = self.config
-        batch, latents, group, height, width, _ = frames.shape
-        x = frames.reshape(-1, height, width, 3)
-        x = linear.Conv(c.fine_width, dtype=self.dtype, name="in")(space_to_depth(x, 4))
-        x = ResBlock(c.fine_width, self.dtype, name="fine")(x)
-        x = space_to_depth(x, 2)
-        x = linear.Dense(c.middle_width, (None, None), self.dtype, name="to_middle")(x)
-        x = ResBlock(c.middle_width, self.dtype, name="middle")(x)
-        x = space_to_depth(x, 2)  # [B * T * 4, h, w, 4 * middle]
-        h, w = x.shape[1:3]
-        x = x.reshape(batch * latents, group, h, w, -1).transpose(0, 2, 3, 1, 4)
-        x = x.reshape(batch * latents, h, w, -1)
-        x = linear.Dense(c.latent_width, (None, None), self.dtype, name="to_latent")(x)
-        x = ResBlock(c.latent_width, self.dtype, name="coarse")(x)
-        x = linear.Conv(
-            c.latent_channels, dtype=self.dtype, zero=True, name="out"
-        )(nn.silu(_normalise(x)))
-        return x.reshape(batch, latents, h, w, -1)
-
-
 class Decoder(nn.Module):
     """Raw latents to pixels, with the state of a stream.
 
@@ -171,7 +132,7 @@ class Decoder(nn.Module):
 
 
 class VideoAutoencoder(nn.Module):
-    """Encoder and decoder around a linear code of pixel blocks.
+    """Linear code of pixel blocks, and a decoder that refines its inverse.
 
     Attributes:
       config: Sizes.
@@ -183,7 +144,6 @@ class VideoAutoencoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype)
         pixels = c.frames_per_latent * c.spatial_stride**2 * 3
         self.code = linear.Dense(c.latent_channels, (None, None), self.dtype)
@@ -196,7 +156,7 @@ class VideoAutoencoder(nn.Module):
         """Raw latents [B, T, h, w, C] of a clip [B, 1 + 4 (T - 1), H, W, 3] in -1..1."""
         c = self.config
         blocks = group_frames(frames, c)
-        return self.encoder(blocks) + self.code(to_patches(blocks, c.spatial_stride))
+        return self.code(to_patches(blocks, c.spatial_stride))
 
     def encode(self, frames: jax.Array) -> jax.Array:
         """Normalised latents of a clip; see `raw`."""
@@ -207,7 +167,9 @@ class VideoAutoencoder(nn.Module):
         """Pixels [B, 4 T, H, W, 3] of raw latents [B, T, h, w, C], and the next state."""
         c = self.config
         shapes.check(z, "B T H W C", "latents", C=c.latent_channels)
-        pixels, state = self.decoder(z, state)
+        # Convolutions read normalised latents, whose channels are of one size.
+        normal = (z - jax.lax.stop_gradient(self.mean)) / jax.lax.stop_gradient(self.std)
+        pixels, state = self.decoder(normal, state)
         blocks = from_patches(self.uncode(z), c.frames_per_latent, c.spatial_stride)
         pixels = pixels + blocks  # [B, T, 4, H, W, 3]
         return pixels.reshape(pixels.shape[0], -1, *pixels.shape[3:]), state
@@ -279,29 +241,33 @@ def from_patches(patches: jax.Array, group: int, stride: int) -> jax.Array:
     return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t, group, h * stride, w * stride, 3)
 
 
-def principal_components(params: dict, frames: np.ndarray, config: config_lib.VAEConfig):
-    """Starts the linear code from the principal components of real frames.
+def principal_components(frames: np.ndarray, weights: np.ndarray, config) -> dict:
+    """Fits the linear code to real frames.
 
     Args:
-      params: Parameters of `VideoAutoencoder`, without boxes.
       frames: Clips [B, F, H, W, 3] in -1..1.
+      weights: How much each pixel matters, [B, F, H, W]; a block counts with their mean.
       config: Sizes.
 
     Returns:
-      Parameters with `code` and `uncode` set. Component i is scaled by std_i ** -0.5, half
-      way to whitening, so that strong components stay well above the posterior noise.
+      Parameters `code`, `uncode`, `mean` and `std` of `VideoAutoencoder`. Raw latents are
+      projections on orthonormal components; `mean` and `std` normalise them.
     """
-    blocks = group_frames(jnp.asarray(frames), config)
-    x = np.asarray(to_patches(blocks, config.spatial_stride), np.float32)
-    x = x.reshape(-1, x.shape[-1])
-    mean = x.mean(0)
-    covariance = (x - mean).T @ (x - mean) / len(x)
-    values, vectors = np.linalg.eigh(covariance)
-    count = config.latent_channels
-    values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
-    scale = np.maximum(values, 1e-8) ** -0.25
+    x = _blocks(frames, config)
+    w = _blocks(np.repeat(weights[..., None], 3, -1), config).mean(-1, keepdims=True)
+    w = w / w.mean()
+    mean = (x * w).mean(0)
+    covariance = (x - mean).T @ ((x - mean) * w) / len(x)
+    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, : config.latent_channels]
+    raw = (x - mean) @ vectors
     return {
-        **params,
-        "code": {"kernel": vectors * scale, "bias": -(mean @ vectors) * scale},
-        "uncode": {"kernel": (vectors / scale).T, "bias": mean},
+        "code": {"kernel": vectors, "bias": -(mean @ vectors)},
+        "uncode": {"kernel": vectors.T, "bias": mean},
+        "mean": raw.mean(0), "std": raw.std(0) + 1e-4,
     }
+
+
+def _blocks(frames, config) -> np.ndarray:
+    """Clips [B, F, H, W, 3] to a matrix of blocks, one a row."""
+    patches = to_patches(group_frames(jnp.asarray(frames), config), config.spatial_stride)
+    return np.asarray(patches, np.float32).reshape(-1, patches.shape[-1])

@@ -13,8 +13,6 @@ class VAEConfig:
       middle_width: Channels at 1/8 of the resolution, per pixel frame.
       fine_width: Channels at 1/4 of the resolution, per pixel frame.
       frames_per_latent: Pixel frames of every latent after the first.
-      posterior_std: Fixed standard deviation of the posterior in training, in units of
-        the raw (not yet normalised) latent.
     """
 
     latent_channels: int
@@ -22,7 +20,6 @@ class VAEConfig:
     middle_width: int
     fine_width: int
     frames_per_latent: int = 4
-    posterior_std: float = 0.05
 
     @property
     def spatial_stride(self) -> int:
