@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 
 
+def model_time(sigma) -> jax.Array:
+    """The time that the network is told, 1000 * sigma as in Wan."""
+    return 1000.0 * jnp.asarray(sigma, jnp.float32)
+
+
 def _expand(sigma, x):
     """Appends unit axes to `sigma` until it broadcasts against `x`."""
     sigma = jnp.asarray(sigma, jnp.float32)
@@ -38,11 +43,9 @@ class Schedule:
 
     Attributes:
       shift: s in sigma' = s * sigma / (1 + (s - 1) * sigma); larger means more noise.
-      model_scale: The network is told `model_scale * sigma`.
     """
 
     shift: float = 5.0
-    model_scale: float = 1000.0
 
     def __post_init__(self):
         if self.shift <= 0:
@@ -59,7 +62,3 @@ class Schedule:
     def draw(self, key: jax.Array, shape) -> jax.Array:
         """Random training sigmas: shifted uniform."""
         return self.shifted(jax.random.uniform(key, shape))
-
-    def model_time(self, sigma) -> jax.Array:
-        """The time that the network is told."""
-        return self.model_scale * jnp.asarray(sigma, jnp.float32)

@@ -111,7 +111,7 @@ PRESETS = {
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
             latent_channels=128, condition_channels=128, text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
-            audio_width=128, reference_std=0.5,
+            audio_width=128, reference_std=1.0,
         ),
         vae=vae_config.VAEConfig(
             latent_channels=128, latent_width=192, middle_width=64, fine_width=32

@@ -1,5 +1,6 @@
 """The only loop with side effects: checkpoints, metrics, samples, progress."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -63,15 +64,20 @@ class Stage:
     optimizer: optimizer_lib.OptimizerConfig
 
 
+@contextlib.contextmanager
 def _stop_on_signals():
-    """Returns a list that fills when the process is asked to stop."""
-    asked = []
+    """Yields a list that fills when the process is asked to stop; restores the handlers."""
+    asked, before = [], {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            signal.signal(number, lambda *args: asked.append(args[0]))
+            before[number] = signal.signal(number, lambda *args: asked.append(args[0]))
         except ValueError:  # Not in the main thread: the caller handles signals.
             break
-    return asked
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
@@ -99,55 +105,83 @@ def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
     )
     logging.info("%s: %.2f M parameters", stage.name, trees.count(state.params) / 1e6)
     batches = iter(stage.batches(config.seed))
-    store = store_lib.Store(os.path.join(folder, "checkpoints"))
-    if store.latest is not None:
-        state, position = store.restore(state, placement)
-        batches.set_state(position)
-        logging.info("%s: resumed at step %d", stage.name, int(state.step))
     step = steps_lib.make_step(
         stage.loss, optimizer, stage.optimizer.ema_decay, mesh, placement
     )
-    asked = _stop_on_signals()
-    first, saved = int(state.step), time.monotonic()
-    writer = tensorboardX.SummaryWriter(os.path.join(folder, "tensorboard"))
-    bar = tqdm.tqdm(
-        total=steps, initial=first, desc=stage.name, unit="step", mininterval=2.0
-    )
-    noise = jax.random.fold_in(key, 2)
+    with (
+        contextlib.closing(store_lib.Store(os.path.join(folder, "checkpoints"))) as store,
+        contextlib.closing(
+            tensorboardX.SummaryWriter(os.path.join(folder, "tensorboard"))
+        ) as writer,
+        _stop_on_signals() as asked,
+    ):
+        if store.latest is not None:
+            state, position = store.restore(state, placement)
+            batches.set_state(position)
+            logging.info("%s: resumed at step %d", stage.name, int(state.step))
+        traces = _Traces(stage, store, writer, config, folder, steps)
+        with tqdm.tqdm(
+            total=steps, initial=int(state.step), desc=stage.name, unit="step", mininterval=2.0
+        ) as bar:
+            state = _loop(stage, state, step, batches, traces, bar, mesh, asked)
+        store.save(int(state.step), state, batches.get_state())
+        if int(state.step) < steps:
+            return None
+        published = stage.finish(state.average, stage.frozen)
+        traces.sample(state.average, steps)
+        return published
+
+
+def _loop(stage, state, step, batches, traces, bar, mesh, asked):
+    """Updates until the last step or until somebody asks to stop."""
+    count, total = int(state.step), traces.steps
+    noise = jax.random.fold_in(jax.random.key(traces.config.seed), 2)
     frozen = jax.device_put(stage.frozen)
-    while first < steps and not asked:
+    while count < total and not asked:
         batch = steps_lib.place_batch(next(batches), mesh)
         state, metrics = step(state, frozen, batch, noise)
-        first += 1
+        count += 1
         bar.update()
-        if first % config.log_every == 0 or first == steps:
-            values = {k: float(np.mean(v)) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(
-                    f"{stage.name}: the loss is {values['loss']} at step {first}; the last "
-                    f"checkpoint is step {store.latest}. Lower optimizer.learning_rate."
-                )
-            bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
-            for name, value in values.items():
-                writer.add_scalar(name, value, first)
-        if time.monotonic() - saved > config.checkpoint_every_s:
-            store.save(first, state, batches.get_state())
-            saved = time.monotonic()
-        if config.sample_every and first % config.sample_every == 0 and first < steps:
-            _sample(stage, state, folder, first, writer)
-    bar.close()
-    store.save(first, state, batches.get_state())
-    store.close()
-    published = None
-    if first >= steps:
-        published = stage.finish(state.average, frozen)
-        _sample(stage, state, folder, first, writer)
-    writer.close()
-    return published
+        traces.after(count, state, metrics, batches, bar)
+    return state
 
 
-def _sample(stage, state, folder, step, writer):
-    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
-    path = os.path.join(folder, "samples", f"{step:07d}")
-    for name, value in (stage.sample(state.average, stage.frozen, path) or {}).items():
-        writer.add_scalar(f"sample/{name}", value, step)
+class _Traces:
+    """Metrics, checkpoints and samples of a running stage."""
+
+    def __init__(self, stage, store, writer, config, folder, steps):
+        self.config, self.steps = config, steps
+        self._stage, self._store, self._writer = stage, store, writer
+        self._samples = os.path.join(folder, "samples")
+        os.makedirs(self._samples, exist_ok=True)
+        self._saved = time.monotonic()
+
+    def after(self, count, state, metrics, batches, bar):
+        """Leaves the traces that are due after `count` steps."""
+        config = self.config
+        save = time.monotonic() - self._saved > config.checkpoint_every_s
+        if save or count % config.log_every == 0 or count == self.steps:
+            self._log(count, metrics, bar)  # Before saving: a broken state is not kept.
+        if save:
+            self._store.save(count, state, batches.get_state())
+            self._saved = time.monotonic()
+        if config.sample_every and count % config.sample_every == 0 and count < self.steps:
+            self.sample(state.average, count)
+
+    def _log(self, count, metrics, bar):
+        values = {k: float(np.mean(v)) for k, v in jax.device_get(metrics).items()}
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"{self._stage.name}: the loss is {values['loss']} at step {count}; the last "
+                f"checkpoint is step {self._store.latest}. Lower optimizer.learning_rate."
+            )
+        bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, count)
+
+    def sample(self, average, count):
+        """Writes a sample of the averaged parameters."""
+        path = os.path.join(self._samples, f"{count:07d}")
+        measures = self._stage.sample(average, self._stage.frozen, path) or {}
+        for name, value in measures.items():
+            self._writer.add_scalar(f"sample/{name}", value, count)

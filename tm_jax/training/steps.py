@@ -17,7 +17,8 @@ class TrainState:
     """Everything that a resumed run needs, apart from the input position.
 
     Attributes:
-      step: Updates so far, int32 scalar. The key of a step is fold_in(seed key, step).
+      step: Batches so far, int32 scalar; the key of a batch is fold_in(seed key, step). With
+        accumulation an update takes several of them.
       params: Parameters.
       average: Exponential moving average of the parameters.
       optimizer: Optimiser state.

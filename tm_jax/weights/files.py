@@ -26,6 +26,7 @@ def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         safetensors.numpy.save_file(flat, temporary, metadata=facts)
+        os.chmod(temporary, 0o644)  # The library writes it for the owner alone.
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

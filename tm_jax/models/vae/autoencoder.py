@@ -9,6 +9,8 @@ over latents, so a stream is decoded chunk by chunk with two small states and gi
 pixels as the whole clip.
 """
 
+import math
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -251,19 +253,25 @@ def principal_components(frames: np.ndarray, weights: np.ndarray, config) -> dic
 
     Returns:
       Parameters `code`, `uncode`, `mean` and `std` of `VideoAutoencoder`. Raw latents are
-      projections on orthonormal components; `mean` and `std` normalise them.
+      projections on orthonormal components. `std` takes the square root of each component's
+      spread, half way to whitening, and is scaled so that latents differ from those of their
+      clip's first frame by 1 in the mean square. That difference is then nearly as large in
+      all channels: strong components change little in a clip, weak ones change altogether.
     """
     x = _blocks(frames, config)
     w = _blocks(np.repeat(weights[..., None], 3, -1), config).mean(-1, keepdims=True)
     w = w / w.mean()
+    blocks_per_frame = math.prod(frames.shape[2:4]) // config.spatial_stride**2
     mean = (x * w).mean(0)
     covariance = (x - mean).T @ ((x - mean) * w) / len(x)
     vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, : config.latent_channels]
-    raw = (x - mean) @ vectors
+    raw = ((x - mean) @ vectors).reshape(len(frames), -1, blocks_per_frame, vectors.shape[1])
+    change = np.square(raw[:, 1:] - raw[:, :1]).mean((0, 1, 2))
+    root = np.sqrt(raw.std((0, 1, 2)) + 1e-6)
     return {
         "code": {"kernel": vectors, "bias": -(mean @ vectors)},
         "uncode": {"kernel": vectors.T, "bias": mean},
-        "mean": raw.mean(0), "std": raw.std(0) + 1e-4,
+        "mean": raw.mean((0, 1, 2)), "std": root * np.sqrt(np.mean(change / root**2) + 1e-12),
     }
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tm_jax.core import axes
 from tm_jax.core import shapes
+from tm_jax.diffusion import flow
 from tm_jax.models.wan import audio as audio_lib
 from tm_jax.models.wan import blocks
 from tm_jax.models.wan import config as config_lib
@@ -174,9 +175,9 @@ class DiT(nn.Module):
         tokens = self.patch_embedding(embeddings.patchify(inner, c.patch))
         tokens = nn.with_logical_constraint(tokens, _TOKENS)
 
-        # Wan's time is 1000 * sigma; the mode joins before the projection.
-        time = self.time_embedding(embeddings.sinusoid(1000.0 * sigma, c.frequency_width))
-        time = time + self.mode_embedding[mode]  # [B, T, D]
+        features = embeddings.sinusoid(flow.model_time(sigma), c.frequency_width)
+        # The mode joins before the projection, so that it reaches every modulation.
+        time = self.time_embedding(features) + self.mode_embedding[mode]  # [B, T, D]
         modulation = self.time_projection(nn.silu(time))
         modulation = modulation.reshape(*sigma.shape, 6, c.width)
 
