@@ -204,8 +204,8 @@ class VideoAutoencoder(nn.Module):
 def initial_state(config: config_lib.VAEConfig, latent_shape) -> DecoderState:
     """Decoder state before the first latent of a stream with latents [B, T, h, w, C]."""
     batch, _, height, width, _ = latent_shape
-    zeros = jnp.zeros((batch, _TAPS - 1, height, width, config.latent_width))
-    return DecoderState(first=zeros, second=zeros)
+    shape = (batch, _TAPS - 1, height, width, config.latent_width)
+    return DecoderState(first=jnp.zeros(shape), second=jnp.zeros(shape))  # may be donated
 
 
 def group_frames(frames: jax.Array, config: config_lib.VAEConfig) -> jax.Array:

@@ -1,37 +1,37 @@
 """Scaling of inputs and outputs around the reference picture.
 
-EDM (Karras et al. 2022, eq. 7) scales a denoiser so that the network sees and predicts unit
-variance. Here the prior is centred on the reference latent r with standard deviation s:
-x0 ~ N(r, s^2). For the flow path x = (1 - sigma) x0 + sigma eps the best linear estimate of
-the velocity is known in closed form, and the network adds a correction of unit scale:
+The network of a small preset predicts how the clean latent differs from the reference latent
+r, in units of the standard deviation s of that difference:
 
-  d = x - (1 - sigma) r,   q = (1 - sigma)^2 s^2 + sigma^2
-  v = d (sigma - (1 - sigma) s^2) / q - r - s / sqrt(q) * F(d / sqrt(q), r)
+  x0 = r + s F,   so   v = (x - r - s F) / sigma,
 
-An untrained network (F = 0) therefore shows the still picture.
+and it sees the noisy point around the reference at unit variance,
+
+  (x - (1 - sigma) r) / sqrt((1 - sigma)^2 s^2 + sigma^2).
+
+An untrained network (F = 0) shows the still picture at every noise level. Scaled outputs go
+back to EDM (Karras et al. 2022, eq. 7). Differs from it: nothing of the noise is passed
+around the network, because a picture at rest needs an output of exactly zero, whereas a
+velocity would have to carry all of the noise through a token narrower than its latents.
 """
 
 import jax
 import jax.numpy as jnp
 
-
-def _variance(sigma, std):
-    return jnp.square(1 - sigma) * std**2 + jnp.square(sigma)
+_SMALLEST = 1e-3  # A velocity at sigma = 0 is never used, but must be finite.
 
 
 def scale_input(x, reference, sigma, std) -> jax.Array:
     """Network input of unit variance. All arguments broadcast to `x`."""
-    return (x - (1 - sigma) * reference) / jnp.sqrt(_variance(sigma, std))
+    variance = jnp.square(1 - sigma) * std**2 + jnp.square(sigma)
+    return (x - (1 - sigma) * reference) / jnp.sqrt(variance)
 
 
 def to_velocity(output, x, reference, sigma, std) -> jax.Array:
     """Velocity from the network's unit-scale output. All arguments broadcast to `x`."""
-    variance = _variance(sigma, std)
-    distance = x - (1 - sigma) * reference
-    prior = distance * (sigma - (1 - sigma) * std**2) / variance - reference
-    return prior - std / jnp.sqrt(variance) * output
+    return (x - reference - std * output) / jnp.maximum(sigma, _SMALLEST)
 
 
 def loss_weight(sigma, std) -> jax.Array:
     """Weight that turns a squared velocity error into one of the network's output."""
-    return _variance(sigma, std) / std**2
+    return jnp.square(jnp.maximum(sigma, _SMALLEST) / std)
