@@ -198,7 +198,7 @@ class _Session:
 
     def __init__(self, value: int, size: int = 16):
         self.value, self.size = value, size
-        self.audio, self.modes, self.mode, self.frame = [], [], None, 1
+        self.audio, self.modes, self.mode, self.frame = [], [], None, 0
 
     def push_audio(self, audio):
         self.audio.append(audio)

@@ -278,6 +278,12 @@ def _check(character: Character, motion) -> None:
         )
 
 
+def draw(seed: int, style: str | None = None, size: int = 256) -> np.ndarray:
+    """Draws the portrait of a character, uint8 [size, size, 3]; see `sample`."""
+    motion = neutral()[None, None]
+    return np.asarray(render(stack([sample(seed, style)]), motion, size))[0, 0]
+
+
 @functools.partial(jax.jit, static_argnames="size")
 def render(character: Character, motion: jax.Array, size: int = 256) -> jax.Array:
     """Renders clips.

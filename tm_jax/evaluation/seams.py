@@ -44,7 +44,9 @@ def changes(frames: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
     return np.array([np.abs(b - a).mean() / 255 for a, b in pairs], np.float32)
 
 
-def measure(change: np.ndarray, chunk_frames: int, first: int = 0) -> Seams:
+def measure(
+    change: np.ndarray, chunk_frames: int, first: int = 0, among: int = 1
+) -> Seams:
     """Compares borders with what lies inside chunks.
 
     Args:
@@ -52,22 +54,23 @@ def measure(change: np.ndarray, chunk_frames: int, first: int = 0) -> Seams:
         frame t to t + 1.
       chunk_frames: Frames per chunk.
       first: Frame at which a chunk begins.
+      among: Of the steps inside a chunk, compare with those that lead to its frames `among`,
+        2 `among`, ... only. Tells borders of chunks from those of shorter blocks.
 
     Returns:
       The ratio at all borders that have a whole chunk on both sides.
     """
     change = np.asarray(change, np.float64)
-    if change.ndim != 1 or chunk_frames < 2:
+    if change.ndim != 1 or not 1 <= among < chunk_frames:
         raise ValueError(
-            f"change must be [T - 1] and chunk_frames at least 2, got {change.shape} and "
-            f"{chunk_frames}."
+            "change must be [T - 1] and chunk_frames greater than among, got "
+            f"{change.shape}, {chunk_frames} and {among}."
         )
     inside = chunk_frames - 1
+    steps = np.arange(among - 1, inside, among)  # Inside one chunk, from its first frame.
     ratios = []
     for border in range(first + chunk_frames - 1, len(change) - inside, chunk_frames):
-        beside = np.concatenate(
-            [change[border - inside : border], change[border + 1 : border + 1 + inside]]
-        )
+        beside = change[np.concatenate([border - inside + steps, border + 1 + steps])]
         ratios.append((change[border] + _FLOOR) / (beside.mean() + _FLOOR))
     if not ratios:
         raise ValueError(f"{len(change) + 1} frames hold no border of {chunk_frames} frames.")

@@ -23,6 +23,10 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.wan import audio as dit_audio
 
 _BLOCK = 8
+_BODY = [
+    motion_lib.COLUMNS.index(name)
+    for name in ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class LatentConfig:
       latents: Latent frames per clip after the reference.
       listening: Fraction of listening clips.
       overheard: Fraction of listening clips in which somebody else is heard.
+      head_motion: How far head and body move, as a fraction of the motion that
+        `data/motion.py` draws, around the pose of the reference picture.
       seed: Seed of all of it.
     """
 
@@ -43,10 +49,11 @@ class LatentConfig:
     latents: int = 9
     listening: float = 0.2
     overheard: float = 0.5
+    head_motion: float = 0.0
     seed: int = 0
 
 
-def describe(config: LatentConfig, models: networks.Models, voices, rng, character, split=0):
+def describe(config: LatentConfig, models: networks.Models, voices, rng, character):
     """One clip: character, motion and the sound that drives it.
 
     Returns:
@@ -71,8 +78,10 @@ def describe(config: LatentConfig, models: networks.Models, voices, rng, charact
             sound = np.zeros(total * encoder.FRAME, np.float32)
             sound += tracks.noise(rng, len(sound)) * 10 ** rng.uniform(-4, -1.7)
     damaged = tracks.damage(rng, sound) if mode else sound
-    motion = np.concatenate([motion_lib.portrait(rng)[None], motion])
-    start = (before - 0) * encoder.FRAME
+    portrait = motion_lib.portrait(rng)
+    motion[:, _BODY] = portrait[_BODY] + config.head_motion * motion[:, _BODY]
+    motion = np.concatenate([portrait[None], motion])
+    start = before * encoder.FRAME
     return {
         "character": character, "motion": motion.astype(np.float32), "mode": np.int32(mode),
         "samples": np.pad(damaged, encoder.MARGIN).astype(np.float32),

@@ -46,14 +46,14 @@ class StudentStageConfig:
     """
 
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
-    batch: int = 8
+    batch: int = 4
     chunks: int = 2
     trajectories: int = 1200
     teacher_steps: int = 12
     guidance: float = 1.0
     context_noise: float = 0.15
-    mouth_weight: float = 6.0
-    face_weight: float = 1.0
+    mouth_weight: float = 25.0
+    face_weight: float = 2.0
     channel_power: float = 1.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(

@@ -36,10 +36,10 @@ class TeacherStageConfig:
     """
 
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
-    batch: int = 8
+    batch: int = 4
     chunks: int = 2
-    mouth_weight: float = 6.0
-    face_weight: float = 1.0
+    mouth_weight: float = 25.0
+    face_weight: float = 2.0
     channel_power: float = 1.0
     audio_dropout: float = 0.08
     locator_weight: float = 0.1

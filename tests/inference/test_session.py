@@ -1,0 +1,190 @@
+"""Sessions at pico size with random weights: streaming, clocks, modes, replay."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import conftest
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import session as session_lib
+from tm_jax.models import networks
+from tm_jax.models import presets
+from tm_jax.models.wan import audio as dit_audio
+from tm_jax.weights import files
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    preset = presets.get("pico")
+    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
+    models = networks.models(dataclasses.replace(preset, dit=dit))
+    params = {
+        part: conftest.random_parameters(shapes)
+        for part, shapes in networks.shapes(models).items()
+    }
+    return bundle_lib.Bundle(models, params)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def speech():
+    rng = np.random.default_rng(1)
+    return (0.3 * rng.standard_normal(4 * 7680)).astype(np.float32)
+
+
+def _frames(session, sound, block):
+    """Pushes `sound` in blocks and returns all frames."""
+    chunks = []
+    for start in range(0, len(sound), block):
+        session.push_audio(sound[start : start + block])
+        while (chunk := session.pull()) is not None:
+            chunks.append(chunk)
+    session.end_audio()
+    while len(chunks) * 7680 < len(sound):
+        chunks.append(session.pull())
+    assert [c.first_frame for c in chunks] == [12 * i for i in range(len(chunks))]
+    return np.concatenate([c.frames for c in chunks])
+
+
+def test_block_size_of_the_sound_does_not_matter(bundle, picture, speech):
+    clips = [
+        _frames(session_lib.Session(bundle, picture, mode="speak"), speech, block)
+        for block in (160, 7680, len(speech))
+    ]
+    assert clips[0].shape == (48, 64, 64, 3) and clips[0].dtype == np.uint8
+    np.testing.assert_array_equal(clips[0], clips[1])
+    np.testing.assert_array_equal(clips[0], clips[2])
+
+
+def test_windows_of_a_stream_equal_those_of_the_whole_clip(bundle, speech):
+    """What each chunk hears is what one pass over all of the sound would hear."""
+    models, preset = bundle.models, bundle.preset
+    before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
+    head = (before + preset.audio.history) * 640 + 120
+    tail = (after + preset.audio.future) * 640 + 120
+    padded = np.pad(speech, (head, tail))
+    features = models.audio.apply({"params": bundle.params["audio"]}, padded[None])
+    whole = dit_audio.windows(features, preset.dit.audio_window, preset.timing)
+    for chunk in range(4):
+        part = padded[chunk * 7680 : (chunk + 1) * 7680 + head + tail]
+        windows, _ = bundle.hear(bundle.params, part)
+        # Measured 5e-7 of values up to 3.
+        np.testing.assert_allclose(windows, whole[:, 3 * chunk : 3 * chunk + 3], atol=1e-5)
+
+
+def test_a_chunk_waits_for_its_look_ahead_and_no_longer(bundle, picture, speech):
+    session = session_lib.Session(bundle, picture)
+    needed = 7680 + round(bundle.preset.lookahead_s * 16000)
+    session.push_audio(speech[: needed - 1])
+    assert session.pull() is None
+    session.push_audio(speech[needed - 1 : needed])
+    assert session.pull().first_frame == 0
+    assert session.pull() is None
+
+
+def test_seed_replays_and_reset_starts_again(bundle, picture, speech):
+    session = session_lib.Session(bundle, picture, seed=3)
+    first = _frames(session, speech, 7680)
+    session.reset()
+    np.testing.assert_array_equal(_frames(session, speech, 7680), first)
+    other = _frames(session_lib.Session(bundle, picture, seed=4), speech, 7680)
+    assert np.abs(other.astype(int) - first).mean() > 1
+
+
+def test_auto_speaks_while_a_voice_is_heard(bundle, picture, speech):
+    # The activity logit is the last label; a bias decides what the network believes.
+    def believing(bias):
+        labels = bundle.params["audio"]["labels"]
+        labels = {**labels, "bias": labels["bias"].at[-1].set(bias)}
+        audio = {**bundle.params["audio"], "labels": labels}
+        return dataclasses.replace(bundle, params={**bundle.params, "audio": audio})
+
+    for bias, expected in ((50.0, True), (-50.0, False)):
+        session = session_lib.Session(believing(bias), picture, mode="auto")
+        session.push_audio(speech)
+        assert session.pull().speaking is expected
+        session.set_mode("listen" if expected else "speak")
+        assert session.pull().speaking is not expected
+
+
+def test_mode_and_sound_change_the_picture(bundle, picture, speech):
+    speak = _frames(session_lib.Session(bundle, picture, mode="speak"), speech, 7680)
+    listen = _frames(session_lib.Session(bundle, picture, mode="listen"), speech, 7680)
+    quiet = _frames(session_lib.Session(bundle, picture, mode="speak"), 0 * speech, 7680)
+    assert np.abs(speak.astype(int) - listen).mean() > 0.5
+    assert np.abs(speak.astype(int) - quiet).mean() > 0.5
+
+
+def test_interrupt_forgets_sound_and_keeps_the_clock(bundle, picture, speech):
+    session = session_lib.Session(bundle, picture, mode="speak")
+    session.push_audio(speech)
+    session.pull()
+    session.interrupt()
+    assert session.pull() is None
+    session.push_audio(speech)
+    assert session.pull().first_frame == 12
+
+
+def test_another_character_goes_on_at_the_same_time(bundle, picture, speech):
+    session = session_lib.Session(bundle, picture, mode="speak")
+    session.push_audio(speech)
+    session.pull()
+    session.set_character(255 - picture)
+    assert session.pull().first_frame == 12
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((32, 64, 3), np.uint8), np.zeros((64, 64, 3), np.float32)]
+)
+def test_wrong_pictures_are_explained(bundle, bad):
+    with pytest.raises(ValueError, match=r"expected uint8 \(64, 64, 3\)"):
+        session_lib.Session(bundle, bad)
+
+
+def test_wrong_sound_and_modes_are_explained(bundle, picture):
+    session = session_lib.Session(bundle, picture)
+    with pytest.raises(ValueError, match="mono at 16 kHz"):
+        session.push_audio(np.zeros((2, 100), np.float32))
+    with pytest.raises(ValueError, match="finite"):
+        session.push_audio(np.array([np.nan], np.float32))
+    with pytest.raises(ValueError, match="auto, speak, listen, got 'sing'"):
+        session.set_mode("sing")
+    session.end_audio()
+    with pytest.raises(RuntimeError, match="after end_audio"):
+        session.push_audio(np.zeros(10, np.float32))
+
+
+def test_weights_are_read_strictly(tmp_path, bundle):
+    shapes = networks.shapes(bundle.models)["locator"]
+    path = tmp_path / "locator.safetensors"
+    files.save(str(path), bundle.params["locator"], "float32")
+    restored = files.load(str(path), shapes)
+    jax.tree.map(np.testing.assert_array_equal, restored, dict(bundle.params["locator"]))
+    with pytest.raises(ValueError, match="must have shape"):
+        wrong = jax.tree.map(lambda x: jnp.zeros((*x.shape, 1)), bundle.params["locator"])
+        files.save(str(path), wrong, "float32")
+        files.load(str(path), shapes)
+    with pytest.raises(ValueError, match="tensors are missing"):
+        files.save(str(path), {"in": bundle.params["locator"]["in"]}, "float32")
+        files.load(str(path), shapes)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="complete safetensors file"):
+        files.load(str(path), shapes)
+    with pytest.raises(FileNotFoundError, match="no such weight file"):
+        files.load(str(tmp_path / "none.safetensors"), shapes)
+
+
+def test_loading_names_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="unknown preset 'mega'; choose one of pico, nano"):
+        bundle_lib.load("mega")
+    with pytest.raises(ValueError, match="preset tm-18b needs the Wan VAE"):
+        bundle_lib.load("tm-18b")
+    with pytest.raises(FileNotFoundError, match="is not a folder with weights"):
+        bundle_lib.load("nano", str(tmp_path / "none"))
