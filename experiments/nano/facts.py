@@ -1,0 +1,76 @@
+"""What every result file says about itself: machine, versions, weights; and how it is written."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+
+import flax
+import jax
+import numpy as np
+
+from tm_jax.models import networks
+
+
+def hardware() -> str:
+    """The processor and the number of its cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass  # Not Linux: the platform's own name has to do.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {count} cores"
+
+
+def weights_hash(folder: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of all weight files in order of `PARTS`."""
+    total = hashlib.sha256()
+    for part in networks.PARTS:
+        total.update(pathlib.Path(folder, f"{part}.safetensors").read_bytes())
+    return total.hexdigest()[:16]
+
+
+def collect(folder: str | None, **settings) -> dict:
+    """Facts of a run: `hardware`, `load` when it began, `versions`, `weights`, `settings`."""
+    return {
+        "hardware": hardware(),
+        "load": round(os.getloadavg()[0], 1),
+        "versions": {
+            "python": platform.python_version(), "numpy": np.__version__,
+            "jax": jax.__version__, "flax": flax.__version__,
+        },
+        "weights": weights_hash(folder or networks.shipped("nano")),
+        "settings": settings,
+    }
+
+
+def write(path: str, results: dict) -> None:
+    """Writes results as JSON: numbers with four digits, null for what is not a number."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(results), indent=1, allow_nan=False)
+    part = pathlib.Path(f"{path}.part")
+    part.write_text(text + "\n")
+    part.replace(path)
+    print(f"Wrote {path}.", file=sys.stderr)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (float, np.floating)):
+        value = float(value)
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,188 @@
+"""Renders quality.json and speed.json as tables into README.md, between its markers.
+
+  python -m experiments.nano.report
+"""
+
+import json
+import pathlib
+
+from absl import app
+
+_FOLDER = pathlib.Path(__file__).parent
+_BEGIN, _END = "<!-- table -->", "<!-- end -->"
+_ARMS = {
+    "auto": "generated, mode auto", "speak": "generated, mode speak",
+    "truth": "drawn with the true motion", "autoencoder": "the same through the autoencoder",
+    "static": "still picture",
+}
+_SILENT = {
+    "auto_silence": "auto, silence", "auto_noise": "auto, background noise",
+    "listen_overheard": "listen, somebody else speaks",
+    "truth_listening": "drawn with a listener's motion",
+}
+_STAGES = ("audio", "score", "decode", "models", "encode")
+
+
+def _number(value, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _share(value) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
+
+
+def _facts(results: dict) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    settings = ", ".join(f"{k} {v}" for k, v in results["settings"].items() if v is not None)
+    return (
+        f"{results['hardware']} (load {results['load']} at the start); {versions}; "
+        f"weights {results['weights']}; {settings}."
+    )
+
+
+def _sync(summary: dict) -> list[str]:
+    human = summary["human"]
+    lines = [f"**Lips.** Medians over {human['clips']} clips of human voices.", ""]
+    lines += _table(
+        ["video", "correlation", "lag, frames", "at that lag", "closures kept", "by chance"],
+        [
+            [
+                name, _number(human[arm]["correlation"]), _number(human[arm]["lag_frames"], 1),
+                _number(human[arm]["correlation_at_lag"]), _share(human[arm]["closures_kept"]),
+                _share(human[arm]["closures_by_chance"]),
+            ]
+            for arm, name in _ARMS.items()
+        ],
+    )  # fmt: skip
+    head = ["group", "clips", "auto", "speak", "drawn truth", "auto: lag", "auto: closures"]
+    rows = [
+        [
+            group, str(row["clips"]), *(_number(row[arm]["correlation"]) for arm in
+            ("auto", "speak", "truth")), _number(row["auto"]["lag_frames"], 1),
+            _share(row["auto"]["closures_kept"]),
+        ]
+        for group, row in summary.items()
+    ]  # fmt: skip
+    return lines + ["Correlation by voice and by style of drawing:", ""] + _table(head, rows)
+
+
+def _silence(silence: dict) -> list[str]:
+    rows = [
+        [name, *(_share(silence[arm][key]) for key in ("movement_ratio", "opening_ratio"))]
+        for arm, name in _SILENT.items()
+    ]
+    head = ["without an own voice", "movement of the mouth's box", "widest opening"]
+    return ["**Silence**, relative to speech of the same character.", "", *_table(head, rows)]
+
+
+def _seams(results: dict) -> list[str]:
+    videos = {_ARMS[arm]: found for arm, found in results["seams"].items()}
+    if "long" in results:
+        name = f"generated, {results['long']['seconds']:.0f} s in one stream"
+        videos[name] = results["long"]["seams"]
+    rows = []
+    for name, found in videos.items():
+        pairs = [f"{_number(f['median'])} / {_number(f['p95'])}" for f in found.values()]
+        rows.append([name, *pairs, str(found["chunk"]["borders"])])
+    head = ["median / 95th percentile", "chunk borders", "chunk to latent borders",
+            "latent borders", "chunk borders counted"]  # fmt: skip
+    return [
+        "**Seams.** Change at borders over change beside them: 1 means that borders look like "
+        "any other frame.", "", *_table(head, rows),
+    ]  # fmt: skip
+
+
+def _long(long: dict) -> list[str]:
+    names = {
+        "colour_distance": "distance of colour histograms, 0..1",
+        "picture_distance": "distance of 16x16 pictures, 0..1",
+        "likeness": "correlation of the upper face",
+    }
+    rows = [
+        [
+            name, *(_number(long["drift"][key][k], 4) for k in ("first", "last", "spread")),
+            _number(long["drift"][key]["change"], 1),
+        ]
+        for key, name in names.items()
+    ]  # fmt: skip
+    head = ["to the reference", "first 10 s", "last 10 s", "spread", "change / spread"]
+    finite = "All numbers are finite." if long["finite"] else "NOT all numbers are finite."
+    return [
+        f"**One stream of {long['seconds']:.0f} s.** {finite} Correlation of the lips "
+        f"{_number(long['correlation_first_30_s'])} in the first 30 s, "
+        f"{_number(long['correlation_last_30_s'])} in the last 30 s.", "", *_table(head, rows),
+    ]  # fmt: skip
+
+
+def quality(results: dict) -> str:
+    """Markdown of quality.json."""
+    lines = ["### Quality", "", _facts(results), "", *_sync(results["summary"])]
+    if "silence" in results:
+        lines += _silence(results["silence"])
+    lines += _seams(results)
+    if "long" in results:
+        lines += _long(results["long"])
+    same = "the same" if results["seed"]["same_seed_same_video"] else "NOT the same"
+    return "\n".join([*lines, f"The same seed gives {same} video, bit for bit."])
+
+
+def speed(results: dict) -> str:
+    """Markdown of speed.json."""
+    stages, start = results["stages"], results["start"]
+    lines = ["### Speed", "", _facts(results), ""]
+    factors = ", ".join(f"{_number(v)} for {k}" for k, v in stages["real_time_factor"].items())
+    lines += [
+        f"**One chunk** ({stages['chunk_s']:.2f} s of video). Stages one after the other give a "
+        f"real-time factor of {factors}; below 1 is faster than real time.", "",
+    ]  # fmt: skip
+    rows = [[s, *(_number(stages["ms"][s][p], 1) for p in ("p50", "p95"))] for s in _STAGES]
+    lines += _table(["stage, ms per chunk", "median", "95th percentile"], rows)
+    clips = list(results["clips"].values())
+    minutes = list(dict.fromkeys(m for clip in clips for m in clip["rss_mb"]))
+    head = ["`launch/generate.py`", *(f"{c['seconds']:g} s" for c in clips)]
+    rows = [
+        ["runs", *(str(c["runs"]) for c in clips)],
+        ["real-time factor, all included", *(_number(c["real_time_factor"]) for c in clips)],
+        ["wall time, s", *(_number(c["wall_s"], 1) for c in clips)],
+        ["peak memory, MB", *(_number(c["peak_mb"], 0) for c in clips)],
+    ]
+    for minute in minutes:
+        rows.append(
+            [f"memory at {minute}, MB", *(_number(c["rss_mb"].get(minute), 0) for c in clips)]
+        )
+    lines += _table(head, rows)
+    rows = [
+        [name, *(_number(start[key][k], 1) for k in ("first_frame_s", "first_frame_from_start_s"))]
+        for key, name in (("cold", "nothing compiled yet"), ("warm", "compilation cache filled"))
+    ]
+    head = ["time to the first frame, s", "from the call", "from the start of the process"]
+    return "\n".join(lines + _table(head, rows)).rstrip()
+
+
+def render(folder: pathlib.Path) -> str:
+    """All tables for which there are results."""
+    parts = []
+    for name, draw in (("quality", quality), ("speed", speed)):
+        path = folder / f"{name}.json"
+        parts.append(draw(json.loads(path.read_text())) if path.exists() else f"No {name}.json.")
+    return "\n\n".join(parts)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    readme = _FOLDER / "README.md"
+    before, rest = readme.read_text().split(_BEGIN)
+    _, after = rest.split(_END)
+    text = render(_FOLDER / "results")
+    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    print(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
