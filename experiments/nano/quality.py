@@ -50,6 +50,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of scenes and noise.")
 ARMS = ("auto", "speak", "truth", "autoencoder", "static")
 _WINDOW_S = 10.0
 _SYNC_S = 30.0
+_OPEN = 0.01  # Least opening of speech that others are compared with.
 _CHECK_EVERY = 50  # Chunks between looks at the state.
 
 
@@ -149,7 +150,7 @@ def silent_measures(bundle, scene, overheard, speaking: dict) -> dict:
         moving = mouth.movement(video, scene.mouth_box).mean()
         result[name] = {
             "movement_ratio": float(moving / max(base["movement"], 1e-6)),
-            "opening_ratio": float(np.percentile(opening, 95) / max(base["opening_p95"], 1e-6)),
+            "opening_ratio": float(np.percentile(opening, 95) / max(base["opening_p95"], _OPEN)),
             "speaking": share,
         }
     return result
@@ -200,7 +201,7 @@ def _finite(session) -> bool:
     A number that is not finite stays in the cache and spoils all that follows, so the state
     now and then tells of all chunks before.
     """
-    leaves = jax.tree.leaves((session._state, session._decoder))
+    leaves = map(jnp.asarray, jax.tree.leaves((session._state, session._decoder)))
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return all(bool(jnp.isfinite(x).all()) for x in floats)
 
@@ -214,6 +215,7 @@ def long_measures(bundle, scene: scenes.Scene) -> dict:
     crops, change, last = [], [], None
     values = {"colour_distance": [], "picture_distance": [], "likeness": []}
     finite = True
+    count = -(-len(scene.track.audio) // timing.samples_per_chunk)
     video = stream(bundle, scene.picture, scene.track.audio, "auto", _SEED.value)
     for index, (session, chunk) in enumerate(video):
         crops.append(chunk.frames[:, y0:y1, x0:x1].copy())
@@ -222,10 +224,9 @@ def long_measures(bundle, scene: scenes.Scene) -> dict:
         values["colour_distance"].append(identity.colour_distance(last[None], scene.picture)[0])
         values["picture_distance"].append(identity.picture_distance(last[None], scene.picture)[0])
         values["likeness"].append(identity.likeness(last[None], scene.picture, upper)[0])
-        if index % _CHECK_EVERY == _CHECK_EVERY - 1:
+        if (index + 1) % _CHECK_EVERY == 0 or index + 1 == count:
             finite = finite and _finite(session)
             logging.info("Long clip: %.0f s.", (index + 1) * timing.chunk_s)
-    finite = finite and bool(np.isfinite(values["picture_distance"]).all())
     frames = len(scene.motion)
     opening = mouth.opening(np.concatenate(crops)[:frames], np.array([0, 0, 1, 1]))
     part = min(round(_SYNC_S * timing.fps), frames // 2)

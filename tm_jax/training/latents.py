@@ -45,7 +45,7 @@ class LatentConfig:
     """
 
     corpus: str = "runs/corpus"
-    clips: int = 1200
+    clips: int = 1000
     latents: int = 9
     listening: float = 0.2
     overheard: float = 0.5

@@ -48,8 +48,8 @@ class StudentStageConfig:
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
     batch: int = 4
     chunks: int = 2
-    trajectories: int = 1200
-    teacher_steps: int = 12
+    trajectories: int = 480
+    teacher_steps: int = 6
     guidance: float = 1.0
     context_noise: float = 0.15
     mouth_weight: float = 25.0
@@ -57,7 +57,7 @@ class StudentStageConfig:
     channel_power: float = 1.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=5e-4, warmup_steps=50, beta2=0.98, weight_decay=0.01, ema_decay=0.99
+        learning_rate=5e-4, warmup_steps=50, beta2=0.98, weight_decay=0.01, ema_decay=0.98
     )
 
 

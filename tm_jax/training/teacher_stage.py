@@ -47,7 +47,7 @@ class TeacherStageConfig:
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=1.5e-3, warmup_steps=100, beta2=0.98, weight_decay=0.01,
-        ema_decay=0.995,
+        ema_decay=0.985,
     )
 
 

@@ -1,0 +1,115 @@
+"""All four stages one after another at pico size, through the launcher's own entry."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from tm_jax.configs import overrides
+from tm_jax.data import speech
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import session as session_lib
+from tm_jax.models import networks
+from tm_jax.models import presets
+from tm_jax.training import run
+
+_LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
+_DATA = ["data.clips=8", "data.latents=6", "batch=4", "previews=2"]
+_SETTINGS = {
+    "vae": ["batch=2", "crop=64", "fit_clips=8", "fit_frames=4"],
+    "audio": ["batch=2", "frames=30"],
+    "teacher": [*_DATA, "sample_steps=2"],
+    "student": [*_DATA, "trajectories=4", "teacher_steps=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def preset():
+    pico = presets.get("pico")
+    dit = dataclasses.replace(pico.dit, text_width=None, image_width=None)
+    return dataclasses.replace(pico, dit=dit)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, preset):
+    """A work directory after all four stages, with exported weights."""
+    folder = str(tmp_path_factory.mktemp("run"))
+    rng = np.random.default_rng(0)
+    for name in ("allison", "testdata_reader"):
+        phones = [(0.1 * i, 0.1 * i + 0.1, int(rng.integers(0, 40))) for i in range(30)]
+        utterances = [
+            (0.1 * rng.standard_normal(48000).astype(np.float32), phones) for _ in range(2)
+        ]
+        speech.save(
+            os.path.join(folder, "corpus"), name, utterances, language="en", source="noise",
+            licence="none", alignment="made up",
+        )
+    for stage in ("vae", "audio", "teacher", "student"):
+        config = overrides.apply(
+            run.config(stage, os.path.join(folder, "corpus")), _SETTINGS[stage]
+        )
+        export = os.path.join(folder, "export")
+        assert run.train(preset, stage, config, folder, 2, _LOOP, export), stage
+    return folder
+
+
+def test_every_stage_leaves_weights_samples_and_a_checkpoint(workdir):
+    for stage, suffix in (("vae", "png"), ("teacher", "jpg"), ("student", "jpg")):
+        assert os.path.getsize(os.path.join(workdir, stage, "samples", f"0000002.{suffix}"))
+    for stage in ("vae", "audio", "teacher", "student"):
+        assert os.path.isdir(os.path.join(workdir, stage, "checkpoints", "2"))
+        assert os.listdir(os.path.join(workdir, stage, "tensorboard"))
+
+
+def test_exported_weights_stream(workdir, preset, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "pico", preset)
+    bundle = bundle_lib.load("pico", os.path.join(workdir, "export"))
+    picture = np.zeros((64, 64, 3), np.uint8)
+    session = session_lib.Session(bundle, picture)
+    session.end_audio()
+    frames = session.pull().frames
+    assert frames.shape == (12, 64, 64, 3)
+
+
+def test_a_stage_names_the_one_that_it_needs(tmp_path, preset):
+    config = run.config("teacher", str(tmp_path / "corpus"))
+    with pytest.raises(FileNotFoundError, match="finish stage vae in this work directory"):
+        run.train(preset, "teacher", config, str(tmp_path), 2, _LOOP)
+
+
+def test_latents_of_another_configuration_are_refused(workdir, preset):
+    config = overrides.apply(
+        run.config("teacher", os.path.join(workdir, "corpus")),
+        [*_DATA, "sample_steps=2", "data.listening=0.5"],
+    )
+    with pytest.raises(ValueError, match="holds other latents"):
+        run.train(preset, "teacher", config, workdir, 2, _LOOP)
+
+
+def test_large_presets_have_nothing_to_train_yet():
+    with pytest.raises(ValueError, match="preset tm-18b needs the Wan VAE"):
+        networks.models(presets.get("tm-18b"))
+
+
+@pytest.mark.parametrize(
+    "assignment, message",
+    [
+        ("bach=4", "has no 'bach'; it has data, batch"),
+        ("batch=four", "expected <class 'int'>, got 'four'"),
+        ("optimizer=1", "optimizer is a group; set one of learning_rate"),
+        ("batch.size=1", "batch is a value"),
+        ("batch", "expected name=value"),
+    ],
+)
+def test_overrides_explain_mistakes(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        overrides.apply(run.config("teacher", "corpus"), [assignment])
+
+
+def test_overrides_reach_nested_settings():
+    config = overrides.apply(
+        run.config("teacher", "corpus"), ["optimizer.learning_rate=2e-4", "data.clips=7"]
+    )
+    assert config.optimizer.learning_rate == 2e-4 and config.data.clips == 7
+    assert config.data.corpus == "corpus"
