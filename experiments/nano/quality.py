@@ -201,7 +201,7 @@ def _finite(session) -> bool:
     A number that is not finite stays in the cache and spoils all that follows, so the state
     now and then tells of all chunks before.
     """
-    leaves = map(jnp.asarray, jax.tree.leaves((session._state, session._decoder)))
+    leaves = jax.tree.leaves((session._state, session._decoder))
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return all(bool(jnp.isfinite(x).all()) for x in floats)
 
