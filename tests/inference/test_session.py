@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import conftest
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
@@ -17,12 +16,12 @@ from tm_jax.weights import files
 
 
 @pytest.fixture(scope="module")
-def bundle():
+def bundle(pico):
     preset = presets.get("pico")
     dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
     models = networks.models(dataclasses.replace(preset, dit=dit))
     params = {
-        part: conftest.random_parameters(shapes)
+        part: pico.random(shapes)
         for part, shapes in networks.shapes(models).items()
     }
     return bundle_lib.Bundle(models, params)

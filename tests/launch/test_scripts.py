@@ -333,7 +333,7 @@ def test_a_session_that_ends_early_is_an_error():
 
     turns = demo.take_turns(_speech(2.0), [], 4, _TIMING)
     sessions = [_Session(0), _Session(1), _Session(2), Ended(3)]
-    with pytest.raises(RuntimeError, match="character 3: expected frame 1, got nothing"):
+    with pytest.raises(RuntimeError, match="character 3: expected frame 0, got nothing"):
         demo.film(sessions, turns, _TIMING, _Writer())
 
 
