@@ -27,7 +27,7 @@ from tm_jax.models import presets
 
 STAGES = ("vae", "audio", "teacher", "student")
 # Steps of the shipped nano weights.
-_STEPS = {"vae": 1200, "audio": 1500, "teacher": 4000, "student": 1500}
+_STEPS = {"vae": 130, "audio": 1500, "teacher": 1100, "student": 185}
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.", required=True)

@@ -48,8 +48,8 @@ class StudentStageConfig:
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
     batch: int = 4
     chunks: int = 2
-    trajectories: int = 480
-    teacher_steps: int = 6
+    trajectories: int = 400
+    teacher_steps: int = 4
     guidance: float = 1.0
     context_noise: float = 0.15
     mouth_weight: float = 25.0
