@@ -15,6 +15,7 @@ import pytest
 from tm_jax.core import trees
 from tm_jax.models import presets
 from tm_jax.parallel import rules
+from tm_jax.weights import mapping
 from tm_jax.weights import wan
 
 
@@ -88,7 +89,7 @@ def test_the_table_is_complete_and_every_shape_fits(preset_shapes, name):
 
     for source, target, kind in rows:
         before = jax.ShapeDtypeStruct(published[source], jnp.float32)
-        after = jax.eval_shape(wan.TRANSFORMS[kind], before)
+        after = jax.eval_shape(mapping.KINDS[kind].forward, before)
         assert after.shape == ours[target].shape, (source, target)
 
 
@@ -107,7 +108,7 @@ def test_patch_kernel_fits_patchify():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 1, 2, 4, 3))
     kernel = rng.standard_normal((5, 3, 1, 2, 2))
-    actual = np.asarray(embeddings.patchify(x, 2)) @ wan.TRANSFORMS["patches"](kernel)
+    actual = np.asarray(embeddings.patchify(x, 2)) @ mapping.KINDS["patches"].forward(kernel)
     for column in range(2):
         expected = np.einsum("hwc,dchw->d", x[0, 0, :, 2 * column : 2 * column + 2], kernel[:, :, 0])
         np.testing.assert_allclose(actual[0, 0, column], expected, rtol=1e-5)

@@ -1,88 +1,82 @@
 """The strict table from published Wan2.1 tensor names to the parameters of `DiT`.
 
-Rows are `(source, target, kind)`; `*` stands for the number of a block. The names are those of
-the original checkpoints of Wan2.1-T2V-1.3B and Wan2.1-I2V-14B (`wan/modules/model.py`).
+A line names a tensor in the original checkpoints (Wan2.1-T2V-1.3B, -T2V-14B, -I2V-14B;
+`wan/modules/model.py`), in their diffusers edition (`transformer/`), and here; `*` stands
+for the number of a block. `rows` picks the column of one layout.
 """
 
-from collections.abc import Callable
-
 from tm_jax.models.wan import config as config_lib
+from tm_jax.weights import mapping
+
+LAYOUTS = ("original", "diffusers")
 
 
-def _matrix(x):
-    """torch.nn.Linear [out, in] to [in, out]."""
-    return x.T
-
-
-def _patches(x):
-    """Patch embedding [D, C, 1, 2, 2] to [C * 2 * 2, D], channel slowest."""
-    return x.reshape(x.shape[0], -1).T
-
-
-def _squeeze(x):
-    """Modulation [1, n, D] to [n, D]."""
-    return x[0]
-
-
-TRANSFORMS: dict[str, Callable] = {
-    "copy": lambda x: x, "matrix": _matrix, "patches": _patches, "squeeze": _squeeze,
-}
-
-
-def _linear(source, target):
+def _linear(original, diffusers, target):
     return [
-        (f"{source}.weight", f"{target}/kernel", "matrix"),
-        (f"{source}.bias", f"{target}/bias", "copy"),
+        (f"{original}.weight", f"{diffusers}.weight", f"{target}/kernel", "matrix"),
+        (f"{original}.bias", f"{diffusers}.bias", f"{target}/bias", "copy"),
     ]
 
 
-def _layer_norm(source, target):
+def _norm(original, diffusers, target):
     return [
-        (f"{source}.weight", f"{target}/scale", "copy"),
-        (f"{source}.bias", f"{target}/bias", "copy"),
+        (f"{original}.weight", f"{diffusers}.weight", f"{target}/scale", "copy"),
+        (f"{original}.bias", f"{diffusers}.bias", f"{target}/bias", "copy"),
     ]
 
 
+def _scale(original, diffusers, target):
+    return [(f"{original}.weight", f"{diffusers}.weight", f"{target}/scale", "copy")]
+
+
+_EMBED = "condition_embedder"
 _BASE = [
-    ("patch_embedding.weight", "patch_embedding/kernel", "patches"),
-    ("patch_embedding.bias", "patch_embedding/bias", "copy"),
-    *_linear("time_embedding.0", "time_embedding/in"),
-    *_linear("time_embedding.2", "time_embedding/out"),
-    *_linear("time_projection.1", "time_projection"),
-    ("head.modulation", "head_modulation", "squeeze"),
-    *_linear("head.head", "head"),
+    ("patch_embedding.weight", "patch_embedding.weight", "patch_embedding/kernel", "patches"),
+    ("patch_embedding.bias", "patch_embedding.bias", "patch_embedding/bias", "copy"),
+    *_linear("time_embedding.0", f"{_EMBED}.time_embedder.linear_1", "time_embedding/in"),
+    *_linear("time_embedding.2", f"{_EMBED}.time_embedder.linear_2", "time_embedding/out"),
+    *_linear("time_projection.1", f"{_EMBED}.time_proj", "time_projection"),
+    ("head.modulation", "scale_shift_table", "head_modulation", "squeeze"),
+    *_linear("head.head", "proj_out", "head"),
 ]
 _TEXT = [
-    *_linear("text_embedding.0", "text_embedding/in"),
-    *_linear("text_embedding.2", "text_embedding/out"),
+    *_linear("text_embedding.0", f"{_EMBED}.text_embedder.linear_1", "text_embedding/in"),
+    *_linear("text_embedding.2", f"{_EMBED}.text_embedder.linear_2", "text_embedding/out"),
 ]
+_PICTURE = f"{_EMBED}.image_embedder"
 _IMAGE = [
-    *_layer_norm("img_emb.proj.0", "image_embedding/norm_in"),
-    *_linear("img_emb.proj.1", "image_embedding/in"),
-    *_linear("img_emb.proj.3", "image_embedding/out"),
-    *_layer_norm("img_emb.proj.4", "image_embedding/norm_out"),
+    *_norm("img_emb.proj.0", f"{_PICTURE}.norm1", "image_embedding/norm_in"),
+    *_linear("img_emb.proj.1", f"{_PICTURE}.ff.net.0.proj", "image_embedding/in"),
+    *_linear("img_emb.proj.3", f"{_PICTURE}.ff.net.2", "image_embedding/out"),
+    *_norm("img_emb.proj.4", f"{_PICTURE}.norm2", "image_embedding/norm_out"),
 ]
+_SELF, _SELF_D = "blocks.*.self_attn", "blocks.*.attn1"
+_CROSS, _CROSS_D, _OURS = "blocks.*.cross_attn", "blocks.*.attn2", "blocks_*/cross"
 _BLOCK = [
-    ("blocks.*.modulation", "blocks_*/modulation", "squeeze"),
-    *(row for n in "qkvo" for row in _linear(f"blocks.*.self_attn.{n}", f"blocks_*/{n}")),
-    ("blocks.*.self_attn.norm_q.weight", "blocks_*/norm_q/scale", "copy"),
-    ("blocks.*.self_attn.norm_k.weight", "blocks_*/norm_k/scale", "copy"),
-    *_layer_norm("blocks.*.norm3", "blocks_*/cross_norm"),
-    *_linear("blocks.*.cross_attn.q", "blocks_*/cross/q"),
-    ("blocks.*.cross_attn.norm_q.weight", "blocks_*/cross/norm_q/scale", "copy"),
-    *_linear("blocks.*.cross_attn.o", "blocks_*/cross/o"),
-    *_linear("blocks.*.ffn.0", "blocks_*/mlp_in"),
-    *_linear("blocks.*.ffn.2", "blocks_*/mlp_out"),
+    ("blocks.*.modulation", "blocks.*.scale_shift_table", "blocks_*/modulation", "squeeze"),
+    *_linear(f"{_SELF}.q", f"{_SELF_D}.to_q", "blocks_*/q"),
+    *_linear(f"{_SELF}.k", f"{_SELF_D}.to_k", "blocks_*/k"),
+    *_linear(f"{_SELF}.v", f"{_SELF_D}.to_v", "blocks_*/v"),
+    *_linear(f"{_SELF}.o", f"{_SELF_D}.to_out.0", "blocks_*/o"),
+    *_scale(f"{_SELF}.norm_q", f"{_SELF_D}.norm_q", "blocks_*/norm_q"),
+    *_scale(f"{_SELF}.norm_k", f"{_SELF_D}.norm_k", "blocks_*/norm_k"),
+    # The editions number the norms of a block differently; only this one has parameters.
+    *_norm("blocks.*.norm3", "blocks.*.norm2", "blocks_*/cross_norm"),
+    *_linear(f"{_CROSS}.q", f"{_CROSS_D}.to_q", f"{_OURS}/q"),
+    *_scale(f"{_CROSS}.norm_q", f"{_CROSS_D}.norm_q", f"{_OURS}/norm_q"),
+    *_linear(f"{_CROSS}.o", f"{_CROSS_D}.to_out.0", f"{_OURS}/o"),
+    *_linear("blocks.*.ffn.0", "blocks.*.ffn.net.0.proj", "blocks_*/mlp_in"),
+    *_linear("blocks.*.ffn.2", "blocks.*.ffn.net.2", "blocks_*/mlp_out"),
 ]
 _BLOCK_TEXT = [
-    *_linear("blocks.*.cross_attn.k", "blocks_*/cross/k"),
-    *_linear("blocks.*.cross_attn.v", "blocks_*/cross/v"),
-    ("blocks.*.cross_attn.norm_k.weight", "blocks_*/cross/norm_k/scale", "copy"),
+    *_linear(f"{_CROSS}.k", f"{_CROSS_D}.to_k", f"{_OURS}/k"),
+    *_linear(f"{_CROSS}.v", f"{_CROSS_D}.to_v", f"{_OURS}/v"),
+    *_scale(f"{_CROSS}.norm_k", f"{_CROSS_D}.norm_k", f"{_OURS}/norm_k"),
 ]
 _BLOCK_IMAGE = [
-    *_linear("blocks.*.cross_attn.k_img", "blocks_*/cross/k_image"),
-    *_linear("blocks.*.cross_attn.v_img", "blocks_*/cross/v_image"),
-    ("blocks.*.cross_attn.norm_k_img.weight", "blocks_*/cross/norm_k_image/scale", "copy"),
+    *_linear(f"{_CROSS}.k_img", f"{_CROSS_D}.add_k_proj", f"{_OURS}/k_image"),
+    *_linear(f"{_CROSS}.v_img", f"{_CROSS_D}.add_v_proj", f"{_OURS}/v_image"),
+    *_scale(f"{_CROSS}.norm_k_img", f"{_CROSS_D}.norm_added_k", f"{_OURS}/norm_k_image"),
 ]
 
 # Ours alone: no published tensor fills them, they keep their initial values.
@@ -95,22 +89,27 @@ OWN = (
 )
 
 
-def rows(config: config_lib.DiTConfig) -> list[tuple[str, str, str]]:
-    """The table of one size: (source name, our path, kind of transform) per tensor."""
-    once = list(_BASE)
-    block = list(_BLOCK)
+def rows(config: config_lib.DiTConfig, layout: str = "original") -> list[mapping.Row]:
+    """The table of one size: (source name, our path, kind of transform) per tensor.
+
+    Raises:
+      ValueError: Unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}.")
+    column = LAYOUTS.index(layout)
+    once, block = list(_BASE), list(_BLOCK)
     if config.text_width is not None:
         once += _TEXT
         block += _BLOCK_TEXT
     if config.image_width is not None:
         once += _IMAGE
         block += _BLOCK_IMAGE
-    numbered = [
-        (source.replace("*", str(i)), target.replace("*", str(i)), kind)
-        for i in range(config.num_layers)
-        for source, target, kind in block
-    ]
-    return once + numbered
+
+    def pick(lines):
+        return [(line[column], line[2], line[3]) for line in lines]
+
+    return pick(once) + mapping.repeat(pick(block), config.num_layers)
 
 
 def is_own(path: str) -> bool:
