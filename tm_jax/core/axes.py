@@ -32,9 +32,11 @@ WIDTH = "width"  # residual stream, not split inside a layer
 EMBED = "embed"  # input side of a weight matrix
 HEADS = "heads"  # attention heads, or widths that are a multiple of them
 MLP = "mlp"  # hidden width of a feed-forward layer
+VOCAB = "vocab"  # rows of a table of tokens
 CHANNELS_IN = "channels_in"  # input side of a convolution
 CHANNELS_OUT = "channels_out"  # output side of a convolution
 
 LOGICAL_AXES = (
-    BATCH, FRAMES, TOKENS, CACHE, WIDTH, EMBED, HEADS, MLP, CHANNELS_IN, CHANNELS_OUT,
+    BATCH, FRAMES, TOKENS, CACHE, WIDTH, EMBED, HEADS, MLP, VOCAB,
+    CHANNELS_IN, CHANNELS_OUT,
 )

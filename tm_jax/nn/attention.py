@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None,
+    bias: jax.Array | None = None, scale: float | None = None,
 ) -> jax.Array:
     """Softmax attention.
 
@@ -18,15 +19,19 @@ def attend(
       v: Values [*, S, N, K].
       valid: Optional boolean mask that broadcasts to [*, N, L, S]; False is not seen. Every
         query must see at least one key.
+      bias: Optional float32 term of the logits that broadcasts to [*, N, L, S].
+      scale: Factor of the products; 1 / sqrt(K) by default.
 
     Returns:
       [*, L, N, K] in the dtype of `q`.
     """
-    scale = q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = jnp.swapaxes(q * scale, -2, -3)  # [*, N, L, K]
     k = jnp.swapaxes(k, -2, -3)  # [*, N, S, K]
     v = jnp.swapaxes(v, -2, -3)  # [*, N, S, K]
     logits = jnp.einsum("...qc,...kc->...qk", q, k).astype(jnp.float32)
+    if bias is not None:
+        logits = logits + bias
     if valid is not None:
         logits = jnp.where(valid, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, -1).astype(v.dtype)

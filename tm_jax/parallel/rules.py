@@ -21,6 +21,7 @@ RULES = (
     (axes.EMBED, "fsdp"),
     (axes.HEADS, "tensor"),
     (axes.MLP, "tensor"),
+    (axes.VOCAB, "tensor"),
     (axes.CHANNELS_IN, None),
     (axes.CHANNELS_OUT, "fsdp"),
 )
