@@ -105,7 +105,7 @@ class Autoencoder:
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
             latents = self._encode(np.concatenate([picture[None], part]))[:, 1:]
             pixels, state = bundle.decode(bundle.params, latents, state)
-            shown.append(np.asarray(pixels))
+            shown.append(np.asarray(pixels[0]))
         return np.concatenate(shown)[: len(frames)]
 
 

@@ -14,6 +14,8 @@ from tm_jax.models import presets
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.weights import files
 
+_ATOL = 1e-5
+
 
 @pytest.fixture(scope="module")
 def bundle(pico):
@@ -68,14 +70,77 @@ def test_windows_of_a_stream_equal_those_of_the_whole_clip(bundle, speech):
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
     head = (before + preset.audio.history) * 640 + 120
     tail = (after + preset.audio.future) * 640 + 120
+    assert (bundle.before, bundle.after) == (head, tail)
     padded = np.pad(speech, (head, tail))
     features = models.audio.apply({"params": bundle.params["audio"]}, padded[None])
     whole = dit_audio.windows(features, preset.dit.audio_window, preset.timing)
     for chunk in range(4):
         part = padded[chunk * 7680 : (chunk + 1) * 7680 + head + tail]
-        windows, _ = bundle.hear(bundle.params, part)
+        windows, _ = bundle.hear(bundle.params, part[None])
         # Measured 5e-7 of values up to 3.
         np.testing.assert_allclose(windows, whole[:, 3 * chunk : 3 * chunk + 3], atol=1e-5)
+
+
+def _begin(bundle, pictures, seeds):
+    """Start, state and decoder of streams that begin."""
+    keys = np.stack([bundle_lib.stream_key(seed) for seed in seeds])
+    return bundle.begin(bundle.params, np.stack(pictures), keys)
+
+
+def _step(bundle, streams, samples, mode):
+    """One chunk of every stream: (latents, frames), next streams."""
+    start, state, decoder = streams
+    windows, voice = bundle.hear(bundle.params, samples)
+    assert voice.shape == mode.shape
+    latents, state = bundle.score(bundle.params, state, start, windows, mode)
+    frames, decoder = bundle.decode(bundle.params, latents, decoder)
+    kept = jax.tree.map(np.array, latents)
+    return (kept, np.asarray(frames)), (start, state, decoder)
+
+
+def test_a_stream_of_a_batch_is_the_stream_alone(bundle, picture, speech):
+    """Also of streams that were put into a running batch, whatever runs beside them."""
+    samples = np.resize(speech, (2, bundle.before + 7680 + bundle.after))
+    samples[1] *= 0.3
+    mode = np.array([[1, 1, 1], [0, 0, 0]], np.int32)
+    pictures, seeds = (picture, 255 - picture), (5, 6)
+
+    def alone(i):
+        streams, made = _begin(bundle, pictures[i : i + 1], seeds[i : i + 1]), []
+        for _ in range(3):
+            one, streams = _step(bundle, streams, samples[i : i + 1], mode[i : i + 1])
+            made.append(one)
+        return made
+
+    expected = [alone(0), alone(1)]
+
+    def together(streams, both, index):
+        made, streams = _step(bundle, streams, both, mode)
+        return jax.tree.map(lambda x: x[index], made), streams
+
+    def check(actual, expected):
+        # Measured 1e-6 of latents up to 4; the frames may round another way.
+        for a, b in zip(*map(jax.tree.leaves, (actual[0], expected[0]))):
+            np.testing.assert_allclose(a, b[0], rtol=0, atol=_ATOL)
+        assert np.abs(actual[1].astype(int) - expected[1][0]).max() <= 1
+
+    streams = _begin(bundle, [picture, picture], [5, 9])
+    for leaf in jax.tree.leaves(streams):
+        assert leaf.shape[0] == 2
+    first, streams = together(streams, samples, 0)
+    check(first, expected[0][0])
+    one = _begin(bundle, pictures[1:], seeds[1:])
+    streams = bundle.insert(streams, 1, one)
+    both, streams = together(streams, samples, slice(None))
+    for i, chunk in ((0, 1), (1, 0)):
+        check(jax.tree.map(lambda x: x[i], both), expected[i][chunk])
+    # Only the neighbour differs now: not one bit of this stream may.
+    other = bundle.insert(jax.tree.map(jnp.copy, streams), 0, one)
+    loud = np.stack([9 * samples[1], samples[1]])
+    quiet, _ = together(streams, samples, 1)
+    disturbed, _ = together(other, loud, 1)
+    check(quiet, expected[1][1])
+    jax.tree.map(np.testing.assert_array_equal, disturbed, quiet)
 
 
 def test_a_chunk_waits_for_its_look_ahead_and_no_longer(bundle, picture, speech):

@@ -1,4 +1,10 @@
-"""A preset with its weights, and the compiled programs that a session runs."""
+"""A preset with its weights, and the compiled programs that streams run.
+
+Every program computes a batch of B independent streams: B is the leading axis of all that
+goes in and comes out, except the parameters, and each B is compiled on its own. A stream
+gives the same frames whatever its neighbours do, so a server replaces one stream of a batch
+(`Bundle.insert`) while the others go on.
+"""
 
 import dataclasses
 import functools
@@ -6,10 +12,13 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tm_jax.data import drawn
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.models.wan import student
 from tm_jax.weights import files
@@ -17,7 +26,10 @@ from tm_jax.weights import files
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """Networks and weights, ready for any number of sessions.
+    """Networks and weights, ready for any number of streams.
+
+    A stream starts with `begin`. For every chunk it runs `hear`, `score` and `decode`, whose
+    states are handed from chunk to chunk; a state that was handed in cannot be used again.
 
     Attributes:
       models: The networks.
@@ -33,24 +45,66 @@ class Bundle:
         return self.models.preset
 
     @functools.cached_property
+    def before(self) -> int:
+        """Samples ahead of a chunk's own that `hear` needs."""
+        window, _ = dit_audio.margins(self.preset.dit.audio_window, self.preset.timing)
+        return (window + self.preset.audio.history) * encoder.FRAME + encoder.MARGIN
+
+    @functools.cached_property
+    def after(self) -> int:
+        """Samples after a chunk's own that `hear` needs: the look-ahead."""
+        _, window = dit_audio.margins(self.preset.dit.audio_window, self.preset.timing)
+        return (window + self.preset.audio.future) * encoder.FRAME + encoder.MARGIN
+
+    @functools.cached_property
     def begin(self):
-        """Compiled (params, picture uint8 [H, W, 3], key) -> `Start` of one stream."""
+        """Compiled (params, pictures uint8 [B, H, W, 3], keys) -> states before chunk 0.
+
+        `keys` are uint32 [B, 2], one `stream_key` for every stream. The states are `Start`
+        (stays the same for the whole stream), `StreamState` (goes through `score`) and
+        `DecoderState` (goes through `decode`).
+        """
         return jax.jit(functools.partial(_begin, self.models))
 
     @functools.cached_property
     def hear(self):
-        """Compiled (params, samples [n]) -> windows [1, T, R, U], voice [T] in 0..1."""
+        """Compiled (params, samples [B, n]) -> windows [B, T, R, U], voice [B, T] in 0..1.
+
+        The n = before + samples_per_chunk + after samples begin `before` ahead of the chunk.
+        """
         return jax.jit(functools.partial(_hear, self.models))
 
     @functools.cached_property
     def score(self):
-        """Compiled (params, state, start, windows, mode [1, T]) -> latents, next state."""
+        """Compiled (params, state, start, windows, mode int32 [B, T]) -> latents, next state.
+
+        Mode is 0 for listening and 1 for speaking. Latents are a tree for `decode` alone.
+        """
         return jax.jit(functools.partial(_score, self.models), donate_argnums=1)
 
     @functools.cached_property
     def decode(self):
-        """Compiled (params, latents, state) -> frames uint8 [F, H, W, 3], next state."""
+        """Compiled (params, latents, state) -> frames uint8 [B, F, H, W, 3], next state."""
         return jax.jit(functools.partial(_decode, self.models), donate_argnums=2)
+
+    @functools.cached_property
+    def insert(self):
+        """Compiled (batch tree, index, one tree) -> batch tree with another stream `index`.
+
+        The trees are alike, with B streams and with one, such as what `begin` gave for each.
+        The batch tree that was handed in cannot be used again.
+        """
+        return jax.jit(_insert, donate_argnums=0)
+
+
+def stream_key(seed: int, chunk: int = 0) -> np.ndarray:
+    """The random key of a stream that begins, uint32 [2].
+
+    Args:
+      seed: Seed of the session; its lower 32 bits count.
+      chunk: Chunks that the session showed before, so that it never draws a noise twice.
+    """
+    return np.array([seed & 0xFFFFFFFF, chunk & 0xFFFFFFFF], np.uint32)
 
 
 def load(preset: str = "nano", weights: str | None = None) -> Bundle:
@@ -92,42 +146,42 @@ class Start:
 
     Attributes:
       context: Constant conditioning of the transformer.
-      condition: Conditioning channels of a chunk, [1, T, H, W, C].
-      reference: Latent of the picture, [1, 1, H, W, C].
+      condition: Conditioning channels of a chunk, [B, T, H, W, C].
     """
 
     context: object
     condition: jax.Array
-    reference: jax.Array
 
 
-def _begin(models, params, picture, key):
+def _begin(models, params, pictures, keys):
     preset = models.preset
-    frames = drawn.to_float(picture)[None, None]
+    frames = drawn.to_float(pictures)[:, None]  # [B, 1, H, W, 3]
     z = models.vae.apply({"params": params["vae"]}, frames, method=models.vae.encode)
     logits = models.locator.apply({"params": params["locator"]}, z[:, 0])
     face = (logits > 0).astype(jnp.float32)
     context = models.dit.apply(
         {"params": params["dit"]}, face_mask=face, method=models.dit.context
     )
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.key(key[0]), key[1]))(keys)
     count = preset.timing.latents_per_chunk
     state = student.begin(
-        models.dit, params["dit"], z[:, 0], z[:, 0], context, key[None], count,
+        models.dit, params["dit"], z[:, 0], z[:, 0], context, keys, count,
         preset.student.num_steps, preset.student.policy,
     )
-    start = Start(context=context, condition=jnp.repeat(z, count, 1), reference=z)
-    return start, state
+    # The picture is the first latent of the decoder's clip; its frame is not shown.
+    _, decoder = _decode(models, params, z, autoencoder.initial_state(preset.vae, z.shape))
+    return Start(context=context, condition=jnp.repeat(z, count, 1)), state, decoder
 
 
 def _hear(models, params, samples):
     preset = models.preset
     variables = {"params": params["audio"]}
-    features = models.audio.apply(variables, samples[None])
+    features = models.audio.apply(variables, samples)
     labels = models.audio.apply(variables, features, method=models.audio.predict)
     before, _ = dit_audio.margins(preset.dit.audio_window, preset.timing)
     frames = preset.timing.frames_per_chunk
-    voice = jax.nn.sigmoid(labels[0, before : before + frames, -1])
-    voice = voice.reshape(-1, preset.timing.frames_per_latent).max(1)
+    voice = jax.nn.sigmoid(labels[:, before : before + frames, -1])  # [B, F]
+    voice = voice.reshape(voice.shape[0], -1, preset.timing.frames_per_latent).max(-1)
     windows = dit_audio.windows(features, preset.dit.audio_window, preset.timing)
     return windows, voice
 
@@ -144,4 +198,10 @@ def _decode(models, params, latents, state):
     pixels, state = models.vae.apply(
         {"params": params["vae"]}, latents, state, method=models.vae.decode_chunk
     )
-    return drawn.to_uint8(pixels[0]), state
+    return drawn.to_uint8(pixels), state
+
+
+def _insert(batch, index, one):
+    return jax.tree.map(
+        lambda many, x: jax.lax.dynamic_update_index_in_dim(many, x[0], index, 0), batch, one
+    )

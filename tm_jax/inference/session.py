@@ -8,13 +8,9 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.inference import bundle as bundle_lib
-from tm_jax.models.audio_encoder import encoder
-from tm_jax.models.vae import autoencoder
-from tm_jax.models.wan import audio as dit_audio
 
 MODES = ("auto", "speak", "listen")
 _VOICE = 0.5  # probability above which somebody is heard
@@ -65,12 +61,6 @@ class Session:
         timing = bundle.preset.timing
         self.fps = timing.fps
         self.chunk_frames = timing.frames_per_chunk
-        window_before, window_after = dit_audio.margins(
-            bundle.preset.dit.audio_window, timing
-        )
-        audio = bundle.preset.audio
-        self._before = (window_before + audio.history) * encoder.FRAME + encoder.MARGIN
-        self._after = (window_after + audio.future) * encoder.FRAME + encoder.MARGIN
         self.set_mode(mode)
         self._picture = self._checked(picture)
         self.reset()
@@ -88,7 +78,8 @@ class Session:
 
     def reset(self):
         """Starts again from the picture, at frame 0, without any sound."""
-        self._sound = np.zeros(self._before, np.float32)  # from `before` ahead of the chunk
+        # From `before` ahead of the next chunk on.
+        self._sound = np.zeros(self._bundle.before, np.float32)
         self._ended = False
         self._chunk = 0
         self._held = 0
@@ -96,11 +87,10 @@ class Session:
 
     def _start_stream(self):
         bundle = self._bundle
-        key = jax.random.fold_in(jax.random.key(self._seed), self._chunk)
-        self._start, self._state = bundle.begin(bundle.params, self._picture, key)
-        empty = autoencoder.initial_state(bundle.preset.vae, self._start.reference.shape)
-        # The picture is the first latent of the decoder's clip; its frame is not shown.
-        _, self._decoder = bundle.decode(bundle.params, self._start.reference, empty)
+        key = bundle_lib.stream_key(self._seed, self._chunk)
+        self._start, self._state, self._decoder = bundle.begin(
+            bundle.params, self._picture[None], key[None]
+        )
 
     def set_character(self, picture: np.ndarray):
         """Goes on with another picture from the next chunk; sound and clock stay.
@@ -147,7 +137,7 @@ class Session:
 
     def interrupt(self):
         """Forgets sound that has not been shown yet; the clock goes on."""
-        self._sound = self._sound[: self._before]
+        self._sound = self._sound[: self._bundle.before]
         self._held = 0
 
     def pull(self) -> Chunk | None:
@@ -159,23 +149,23 @@ class Session:
         """
         bundle, timing = self._bundle, self._bundle.preset.timing
         step = timing.samples_per_chunk
-        needed = self._before + step + self._after
+        needed = bundle.before + step + bundle.after
         if len(self._sound) < needed:
             if not self._ended:
                 return None
             self._sound = np.pad(self._sound, (0, needed - len(self._sound)))
         started = time.perf_counter()
-        windows, voice = bundle.hear(bundle.params, self._sound[:needed])
+        windows, voice = bundle.hear(bundle.params, self._sound[None, :needed])
         speaking = self._speaks(np.asarray(voice))
         heard = time.perf_counter()
-        mode = jnp.full((1, timing.latents_per_chunk), int(speaking), jnp.int32)
+        mode = np.full((1, timing.latents_per_chunk), speaking, np.int32)
         latents, self._state = bundle.score(
             bundle.params, self._state, self._start, windows, mode
         )
-        latents.block_until_ready()
+        jax.block_until_ready(latents)
         scored = time.perf_counter()
         frames, self._decoder = bundle.decode(bundle.params, latents, self._decoder)
-        frames = np.asarray(frames)
+        frames = np.asarray(frames)[0]
         decoded = time.perf_counter()
         self._sound = self._sound[step:]
         first = self._chunk * timing.frames_per_chunk
