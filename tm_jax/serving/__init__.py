@@ -1,0 +1,1 @@
+"""The real-time server: protocol, pacing, engine, calls, transports."""
