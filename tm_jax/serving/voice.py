@@ -5,6 +5,7 @@ and answer are in `tm_jax.agents`. All methods run in the event loop of the serv
 does long work in threads or tasks of its own and never blocks the loop.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Protocol
 
@@ -154,3 +155,18 @@ class Player(Silent):
     async def heard_all(self) -> None:
         """The file is complete."""
         self.line.finish("file")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agent:
+    """A kind of voice that callers can choose in mode "agent".
+
+    Attributes:
+      id: Identifier in the protocol.
+      name: Name for people.
+      make: Makes a fresh voice for one call; quick, or it raises.
+    """
+
+    id: str
+    name: str
+    make: Callable[[], Voice]
