@@ -25,9 +25,9 @@ except ModuleNotFoundError as error:
 from tm_jax.configs import overrides
 from tm_jax.models import presets
 
-STAGES = ("vae", "audio", "teacher", "student")
+STAGES = ("vae", "audio", "motion", "teacher", "student")
 # Steps of the shipped nano weights.
-_STEPS = {"vae": 130, "audio": 1500, "teacher": 1100, "student": 185}
+_STEPS = {"vae": 130, "audio": 1500, "motion": 4000, "teacher": 1800, "student": 300}
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.", required=True)

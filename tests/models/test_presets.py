@@ -64,7 +64,7 @@ def test_an_unknown_name_lists_the_valid_ones():
         ("num_heads", 3, "width=32 is not a multiple of num_heads=3"),
         ("num_heads", 32, "head width 1 must be even"),
         ("reference_std", -1.0, "reference_std needs .* a positive value"),
-        ("condition_channels", 4, "reference_std needs condition_channels == latent_channels"),
+        ("condition_channels", 4, "reference_std needs condition_channels >= latent_channels"),
     ],
 )
 def test_bad_transformer_sizes_are_refused(field, value, message):

@@ -28,7 +28,7 @@ def made_up_mouth(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 
 
 def clip(rng: np.random.Generator, seed: int, num_frames: int) -> dict:
-    """A description: one portrait frame, then `num_frames` frames of motion.
+    """A description: one portrait frame, then `num_frames` frames of a face, the head at rest.
 
     Returns:
       Dictionary with `character` (leaves without batch axis) and `motion` [1 + F, M].
@@ -37,7 +37,8 @@ def clip(rng: np.random.Generator, seed: int, num_frames: int) -> dict:
         motion = motion_lib.talking(rng, made_up_mouth(rng, num_frames), _FPS)
     else:
         motion = motion_lib.listening(rng, num_frames, _FPS)
-    motion = np.concatenate([motion_lib.portrait(rng)[None], motion])
+    pose = motion_lib.portrait(rng)
+    motion = np.concatenate([pose[None], motion_lib.hold(motion, pose)])
     return {"character": characters.sample(seed), "motion": motion.astype(np.float32)}
 
 

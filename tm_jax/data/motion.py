@@ -18,6 +18,13 @@ COLUMNS = (
 _AT = {name: column for column, name in enumerate(COLUMNS)}
 _HEAD = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y")]
 
+BODY = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y", "breath")]
+
+# Eyes, brows and smile: what speech does not tell of a face at rest.
+EXPRESSION = [
+    _AT[name] for name in ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
+]
+
 _HEAD_STD = 0.30
 _LIMIT = 0.9
 _BAND_HZ = (0.05, 0.8)  # Of slow motion.
@@ -107,6 +114,22 @@ def portrait(rng):
     pose[_AT["smile"]] = rng.uniform(0, 0.3)
     pose[_AT["breath"]] = rng.uniform(0, 1)
     return np.clip(pose, -0.4, 1).astype(np.float32)
+
+
+def hold(motion, pose, share=0.0):
+    """Holds head and body at the pose of a picture.
+
+    Args:
+      motion: Motion [T, 17].
+      pose: Pose of the picture, [17].
+      share: How much of the motion of head and body stays, around that pose.
+
+    Returns:
+      Motion [T, 17].
+    """
+    motion = motion.copy()
+    motion[:, BODY] = pose[BODY] + share * motion[:, BODY]
+    return motion
 
 
 def _base(rng, num_frames, fps, kind):

@@ -1,4 +1,4 @@
-"""A preset with its weights: the four networks of a small preset, loaded and ready."""
+"""The networks of a small preset."""
 
 import dataclasses
 import os
@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from tm_jax.models import locator as locator_lib
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.motion import config as motion_config
+from tm_jax.models.motion import network as motion_network
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
 
-PARTS = ("dit", "vae", "audio", "locator")
+PARTS = ("dit", "vae", "audio", "locator", "motion")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Models:
       vae: Video autoencoder.
       audio: Speech encoder.
       locator: Face locator.
+      motion: Motion model.
     """
 
     preset: presets.Preset
@@ -33,6 +36,7 @@ class Models:
     vae: autoencoder.VideoAutoencoder
     audio: encoder.AudioEncoder
     locator: locator_lib.FaceLocator
+    motion: motion_network.MotionModel
 
     @property
     def grid(self) -> patterns.Grid:
@@ -44,7 +48,7 @@ class Models:
         )
 
     def init(self, part: str, key):
-        """Boxed random parameters of one part ("dit", "vae", "audio" or "locator")."""
+        """Boxed random parameters of one part (one of `PARTS`)."""
         c, tokens = self.preset.dit, self.preset.tokens
         height, width, channels = self.preset.latent_shape
         if part == "vae":
@@ -56,6 +60,14 @@ class Models:
             return self.audio.init(key, samples, method=self.audio.train)["params"]
         if part == "locator":
             return self.locator.init(key, jnp.zeros((1, height, width, channels)))["params"]
+        if part == "motion":
+            m = self.preset.motion
+            columns = len(motion_config.COLUMNS)
+            frames = jnp.zeros((1, m.frames_per_latent, columns))
+            past = jnp.zeros((1, m.history_frames, columns))
+            window = jnp.zeros((1, c.audio_window, c.audio_feature_width))
+            zero = jnp.zeros((1,))
+            return self.motion.init(key, frames, zero, past, window, zero)["params"]
         text = image = None
         if c.text_width is not None:
             text = jnp.zeros((1, c.text_length, c.text_width))
@@ -82,7 +94,7 @@ def models(preset: presets.Preset) -> Models:
     Raises:
       ValueError: The preset needs Wan's VAE and encoders.
     """
-    if preset.vae is None or preset.audio is None:
+    if preset.vae is None or preset.audio is None or preset.motion is None:
         raise ValueError(
             f"preset {preset.name} needs the Wan VAE, text, image and speech encoders, "
             "which this version does not contain; use preset nano."
@@ -93,6 +105,7 @@ def models(preset: presets.Preset) -> Models:
         vae=autoencoder.VideoAutoencoder(preset.vae, dtype),
         audio=encoder.AudioEncoder(preset.audio),
         locator=locator_lib.FaceLocator(preset.dit.patch),
+        motion=motion_network.MotionModel(preset.motion),
     )
 
 

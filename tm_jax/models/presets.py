@@ -5,6 +5,7 @@ import dataclasses
 from tm_jax.core import timing as timing_lib
 from tm_jax.diffusion import flow
 from tm_jax.models.audio_encoder import config as audio_config
+from tm_jax.models.motion import config as motion_config
 from tm_jax.models.vae import config as vae_config
 from tm_jax.models.wan import config as dit_config
 
@@ -39,6 +40,7 @@ class Preset:
       dit: Video transformer.
       vae: Own small autoencoder; None where the Wan VAE is used.
       audio: Own small speech encoder; None where wav2vec2 is used.
+      motion: Own motion model; None where the transformer draws all motion.
       spatial_stride: Pixels per latent.
       timing: Clocks.
       schedule: Noise levels.
@@ -52,6 +54,7 @@ class Preset:
     dit: dit_config.DiTConfig
     vae: vae_config.VAEConfig | None = None
     audio: audio_config.AudioEncoderConfig | None = None
+    motion: motion_config.MotionConfig | None = None
     spatial_stride: int = 16
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow.Schedule = flow.Schedule()
@@ -94,29 +97,29 @@ PRESETS = {
         name="pico", height=64, width=64,
         dit=dit_config.DiTConfig(
             width=32, num_heads=2, num_layers=2, mlp_width=64,
-            latent_channels=8, condition_channels=8, frequency_width=32,
+            latent_channels=8, condition_channels=32, frequency_width=32,
             text_width=24, text_length=6, image_width=20, image_length=5,
             audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
             audio_width=16, reference_std=0.5,
         ),
-        vae=vae_config.VAEConfig(
-            latent_channels=8, latent_width=16, middle_width=8, fine_width=8
-        ),
+        vae=vae_config.VAEConfig(latent_channels=8),
         audio=audio_config.AudioEncoderConfig(mels=20, width=16, features=16),
+        motion=motion_config.MotionConfig(
+            width=16, mlp_width=16, layers=1, history=2, steps=2
+        ),
     ),
     # The embedded default: trained by this repository, weights shipped.
     "nano": Preset(
         name="nano", height=256, width=256,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
-            latent_channels=128, condition_channels=128, text_width=None, image_width=None,
+            latent_channels=256, condition_channels=280, text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
             audio_width=128, reference_std=1.0,
         ),
-        vae=vae_config.VAEConfig(
-            latent_channels=128, latent_width=192, middle_width=64, fine_width=32
-        ),
+        vae=vae_config.VAEConfig(latent_channels=256),
         audio=audio_config.AudioEncoderConfig(),
+        motion=motion_config.MotionConfig(),
     ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
     "wan-1.3b": Preset(

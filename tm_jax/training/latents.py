@@ -23,10 +23,6 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.wan import audio as dit_audio
 
 _BLOCK = 8
-_BODY = [
-    motion_lib.COLUMNS.index(name)
-    for name in ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +35,8 @@ class LatentConfig:
       latents: Latent frames per clip after the reference.
       listening: Fraction of listening clips.
       overheard: Fraction of listening clips in which somebody else is heard.
-      head_motion: How far head and body move, as a fraction of the motion that
-        `data/motion.py` draws, around the pose of the reference picture.
+      sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
+        hardest to learn.
       seed: Seed of all of it.
     """
 
@@ -49,7 +45,7 @@ class LatentConfig:
     latents: int = 9
     listening: float = 0.2
     overheard: float = 0.5
-    head_motion: float = 0.0
+    sketches: float = 0.15
     seed: int = 0
 
 
@@ -79,7 +75,7 @@ def describe(config: LatentConfig, models: networks.Models, voices, rng, charact
             sound += tracks.noise(rng, len(sound)) * 10 ** rng.uniform(-4, -1.7)
     damaged = tracks.damage(rng, sound) if mode else sound
     portrait = motion_lib.portrait(rng)
-    motion[:, _BODY] = portrait[_BODY] + config.head_motion * motion[:, _BODY]
+    motion = motion_lib.hold(motion, portrait)
     motion = np.concatenate([portrait[None], motion])
     start = before * encoder.FRAME
     return {
@@ -118,6 +114,7 @@ def make_encoder(models: networks.Models, params: dict):
             "mouth": (mouth * 255).astype(jnp.uint8),
             "face": (face.reshape(face.shape[0], -1) * 255).astype(jnp.uint8),
             "mode": batch["mode"].astype(jnp.uint8),
+            "expression": batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)].astype(jnp.float16),
         }
 
     return lambda batch: encode({k: params[k] for k in ("vae", "audio")}, batch)
@@ -151,7 +148,8 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
         items = []
         for i in range(made, made + _BLOCK):
             rng = np.random.default_rng((config.seed, 77, i))
-            character = characters.sample(characters.training_seed(i))
+            style = "sketch" if rng.random() < config.sketches else None
+            character = characters.sample(characters.training_seed(i), style)
             items.append(describe(config, models, voices, rng, character))
         arrays = jax.device_get(encode(collate(items)))
         for name, value in arrays.items():
@@ -170,7 +168,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     bar.close()
     return {
         name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
-        for name in ("latents", "features", "mouth", "face", "mode")
+        for name in ("latents", "features", "mouth", "face", "mode", "expression")
     }
 
 
@@ -179,13 +177,15 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
 
     Returns:
       Dictionary of `reference` [H, W, C], `x0` [T, H, W, C], `windows` [T, R, U],
-      `mouth` [T, H, W], `face` [P] and `mode`.
+      `mouth` [T, H, W], `face` [P], `mode` and `expression` [T, X].
     """
     preset = models.preset
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
     group = preset.timing.frames_per_latent
     cut = slice(start * group, (start + latents) * group + before + after)
     features = np.asarray(store["features"][index, cut], np.float32)
+    frames = slice(start * group, (start + latents) * group)
+    expression = np.asarray(store["expression"][index, frames], np.float32)
     offsets = np.arange(latents)[:, None] * group + np.arange(preset.dit.audio_window)
     return {
         "reference": np.asarray(store["latents"][index, 0], np.float32),
@@ -194,4 +194,5 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
         "mouth": np.asarray(store["mouth"][index, start : start + latents], np.float32) / 255,
         "face": np.asarray(store["face"][index], np.float32) / 255,
         "mode": np.int32(store["mode"][index]),
+        "expression": expression.reshape(latents, -1),
     }

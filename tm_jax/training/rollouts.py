@@ -16,7 +16,7 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
     Args:
       models: Networks.
       params: Parameters of the transformer.
-      batch: `reference` [B, H, W, C], `mode` [B], `face` [B, P].
+      batch: `reference` [B, H, W, C], `expression` [B, T, X], `mode` [B], `face` [B, P].
       x: Noisy latents [B, T, H, W, C].
       sigma: Noise level of each sample, [B].
       windows: Audio windows [B, T, R, U].
@@ -28,6 +28,7 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
     frames = x.shape[1]
     sink, windows, mode = with_sink(batch["reference"], windows, batch["mode"])
     variables = {"params": params}
+    conditions = condition(models, batch["reference"], batch["expression"])
     if context is None:
         context = models.dit.apply(
             variables, face_mask=batch["face"], method=models.dit.context
@@ -36,11 +37,34 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
         [jnp.zeros_like(sigma)[:, None], jnp.repeat(sigma[:, None], frames, 1)], 1
     )
     velocity, _ = models.dit.apply(
-        variables, jnp.concatenate([sink, x], 1), jnp.repeat(sink, 1 + frames, 1), level, mode,
+        variables, jnp.concatenate([sink, x], 1), conditions, level, mode,
         context, models.dit.apply(variables, windows, method=models.dit.audio),
         lambda layer: patterns.bidirectional(models.grid),
     )
     return velocity[:, 1:]
+
+
+def condition(models, reference, expression, sink: bool = True) -> jax.Array:
+    """Conditioning channels: the reference latent, then the expression of every frame.
+
+    Args:
+      models: Networks.
+      reference: [B, H, W, C].
+      expression: [B, T, X], for every place of a frame; X may be 0.
+      sink: Whether a frame of neutral expression, the sink's, comes first.
+
+    Returns:
+      [B, 1 + T, H, W, C + X], without sink [B, T, H, W, C + X].
+    """
+    width = models.preset.dit.expression_channels
+    expression = expression[..., :width]
+    if sink:
+        expression = jnp.pad(expression, ((0, 0), (1, 0), (0, 0)))
+    frames, (height, columns) = expression.shape[1], reference.shape[1:3]
+    spread = jnp.broadcast_to(
+        expression[:, :, None, None], (*expression.shape[:2], height, columns, width)
+    )
+    return jnp.concatenate([jnp.repeat(reference[:, None], frames, 1), spread], -1)
 
 
 def with_sink(reference, windows, mode):
@@ -101,6 +125,8 @@ def student_forward(models, params, batch, context_x0, x, sigmas):
     variables = {"params": params}
     context = models.dit.apply(variables, face_mask=batch["face"], method=models.dit.context)
     clean = batch["windows"][:, : (chunks - 1) * c]
+    expression = batch["expression"]
+    expression = jnp.concatenate([expression[:, : (chunks - 1) * c], expression], 1)
     sink, windows, mode = with_sink(
         batch["reference"], jnp.concatenate([clean, batch["windows"]], 1), batch["mode"]
     )
@@ -108,7 +134,8 @@ def student_forward(models, params, batch, context_x0, x, sigmas):
     quiet = jnp.zeros((x.shape[0], 1 + (chunks - 1) * c))
     velocity, _ = models.dit.apply(
         variables, jnp.concatenate([sink, context_x0, x], 1),
-        jnp.repeat(sink, windows.shape[1], 1), jnp.concatenate([quiet, level], 1), mode,
+        condition(models, batch["reference"], expression),
+        jnp.concatenate([quiet, level], 1), mode,
         context, models.dit.apply(variables, windows, method=models.dit.audio),
         lambda layer: patterns.teacher_forcing(models.grid, chunks),
     )
@@ -123,20 +150,24 @@ def student_sample(models, params, batch, key):
     context = models.dit.apply(
         {"params": params}, face_mask=batch["face"], method=models.dit.context
     )
+    conditions = condition(models, batch["reference"], batch["expression"])
     state = student_lib.begin(
-        models.dit, params, batch["reference"], batch["reference"], context,
+        models.dit, params, batch["reference"], conditions[:, 0], context,
         jax.random.split(key, size), c, preset.student.num_steps, policy,
     )
-    condition = jnp.repeat(batch["reference"][:, None], c, 1)
     mode = jnp.repeat(batch["mode"][:, None].astype(jnp.int32), c, 1)
 
-    def step(state, windows):
+    def step(state, inputs):
+        windows, chunk = inputs
         x0, state = student_lib.next_chunk(
-            models.dit, params, state, condition, windows, mode, context, preset.sigmas,
+            models.dit, params, state, chunk, windows, mode, context, preset.sigmas,
             policy,
         )
         return state, x0
 
-    windows = batch["windows"].reshape(size, frames // c, c, *batch["windows"].shape[2:])
-    _, x0 = jax.lax.scan(step, state, jnp.moveaxis(windows, 1, 0))
+    inputs = jax.tree.map(
+        lambda a: jnp.moveaxis(a.reshape(size, frames // c, c, *a.shape[2:]), 1, 0),
+        (batch["windows"], conditions[:, 1:]),
+    )
+    _, x0 = jax.lax.scan(step, state, inputs)
     return jnp.moveaxis(x0, 0, 1).reshape(size, frames, *x0.shape[3:])

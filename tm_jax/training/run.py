@@ -7,6 +7,7 @@ from tm_jax.models import presets
 from tm_jax.training import audio_stage
 from tm_jax.training import latents
 from tm_jax.training import loop
+from tm_jax.training import motion_stage
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import vae_stage
@@ -14,10 +15,12 @@ from tm_jax.weights import files
 
 # Parts that a stage trains, and parts that it reads.
 _TRAINS = {
-    "vae": ("vae",), "audio": ("audio",), "teacher": ("dit", "locator"), "student": ("dit",),
+    "vae": ("vae",), "audio": ("audio",), "motion": ("motion",),
+    "teacher": ("dit", "locator"), "student": ("dit",),
 }
 _READS = {
-    "vae": {}, "audio": {}, "teacher": {"vae": "vae", "audio": "audio"},
+    "vae": {}, "audio": {}, "motion": {"audio": "audio"},
+    "teacher": {"vae": "vae", "audio": "audio"},
     "student": {"vae": "vae", "audio": "audio", "dit": "teacher", "locator": "teacher"},
 }
 
@@ -28,6 +31,8 @@ def config(stage: str, corpus: str):
         return vae_stage.VAEStageConfig()
     if stage == "audio":
         return audio_stage.AudioStageConfig(corpus=corpus)
+    if stage == "motion":
+        return motion_stage.MotionStageConfig(corpus=corpus)
     data = latents.LatentConfig(corpus=corpus)
     kinds = {
         "teacher": teacher_stage.TeacherStageConfig, "student": student_stage.StudentStageConfig
@@ -40,14 +45,18 @@ def _published(workdir, stage, part):
 
 
 def _read(models, workdir, stage):
+    return _collect(models, workdir, f"stage {stage}", _READS[stage])
+
+
+def _collect(models, workdir, who, sources):
+    """Parameters of the parts in `sources`, {part: stage that trains it}."""
     shapes = networks.shapes(models)
     params = {}
-    for part, source in _READS[stage].items():
+    for part, source in sources.items():
         path = _published(workdir, source, part)
         if not os.path.exists(path):
             raise FileNotFoundError(
-                f"stage {stage} needs {path}: finish stage {source} in this work directory "
-                "first."
+                f"{who} needs {path}: finish stage {source} in this work directory first."
             )
         params[part] = files.load(path, shapes[part])
     return params
@@ -61,6 +70,8 @@ def make(preset: presets.Preset, stage: str, settings, workdir: str) -> loop.Sta
         return audio_stage.make(preset, settings)
     models = networks.models(preset)
     params = _read(models, workdir, stage)
+    if stage == "motion":
+        return motion_stage.make(models, params, settings)
     store = latents.build(os.path.join(workdir, "latents"), settings.data, models, params)
     if stage == "teacher":
         return teacher_stage.make(models, params, store, settings)
@@ -83,7 +94,7 @@ def train(
       workdir: Folder of the run.
       steps: Updates in all.
       loop_config: Checkpoints, metrics, samples.
-      export: Folder that gets the finished parts in bfloat16; with stage student all four.
+      export: Folder that gets the finished parts in bfloat16; with stage student all five.
 
     Returns:
       Whether the stage is finished.
@@ -105,7 +116,8 @@ def train(
     if export:
         os.makedirs(export, exist_ok=True)
         if stage == "student":
-            trained = {**_read(networks.models(preset), workdir, stage), **trained}
+            rest = {**_READS[stage], "motion": "motion"}
+            trained = {**_collect(networks.models(preset), workdir, "export", rest), **trained}
         for part, params in trained.items():
             files.save(os.path.join(export, f"{part}.safetensors"), params, preset=preset.name)
     return True

@@ -25,10 +25,13 @@ class VAEStageConfig:
       crop: Side of the square that the loss looks at.
       mouth_weight: Extra weight of the pixels around the mouth.
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
+      time_weight: Weight of the error of differences between frames, which hides the borders
+        of latents.
       square_weight: Weight of the squared error beside the absolute one.
       noise: Largest standard deviation of noise on normalised latents, which stands for the
         errors of the transformer.
       fit_mouth: Extra weight of the mouth in the fit of the linear code.
+      fit_face: The same for the face.
       fit_frames: Frames of each clip used to fit the linear code.
       fit_clips: Clips used to fit the linear code.
       optimizer: Optimiser.
@@ -39,13 +42,15 @@ class VAEStageConfig:
     crop: int = 128
     mouth_weight: float = 3.0
     edge_weight: float = 0.3
+    time_weight: float = 0.3
     square_weight: float = 10.0
     noise: float = 0.1
-    fit_mouth: float = 10.0
+    fit_mouth: float = 20.0
+    fit_face: float = 2.0
     fit_frames: int = 8
-    fit_clips: int = 160
+    fit_clips: int = 200
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=1e-3, beta2=0.99, weight_decay=0.0, ema_decay=0.995
+        learning_rate=3e-5, beta2=0.99, weight_decay=0.0, ema_decay=0.995
     )
 
 
@@ -85,14 +90,17 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
     frames = group * (config.latents - 1)
 
     def init(key):
-        return {"decoder": model.init(key, jnp.zeros((1, 1 + group, 32, 32, 3)))["params"]["decoder"]}
+        # The fit is the start; `key` has nothing to draw.
+        return jax.tree.map(jnp.copy, start)
 
     fit = _describe(config, size, False, 1, config.fit_clips, config.fit_frames)
     pixels = np.asarray(render(fit, size))
-    boxes = characters.regions(fit["character"], fit["motion"])["mouth"]
-    importance = 1 + config.fit_mouth * np.asarray(drawn.box_mask(boxes, size))
+    boxes = characters.regions(fit["character"], fit["motion"])
+    importance = 1 + config.fit_mouth * np.asarray(drawn.box_mask(boxes["mouth"], size))
+    importance += config.fit_face * np.asarray(drawn.box_mask(boxes["face"], size))
     code = autoencoder.principal_components(pixels, importance, preset.vae)
     code = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), code)
+    start = {name: code.pop(name) for name in ("uncode", "fade")}
 
     def loss(params, frozen, batch, key):
         whole = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
@@ -113,7 +121,9 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
         edges = jnp.mean(
             weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2))
         ) + jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
-        total = absolute + config.square_weight * square + config.edge_weight * edges
+        motion = jnp.mean(weight[:, 1:] * jnp.abs(jnp.diff(error, axis=1)))
+        total = absolute + config.square_weight * square
+        total = total + config.edge_weight * edges + config.time_weight * motion
         psnr = -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)
         return total, {"psnr": psnr}
 

@@ -9,19 +9,23 @@ class VAEConfig:
 
     Attributes:
       latent_channels: Channels C of a latent.
-      latent_width: Channels of the blocks at 1/16 of the resolution.
-      middle_width: Channels at 1/8 of the resolution, per pixel frame.
-      fine_width: Channels at 1/4 of the resolution, per pixel frame.
       frames_per_latent: Pixel frames of every latent after the first.
     """
 
     latent_channels: int
-    latent_width: int
-    middle_width: int
-    fine_width: int
     frames_per_latent: int = 4
 
     @property
     def spatial_stride(self) -> int:
         """Pixels per latent along height and width."""
         return 16
+
+    @property
+    def patch_pixels(self) -> int:
+        """Numbers in the part of a block that belongs to one frame."""
+        return self.spatial_stride**2 * 3
+
+    @property
+    def block_pixels(self) -> int:
+        """Numbers in a block and the frame before it."""
+        return (1 + self.frames_per_latent) * self.patch_pixels

@@ -14,8 +14,9 @@ class DiTConfig:
       mlp_width: Hidden width of the feed-forward layers.
       latent_channels: Channels C of the latents, and of the predicted velocity.
       condition_channels: Channels concatenated to every noisy latent: 20 in Wan's
-        image-to-video (4 of mask, 16 of latent), C when the reference latent itself is
-        repeated on every frame, 0 in text-to-video.
+        image-to-video (4 of mask, 16 of latent), 0 in text-to-video. Where `reference_std`
+        is set the first C are the reference latent, repeated on every frame; what follows
+        is the expression of eyes and brows (`expression_channels`).
       patch: Side of a square patch of latents that makes one token.
       frequency_width: Width of the sinusoidal time features.
       text_width: Width of text features, None without text.
@@ -62,13 +63,20 @@ class DiTConfig:
         if (self.width // self.num_heads) % 2:
             raise ValueError(f"head width {self.width // self.num_heads} must be even.")
         if self.reference_std is not None and (
-            self.condition_channels != self.latent_channels or self.reference_std <= 0
+            self.condition_channels < self.latent_channels or self.reference_std <= 0
         ):
             raise ValueError(
-                "reference_std needs condition_channels == latent_channels and a positive "
+                "reference_std needs condition_channels >= latent_channels and a positive "
                 f"value; got {self.condition_channels}, {self.latent_channels} and "
                 f"{self.reference_std}."
             )
+
+    @property
+    def expression_channels(self) -> int:
+        """Conditioning channels after the reference latent; 0 where that is not repeated."""
+        if self.reference_std is None:
+            return 0
+        return self.condition_channels - self.latent_channels
 
     @property
     def head_width(self) -> int:

@@ -1,0 +1,1 @@
+"""What moves without speech: a small stochastic model of eyes, brows, head and breath."""

@@ -1,0 +1,35 @@
+"""Sizes of the motion model."""
+
+import dataclasses
+
+# Drawn into the picture by the transformer, which is told them.
+EXPRESSION = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
+# Applied to the picture by `pose.warp`.
+POSE = ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
+COLUMNS = EXPRESSION + POSE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MotionConfig:
+    """Size of the motion model.
+
+    Attributes:
+      width: Hidden width.
+      mlp_width: Width inside a residual block.
+      layers: Residual blocks.
+      history: Latent frames of past motion that it sees.
+      steps: Euler steps of its sampler.
+      frames_per_latent: Pixel frames made at once.
+    """
+
+    width: int = 256
+    mlp_width: int = 512
+    layers: int = 3
+    history: int = 10
+    steps: int = 8
+    frames_per_latent: int = 4
+
+    @property
+    def history_frames(self) -> int:
+        """Pixel frames of past motion."""
+        return self.history * self.frames_per_latent

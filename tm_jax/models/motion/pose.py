@@ -1,0 +1,107 @@
+"""Moves head and chest of finished frames: the pose columns of the motion model.
+
+Frames are decoded with the head where it is in the reference picture. Here the head turns
+about the neck, shifts, and its features slide over its round front when it turns or nods;
+the chest rises with the breath. Displacements fade out around the head, so the background
+stays. The sizes are those of `data/portrait.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_SHIFT = 0.03  # picture widths
+_ROLL = 0.105  # radians
+_PARALLAX = 0.1  # half widths of the face
+_NECK = 1.2  # half heights of the face, below its centre
+_BREATH = 0.012  # picture heights
+_BOX = 1.03  # half widths of a face in its box
+_NO_FACE = (0.25, 0.3, 0.65, 0.7)  # A box for pictures in which no face was found.
+
+
+def face_box(mask: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Box of a face.
+
+    Args:
+      mask: [B, P] of 0 and 1 over a grid of rows x columns.
+      rows: Rows of the grid.
+      columns: Columns of the grid.
+
+    Returns:
+      (y0, x0, y1, x1) in 0..1, [B, 4], of the rectangle with the moments of the mask.
+    """
+    grid = mask.reshape(-1, rows, columns)
+    total = grid.sum((1, 2))
+
+    def extent(weight, count):
+        at = (jnp.arange(count) + 0.5) / count
+        mean = jnp.sum(weight * at, -1) / jnp.maximum(total, 1)
+        spread = jnp.sum(weight * jnp.square(at - mean[:, None]), -1) / jnp.maximum(total, 1)
+        half = jnp.sqrt(3 * spread + 1e-8)  # of a uniform distribution
+        return mean - half, mean + half
+
+    y0, y1 = extent(grid.sum(2), rows)
+    x0, x1 = extent(grid.sum(1), columns)
+    found = jnp.stack([y0, x0, y1, x1], -1)
+    return jnp.where(total[:, None] >= 4, found, jnp.asarray(_NO_FACE))
+
+
+def warp(frames: jax.Array, pose: jax.Array, box: jax.Array) -> jax.Array:
+    """Frames in a pose.
+
+    Args:
+      frames: [B, F, H, W, C], the head at rest.
+      pose: yaw, pitch, roll, head_x, head_y, breath of every frame, [B, F, 6].
+      box: Face at rest (y0, x0, y1, x1) in 0..1, [B, 4].
+
+    Returns:
+      [B, F, H, W, C]. With a pose of zeros the frames themselves.
+    """
+    height, width = frames.shape[2:4]
+
+    def one(frame, pose, box):
+        y, x = _source(pose, box, height, width)
+        return _bilinear(frame, y, x)
+
+    return jax.vmap(jax.vmap(one, (0, 0, None)))(frames, pose, box)
+
+
+def _source(pose, box, height, width):
+    """Where each pixel of a frame comes from, in pixels: rows and columns, [H, W]."""
+    yaw, pitch, roll, shift_x, shift_y, breath = (pose[i] for i in range(6))
+    y = ((jnp.arange(height) + 0.5) / height)[:, None]
+    x = ((jnp.arange(width) + 0.5) / width)[None]
+    centre_y, centre_x = 0.5 * (box[0] + box[2]), 0.5 * (box[1] + box[3])
+    half_y, half_x = 0.5 * (box[2] - box[0]) / _BOX, 0.5 * (box[3] - box[1]) / _BOX
+    u, v = (x - centre_x) / half_x, (y - centre_y) / half_y
+    radius = jnp.sqrt(u * u + v * v)
+
+    neck_y = centre_y + _NECK * half_y
+    dx, dy = x - centre_x - _SHIFT * shift_x, y - neck_y - _SHIFT * shift_y
+    cos, sin = jnp.cos(_ROLL * roll), jnp.sin(_ROLL * roll)
+    # Nearest parts, the features, slide furthest; ears and hair behind slide back.
+    slide = _PARALLAX * (1.0 - 1.4 * _step(radius, 0.55, 1.1))
+    from_x = cos * dx + sin * dy + centre_x - slide * yaw * half_x
+    from_y = cos * dy - sin * dx + neck_y - slide * pitch * half_y
+    head = (1 - _step(radius, 1.3, 2.2)) * (1 - _step(v, 1.0, 1.8))
+    chest = _step(v, 1.1, 1.7)
+    rows = y + head * (from_y - y) + chest * _BREATH * breath
+    columns = x + head * (from_x - x)
+    return rows * height - 0.5, jnp.broadcast_to(columns, rows.shape) * width - 0.5
+
+
+def _step(x, low, high):
+    """Smooth step from 0 at `low` to 1 at `high`."""
+    t = jnp.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _bilinear(frame, y, x):
+    height, width, channels = frame.shape
+    y, x = jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
+    row = jnp.minimum(y.astype(jnp.int32), height - 2)
+    column = jnp.minimum(x.astype(jnp.int32), width - 2)
+    a, b = (y - row)[..., None], (x - column)[..., None]
+    flat, at = frame.reshape(-1, channels), row * width + column
+    top = flat[at] * (1 - b) + flat[at + 1] * b
+    bottom = flat[at + width] * (1 - b) + flat[at + width + 1] * b
+    return top * (1 - a) + bottom * a
