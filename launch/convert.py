@@ -19,17 +19,18 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 
-_LAYOUTS = ("ours", "orbax", "original", "diffusers", "transformers")
 _PART = flags.DEFINE_string("part", "transformer", "Which model the weights are of.")
 _PRESET = flags.DEFINE_string("preset", "wan-1.3b", "Preset that gives its size.")
 _SOURCE = flags.DEFINE_string("source", None, "File or folder to read.", required=True)
-_LAYOUT = flags.DEFINE_enum(
-    "layout", "auto", ("auto", *_LAYOUTS), "Layout of the source; auto tells it by its names."
+_LAYOUT = flags.DEFINE_string(
+    "layout", "auto", "Layout of the source, such as original; auto tells it by its names."
 )
 _OUT = flags.DEFINE_string(
     "out", None, "New folder, or a .safetensors or .pth file.", required=True
 )
-_TO = flags.DEFINE_enum("to", "ours", _LAYOUTS, "Layout to write.")
+_TO = flags.DEFINE_string(
+    "to", "ours", "Layout to write: ours, orbax, original, diffusers or transformers."
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ("float32", "bfloat16", "float16"),
     "Dtype of the numbers written; by default that of the source.",

@@ -61,7 +61,7 @@ class Report:
         """The report in words."""
 
         def size(value):
-            return f"{value[0]} tensors, {value[1] / 1e9:.3f} GB"
+            return f"{value[0]} tensors, {value[1] / 1e9:.3g} GB"
 
         return [
             f"{self.part}: {self.source[0]} ({self.source[1]}; {size(self.read)})",
@@ -102,7 +102,7 @@ def open_any(path: str, part: parts.Part, layout: str = "auto"):
     """Opens weights in any layout and checks them by their headers.
 
     Args:
-      path: File or folder.
+      path: File or folder of the part, or a folder of all parts as they are published.
       part: What they should be.
       layout: "auto", "ours", "orbax" or a layout of the part.
 
@@ -115,6 +115,7 @@ def open_any(path: str, part: parts.Part, layout: str = "auto"):
     allowed = ("auto", *parts.OURS, *part.layouts)
     if layout not in allowed:
         raise ValueError(f"layout must be one of {', '.join(allowed)}, got {layout!r}.")
+    path = parts.locate(path, part)
     if layout == "orbax" or (layout == "auto" and orbax_tree.is_tree(path)):
         source, layout = orbax_tree.Tree(path), "orbax"
     else:
@@ -165,7 +166,7 @@ def convert(
 
     Args:
       part: What is converted.
-      path: File or folder to read.
+      path: What to read, see `open_any`.
       out: What to write: a folder, or a `.safetensors` or `.pth` file.
       layout: Layout of `path`, "auto" to tell it by its names.
       to: "ours", "orbax" or a layout of the part.
@@ -192,7 +193,7 @@ def convert(
         rows = part.rows(to)
     items = _items(ours, rows, part, dtype)
     report = Report(
-        part=part.name, source=(path, layout), target=(out, to),
+        part=part.name, source=(source.path, layout), target=(out, to),
         read=(len(source), source.nbytes),
         written=(len(items), sum(map(sinks.nbytes, items.values()))),
         notes=tuple(_notes(part, ours, source, layout, to)),

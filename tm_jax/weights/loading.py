@@ -1,5 +1,6 @@
 """Weights straight from disk into their sharding: no device or host holds a second copy."""
 
+import collections
 from collections.abc import Callable
 
 import jax
@@ -25,7 +26,8 @@ def load(
       mesh: Device mesh; None: the default device.
       part: Name in `parts.PARTS`.
       layout: Layout of the files, "auto" to tell it by their names.
-      dtype: Dtype of floating-point parameters; None keeps that of the files.
+      dtype: Dtype of floating-point parameters; None keeps that of the files, and what no
+        file fills gets the dtype that most parameters have.
       seed: Seed of parameters that no file fills, such as new audio layers.
 
     Returns:
@@ -54,6 +56,8 @@ def load_part(
         if name in ours:
             flat[name] = place(ours, name, shape.shape, places[name], dtype)
     missing = {n: places[n] for n in shapes if n not in flat}
+    if dtype is None:
+        [(dtype, _)] = collections.Counter(x.dtype for x in flat.values()).most_common(1)
     flat.update(_initial(part.init, missing, seed, dtype))
     return trees.unflatten({name: flat[name] for name in shapes})
 
@@ -78,7 +82,6 @@ def _initial(init: Callable, places: dict, seed: int, dtype) -> dict:
 
     def make(key):
         flat = trees.flatten(rules.unbox(init(key)))
-        kept = {name: flat[name] for name in places}
-        return kept if dtype is None else trees.cast(kept, dtype)
+        return trees.cast({name: flat[name] for name in places}, dtype)
 
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))

@@ -5,6 +5,7 @@ A part is imported when it is asked for: the registry itself knows only names.
 
 from collections.abc import Callable
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class Part:
       init: Random key to boxed parameters; gives the values of what no file fills.
       is_own: Whether a parameter has no published counterpart.
       ignore: Layout to patterns of published tensors that carry nothing.
+      places: Where the part lies in a folder of all parts, as it is published.
       stems: Layout to the beginning of published file names.
       settings: Layout to the content of `config.json`, None where there is none.
     """
@@ -38,8 +40,18 @@ class Part:
     init: Callable
     is_own: Callable[[str], bool] = lambda path: False
     ignore: Callable[[str], tuple[str, ...]] = lambda layout: ()
+    places: tuple[str, ...] = ()
     stems: Callable[[str], str] = lambda layout: "model"
     settings: Callable[[str], dict | None] = lambda layout: None
+
+
+def locate(path: str, part: Part) -> str:
+    """The file or folder of a part, given that or a folder of all parts."""
+    for place in part.places:
+        inside = os.path.join(path, place)
+        if os.path.exists(inside):
+            return inside
+    return path
 
 
 def transformer(preset: presets.Preset) -> Part:
@@ -57,6 +69,7 @@ def transformer(preset: presets.Preset) -> Part:
         name=f"transformer of {preset.name}", layouts=wan.LAYOUTS,
         boxed=jax.eval_shape(init, jax.random.key(0)),
         rows=lambda layout: wan.rows(c, layout), init=init, is_own=wan.is_own,
+        ignore=wan.IGNORED.__getitem__, places=("transformer",),
         stems=lambda layout: "diffusion_pytorch_model",
         settings=lambda layout: wan.settings(c, layout),
     )

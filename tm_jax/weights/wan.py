@@ -79,6 +79,10 @@ _BLOCK_IMAGE = [
     *_scale(f"{_CROSS}.norm_k_img", f"{_CROSS_D}.norm_added_k", f"{_OURS}/norm_k_image"),
 ]
 
+# Published tensors that no model reads: an earlier edition normalised a query of its own for
+# the image, which Wan does not have.
+IGNORED = {"original": (), "diffusers": ("blocks.*.attn2.norm_added_q.weight",)}
+
 # Ours alone: no published tensor fills them, they keep their initial values.
 OWN = (
     "mode_embedding",
