@@ -18,6 +18,7 @@ _LEVELS = (
     ("evaluation",),
     ("training", "inference"),
     ("serving",),
+    ("agents", "plugins"),
     ("configs",),
     ("launch", "experiments"),
 )

@@ -13,8 +13,8 @@ import numpy as np
 from tm_jax.inference import bundle as bundle_lib
 
 MODES = ("auto", "speak", "listen")
-_VOICE = 0.5  # probability above which somebody is heard
-_HOLD = 1  # chunks that `auto` goes on speaking after the last voice
+VOICE = 0.5  # probability above which somebody is heard
+HOLD = 1  # chunks that `auto` goes on speaking after the last voice
 
 
 class Chunk(NamedTuple):
@@ -178,7 +178,7 @@ class Session:
     def _speaks(self, voice: np.ndarray) -> bool:
         if self._mode != "auto":
             return self._mode == "speak"
-        self._held = _HOLD + 1 if (voice > _VOICE).any() else max(0, self._held - 1)
+        self._held = HOLD + 1 if (voice > VOICE).any() else max(0, self._held - 1)
         return self._held > 0
 
     def close(self):

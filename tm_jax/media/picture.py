@@ -1,5 +1,6 @@
 """Reads the character's picture from a file and fits it to the size of a preset."""
 
+import io
 import os
 import pathlib
 import struct
@@ -45,9 +46,35 @@ def load(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
       ValueError: The file cannot be used; the text says why, in one line.
     """
     path = check_path(path)
-    image = _decode(path)
+    image = _decode(path, str(path), _MAX_PIXELS)
     if min(image.size) < _SMALL:
         logging.warning("image: %s is only %dx%d pixels; it is enlarged.", path, *image.size)
+    return _fit(image, height, width)
+
+
+def from_bytes(
+    data: bytes, height: int, width: int, max_pixels: int = _MAX_PIXELS
+) -> np.ndarray:
+    """Reads a picture from memory; otherwise as `load`.
+
+    Args:
+      data: Content of a picture file.
+      height: Height of the result in pixels.
+      width: Width of the result in pixels.
+      max_pixels: Pixels that the picture may have; checked before it is decoded.
+
+    Returns:
+      The picture as uint8 RGB, [height, width, 3].
+
+    Raises:
+      ValueError: The data cannot be used; the text says why, in one line.
+    """
+    if not data:
+        raise ValueError("image: the picture is empty (0 bytes).")
+    return _fit(_decode(io.BytesIO(data), "the picture", max_pixels), height, width)
+
+
+def _fit(image: PIL.Image.Image, height: int, width: int) -> np.ndarray:
     box = _crop(image.width, image.height, width / height)
     return np.asarray(image.resize((width, height), PIL.Image.Resampling.LANCZOS, box=box))
 
@@ -64,30 +91,30 @@ def check_path(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
-def _decode(path: pathlib.Path) -> PIL.Image.Image:
-    """Returns the file's first frame, upright, in RGB."""
+def _decode(source, name: str, max_pixels: int) -> PIL.Image.Image:
+    """Returns the first frame of a path or a binary file, upright, in RGB."""
     PIL.Image.init()
     formats = [name for name in _FORMATS if name in PIL.Image.OPEN]  # As Pillow was built.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The size is checked below.
-            with PIL.Image.open(path, formats=formats) as image:
-                if image.width * image.height > _MAX_PIXELS:
+            with PIL.Image.open(source, formats=formats) as image:
+                if image.width * image.height > max_pixels:
                     raise PIL.Image.DecompressionBombError
                 image.load()
                 return _rgb(PIL.ImageOps.exif_transpose(image))
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(
-            f"image: {path} has more than {_MAX_PIXELS // 10**6} million pixels; "
+            f"image: {name} has more than {max_pixels // 10**6} million pixels; "
             "make it smaller first."
         ) from error
     except PIL.UnidentifiedImageError as error:
         raise ValueError(
-            f"image: {path} is not a picture that can be read; "
+            f"image: {name} is not a picture that can be read; "
             "expected for example PNG, JPEG or WebP."
         ) from error
     except _DAMAGE as error:
-        raise ValueError(f"image: {path} is damaged or cut short ({error}).") from error
+        raise ValueError(f"image: {name} is damaged or cut short ({error}).") from error
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -125,20 +125,12 @@ def write_safetensors(
       items: Everything that will come, in order: anything with shape and dtype by name.
       tensors: (name, array), each name of `items` once, in any order.
       stem: Beginning of the file names in a folder.
-      limit: Bytes of a shard; None: one file.
+      limit: Bytes of a file in a folder; None: one file.
       metadata: Strings for the headers.
-
-    Raises:
-      ValueError: `path` is a file and the tensors do not fit one shard.
     """
     metadata = {"format": "pt", **(metadata or {})}
-    groups = shards(items, limit) if limit else [list(items)]
     single = path.endswith(".safetensors")
-    if single and len(groups) > 1:
-        raise ValueError(
-            f"{path}: {sum(map(nbytes, items.values()))} bytes do not fit one shard of {limit}; "
-            "name a folder, or a larger shard."
-        )
+    groups = shards(items, limit) if limit and not single else [list(items)]
     names = [f"{stem}.safetensors"]
     if len(groups) > 1:
         count = len(groups)

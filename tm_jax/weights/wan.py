@@ -79,6 +79,10 @@ _BLOCK_IMAGE = [
     *_scale(f"{_CROSS}.norm_k_img", f"{_CROSS_D}.norm_added_k", f"{_OURS}/norm_k_image"),
 ]
 
+# Published tensors that no model reads: an earlier edition normalised a query of its own for
+# the image, which Wan does not have.
+IGNORED = {"original": (), "diffusers": ("blocks.*.attn2.norm_added_q.weight",)}
+
 # Ours alone: no published tensor fills them, they keep their initial values.
 OWN = (
     "mode_embedding",
@@ -118,3 +122,27 @@ def is_own(path: str) -> bool:
     if parts[0].startswith("blocks_"):
         parts[0] = "blocks_*"
     return "/".join(parts).startswith(OWN)
+
+
+def settings(config: config_lib.DiTConfig, layout: str) -> dict:
+    """Content of the `config.json` that stands beside a published checkpoint."""
+    c, picture = config, config.image_width is not None
+    channels = c.latent_channels + c.condition_channels
+    if layout == "original":
+        return {
+            "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": c.width,
+            "eps": 1e-6, "ffn_dim": c.mlp_width, "freq_dim": c.frequency_width,
+            "in_dim": channels, "model_type": "i2v" if picture else "t2v",
+            "num_heads": c.num_heads, "num_layers": c.num_layers,
+            "out_dim": c.latent_channels, "text_len": c.text_length,
+        }
+    return {
+        "_class_name": "WanTransformer3DModel", "_diffusers_version": "0.33.0",
+        "added_kv_proj_dim": c.width if picture else None,
+        "attention_head_dim": c.head_width, "cross_attn_norm": True, "eps": 1e-6,
+        "ffn_dim": c.mlp_width, "freq_dim": c.frequency_width, "image_dim": c.image_width,
+        "in_channels": channels, "num_attention_heads": c.num_heads,
+        "num_layers": c.num_layers, "out_channels": c.latent_channels,
+        "patch_size": [1, c.patch, c.patch], "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024, "text_dim": c.text_width,
+    }

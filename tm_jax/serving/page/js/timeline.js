@@ -75,6 +75,11 @@ export class Timeline {
     return trim;
   }
 
+  /** Slack that a piece arriving now would have, s; 0 before the first. */
+  slackOf(pts, now) {
+    return this.base === null ? 0 : this.base + pts - now;
+  }
+
   /** The least slack of the recent pieces, s; null before the first. */
   get buffer() {
     return this.slacks.length ? Math.min(...this.slacks) : null;

@@ -1,0 +1,224 @@
+"""The tiny autoencoder against a torch implementation with the published tensor names."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tm_jax.core import trees
+from tm_jax.models.taehv import autoencoder
+from tm_jax.models.taehv import config as config_lib
+from tm_jax.parallel import rules
+from tm_jax.weights import mapping
+from tm_jax.weights import taehv
+
+torch = pytest.importorskip("torch")
+
+_CONFIG = config_lib.PRESETS["pico"]
+_MODEL = autoencoder.TAEHV(_CONFIG)
+_SCALE = 1e-4  # Of the reference's largest value. Measured 1e-6.
+_STREAM = 1e-5  # Streamed against whole. Measured 1e-6.
+
+
+class _Memory(torch.nn.Module):
+    """Frames [T, C, H, W]; every frame also sees the input of the frame before it."""
+
+    def __init__(self, width):
+        super().__init__()
+        layers = [_conv(2 * width, width)]
+        for _ in range(2):
+            layers += [torch.nn.ReLU(), _conv(width, width)]
+        self.conv = torch.nn.Sequential(*layers)
+
+    def forward(self, x):
+        shifted = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+        return torch.relu(self.conv(torch.cat([x, shifted], 1)) + x)
+
+
+class _Time(torch.nn.Module):
+    """1x1 map of channels that joins `before` frames and splits into `after`."""
+
+    def __init__(self, width, before, after):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(width * before, width * after, 1, bias=False)
+        self.before, self.after = before, after
+
+    def forward(self, x):
+        x = self.conv(x.flatten(0, 1).unflatten(0, (-1, self.before * x.shape[1])))
+        return x.flatten(0, 1).unflatten(0, (-1, x.shape[1] // self.after))
+
+
+class _Soft(torch.nn.Module):
+    def forward(self, x):
+        return 3 * torch.tanh(x / 3)
+
+
+def _conv(inputs, outputs, **options):
+    return torch.nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+def _reference(c):
+    """Both halves as sequences, so that names are positions."""
+    encoder = [_conv(3, c.encoder_width), torch.nn.ReLU()]
+    for pool in c.encoder_pools:
+        encoder.append(_Time(c.encoder_width, pool, 1))
+        encoder.append(_conv(c.encoder_width, c.encoder_width, stride=2, bias=False))
+        encoder += [_Memory(c.encoder_width) for _ in range(c.num_blocks)]
+    encoder.append(_conv(c.encoder_width, c.latent_channels))
+    decoder = [_Soft(), _conv(c.latent_channels, c.decoder_widths[0]), torch.nn.ReLU()]
+    for grow, width, after in zip(c.decoder_grows, c.decoder_widths, c.decoder_widths[1:]):
+        decoder += [_Memory(width) for _ in range(c.num_blocks)]
+        decoder += [torch.nn.Upsample(scale_factor=2), _Time(width, 1, grow)]
+        decoder.append(_conv(width, after, bias=False))
+    decoder += [torch.nn.ReLU(), _conv(c.decoder_widths[-1], 3)]
+    return torch.nn.ModuleDict(
+        {"encoder": torch.nn.Sequential(*encoder), "decoder": torch.nn.Sequential(*decoder)}
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Gains of about one, so that the memory of early frames is not lost on the way."""
+    torch.manual_seed(0)
+    model = _reference(_CONFIG)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("weight"):
+                value.mul_(1.8)
+        model["decoder"][-1].bias.add_(0.5)  # The middle of the range of pixels.
+        model["decoder"][-1].weight.mul_(0.1)
+    return model
+
+
+def _shapes(config):
+    model = autoencoder.TAEHV(config)
+    frames = jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32)
+    return rules.unbox(jax.eval_shape(model.init, jax.random.key(0), frames)["params"])
+
+
+@pytest.fixture(scope="module")
+def params(reference):
+    source = {name: value.numpy() for name, value in reference.state_dict().items()}
+    table = taehv.rows(_CONFIG)
+    tree = mapping.read(source, table, _shapes(_CONFIG))
+    written = mapping.write(tree, table)
+    assert written.keys() == source.keys()
+    for name, value in source.items():
+        np.testing.assert_array_equal(written[name], value, err_msg=name)
+    return tree
+
+
+@torch.no_grad()
+def _theirs(part, x):
+    """One half on [B, T, H, W, C], clip by clip."""
+    clips = [part(clip).permute(0, 2, 3, 1) for clip in torch.tensor(x).permute(0, 1, 4, 2, 3)]
+    return torch.stack(clips).numpy()
+
+
+def _ours(params, method, *args):
+    return jax.jit(lambda p, *a: _MODEL.apply({"params": p}, *a, method=method))(params, *args)
+
+
+def _close(actual, expected):
+    assert actual.shape == expected.shape
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=_SCALE * scale)
+
+
+@pytest.mark.parametrize("frames", [4, 9])
+def test_encoding(reference, params, frames):
+    x = np.random.default_rng(frames).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
+    padded = np.concatenate([x] + [x[:, -1:]] * (-frames % 4), 1)
+    _close(_ours(params, "encode", x), _theirs(reference["encoder"], (padded + 1) / 2))
+
+
+def _decoded(reference, z):
+    """The reference's pixels in -1..1, without the three frames that come before the clip."""
+    y = _theirs(reference["decoder"], z)[:, 3:]
+    assert np.mean((y > 0) & (y < 1)) > 0.8  # Clipped values would hide differences.
+    return np.clip(y, 0, 1) * 2 - 1
+
+
+@pytest.mark.parametrize("latents", [1, 3])
+def test_decoding(reference, params, latents):
+    z = 2 * np.random.default_rng(latents).standard_normal((2, latents, 3, 2, 16))
+    z = z.astype(np.float32)
+    expected = _decoded(reference, z)
+    assert expected.shape == (2, 1 + 4 * (latents - 1), 24, 16, 3)
+    _close(_ours(params, "decode", z), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_streams_reproduce_the_whole_clip(reference, params, direction, chunk):
+    rng = np.random.default_rng(2)
+    if direction == "decode":
+        x, begin, step = rng.standard_normal((1, 7, 2, 3, 16)).astype(np.float32), 1, chunk
+        expected = _decoded(reference, x)
+    else:
+        x, begin, step = rng.uniform(-1, 1, (1, 28, 16, 24, 3)).astype(np.float32), 4, 4 * chunk
+        expected = _theirs(reference["encoder"], (x + 1) / 2)
+    y, state = _ours(params, f"{direction}_first", x[:, :begin])
+    outputs, sizes = [y], jax.tree.map(jnp.shape, state)
+    run = jax.jit(
+        lambda p, x, s: _MODEL.apply({"params": p}, x, s, method=f"{direction}_chunk")
+    )
+    for start in range(begin, x.shape[1], step):
+        y, state = run(params, x[:, start : start + step], state)
+        assert jax.tree.map(jnp.shape, state) == sizes
+        outputs.append(y)
+    outputs = np.concatenate(outputs, 1)
+    np.testing.assert_allclose(outputs, _ours(params, direction, x), rtol=0, atol=_STREAM)
+    _close(outputs, expected)
+    # The past matters: another first entry changes what comes chunks later.
+    other = x.copy()
+    other[:, 0] *= -1
+    changed = np.abs(_ours(params, direction, other) - outputs)
+    assert changed[:, -outputs.shape[1] // 2 :].max() > 10 * _STREAM
+
+
+def test_the_published_size():
+    """Names and shapes of `taew2_1.pth`, whose layers `_reference` lists; 11.3 M parameters."""
+    config = config_lib.PRESETS["taew-2.1"]
+    with torch.device("meta"):
+        published = _reference(config).state_dict()
+    shapes = _shapes(config)
+    mapping.check(published, taehv.rows(config), shapes)
+    assert {"encoder.2.conv.weight", "encoder.17.bias", "decoder.22.weight"} <= published.keys()
+    assert published["decoder.13.conv.weight"].shape == (256, 128, 1, 1)
+    assert published["encoder.4.conv.0.weight"].shape == (64, 128, 3, 3)
+    assert trees.count(shapes) == 11_315_539
+
+
+def test_bf16(params):
+    z = np.random.default_rng(3).standard_normal((1, 2, 2, 3, 16)).astype(np.float32)
+    half = autoencoder.TAEHV(_CONFIG, jnp.bfloat16)
+    y = half.apply({"params": params}, z, method="decode")
+    difference = np.abs(y - _ours(params, "decode", z))
+    assert y.dtype == jnp.float32
+    assert 1e-5 < difference.mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "method, shape, message",
+    [
+        ("encode_first", (1, 3, 16, 16, 3), "multiples of 4 frames, got 3"),
+        ("encode", (1, 4, 16, 12, 3), "multiples of 8, got 16x12"),
+        ("decode", (1, 1, 2, 2, 8), "axis C of [B T H W C] must be 16, got 8"),
+    ],
+)
+def test_errors_say_what_was_expected(params, method, shape, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(
+            lambda p, x: _MODEL.apply({"params": p}, x, method=method),
+            params, jax.ShapeDtypeStruct(shape, jnp.float32),
+        )
+
+
+def test_stages_must_agree():
+    with pytest.raises(ValueError, match="the same factor"):
+        config_lib.TAEHVConfig(
+            encoder_width=8, decoder_widths=(8, 8, 8, 8), decoder_grows=(1, 1, 2)
+        )

@@ -1,0 +1,126 @@
+"""Models on slices of simulated devices: same frames as a session, whatever the placement."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import session as session_lib
+from tm_jax.models import networks
+from tm_jax.models import presets
+from tm_jax.serving import backend as backend_lib
+
+CHUNKS = 3
+STEP = 7680
+
+
+@pytest.fixture(scope="module")
+def bundle(pico):
+    preset = presets.get("pico")
+    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
+    models = networks.models(dataclasses.replace(preset, dit=dit))
+    params = {part: pico.random(shapes) for part, shapes in networks.shapes(models).items()}
+    return bundle_lib.Bundle(models, params)
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def speech(seed):
+    rng = np.random.default_rng(seed)
+    return (0.3 * rng.standard_normal(CHUNKS * STEP)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle):
+    """Frames of two plain sessions, [2, chunks * F, H, W, 3]."""
+    clips = []
+    for seed in (1, 2):
+        session = session_lib.Session(bundle, picture(seed), seed=seed)
+        session.push_audio(speech(seed))
+        session.end_audio()
+        clips.append(np.concatenate([session.pull().frames for _ in range(CHUNKS)]))
+    return np.stack(clips)
+
+
+def windows(bundle, seed):
+    """What the models hear in each chunk."""
+    sound = np.pad(speech(seed), (bundle.before, bundle.after))
+    length = bundle.before + STEP + bundle.after
+    return [sound[i * STEP : i * STEP + length] for i in range(CHUNKS)]
+
+
+PLACEMENTS = {
+    "one device": (1, {}),
+    "disaggregated": (2, {"mode": "disaggregated"}),
+    "sequence": (2, {"sequence": 2}),
+    "disaggregated, sequence": (3, {"mode": "disaggregated", "sequence": 2}),
+    "streams shared": (2, {}),
+}
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_placement_gives_the_frames_of_a_session(bundle, expected, name):
+    count, arguments = PLACEMENTS[name]
+    devices = jax.devices()[:count]
+    backend = backend_lib.ModelBackend(
+        bundle, backend_lib.Placement(**arguments), devices
+    )
+    lane = backend.lane(2)
+    # The second stream comes into the first one's running batch, in the place of a third.
+    backend.begin(lane, 0, picture(3), 3, 0)
+    backend.begin(lane, 0, picture(1), 1, 0)
+    poses, clear = np.full(2, backend_lib.AUTO, np.int32), np.zeros(2, bool)
+    heard, clips = [windows(bundle, seed) for seed in (1, 2)], [[], []]
+    silence = np.zeros_like(heard[0][0])
+    for tick in range(CHUNKS + 1):
+        if tick == 1:
+            backend.begin(lane, 1, picture(2), 2, 0)
+        rows = [
+            heard[0][tick] if tick < CHUNKS else silence, heard[1][tick - 1] if tick else silence
+        ]
+        result = backend.step(lane, np.stack(rows), poses, clear).wait()
+        clips[0].append(result.frames[0])
+        clips[1].append(result.frames[1])
+        assert set(result.spans) == {"score", "transfer", "decode"}
+    actual = np.stack([np.concatenate(clips[0][:CHUNKS]), np.concatenate(clips[1][1:])])
+    difference = np.abs(actual.astype(int) - expected.astype(int))
+    # Rounding of float sums in another order may move a pixel by one level.
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert np.abs(expected[0].astype(int) - expected[1].astype(int)).mean() > 5
+
+
+def test_poses_and_interruption_decide_the_mode():
+    poses = np.array([backend_lib.AUTO, backend_lib.SPEAK, backend_lib.LISTEN, -1], np.int32)
+    loud = np.array([[0.1, 0.9, 0.1]] * 3 + [[0.1] * 3], np.float32)
+    no, held = np.zeros(4, bool), np.zeros(4, np.int32)
+    mode, held = backend_lib._decide(loud, held, poses, no)
+    assert np.asarray(mode).tolist() == [[1] * 3, [1] * 3, [0] * 3, [0] * 3]
+    quiet = np.zeros((4, 3), np.float32)
+    kept = np.array(held)
+    mode, held = backend_lib._decide(quiet, held, poses, no)
+    assert np.asarray(mode)[:, 0].tolist() == [1, 1, 0, 0]  # `auto` holds on for a chunk.
+    mode, _ = backend_lib._decide(quiet, kept, poses, ~no)
+    assert np.asarray(mode)[:, 0].tolist() == [0, 1, 0, 0]  # Not after an interruption.
+
+
+@pytest.mark.parametrize(
+    "count,arguments,message",
+    [
+        (1, {"mode": "disaggregated"}, "at least 2 devices"),
+        (3, {"sequence": 2}, "does not divide"),
+    ],
+)
+def test_placements_that_cannot_be(count, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        backend_lib.Placement(**arguments).meshes(jax.devices()[:count])
+
+
+def test_wrong_words_are_explained():
+    with pytest.raises(ValueError, match="self-contained or disaggregated"):
+        backend_lib.Placement(mode="apart")
+    with pytest.raises(ValueError, match="at least 1"):
+        backend_lib.Placement(sequence=0)

@@ -1,0 +1,1 @@
+"""Image encoder of Wan's image-to-video model: the vision tower of CLIP."""

@@ -1,0 +1,1 @@
+"""Text encoder of Wan: the encoder half of UMT5."""

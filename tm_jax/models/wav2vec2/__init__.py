@@ -1,0 +1,1 @@
+"""Speech encoder of the large presets: wav2vec 2.0, base and large."""

@@ -1,0 +1,196 @@
+// One WebRTC connection of a call, with the same face as socket.js.
+
+import * as api from "./api.js";
+import { SAMPLE_RATE } from "./protocol.js";
+
+const GATHER_MS = 1500;
+const PATIENCE_MS = 3000; // a short "disconnected" often mends itself
+const PING_MS = 1500;
+
+export class Peer {
+  /**
+   * @param {object} events as for Socket, but the stream comes whole: `onStream(MediaStream)`
+   * @param {Array} iceServers STUN and TURN servers of the host
+   */
+  constructor(events, iceServers) {
+    this.events = events;
+    this.iceServers = iceServers;
+    this.kind = "webrtc";
+    this.microphone = null;
+    this.last = { generation: 0, frame: 0 };
+  }
+
+  /** Nothing to do before `start`: the offer carries the start. */
+  open() {}
+
+  get ready() {
+    return this.channel?.readyState === "open";
+  }
+
+  /** Begins a session: offer out, answer in, then `started` comes through the channel. */
+  async start(fields) {
+    const connection = new RTCPeerConnection({ iceServers: this.iceServers });
+    this.connection = connection;
+    this.feed = new Feed(SAMPLE_RATE);
+    const track = this.microphone ?? this.feed.track;
+    this.sender = connection.addTransceiver(track, { direction: "sendrecv" }).sender;
+    connection.addTransceiver("video", { direction: "recvonly" });
+    this.#wireChannel(connection.createDataChannel("control"));
+    this.stream = new MediaStream();
+    connection.ontrack = ({ track: incoming }) => {
+      this.stream.addTrack(incoming); // one stream, so that the browser keeps them in step
+      this.events.onStream(this.stream);
+    };
+    connection.onconnectionstatechange = () => this.#watch();
+    try {
+      await connection.setLocalDescription(await connection.createOffer());
+      await gathered(connection);
+      const { sdp } = connection.localDescription;
+      const answer = await api.json("api/webrtc", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ sdp, type: "offer", start: fields }),
+      });
+      if (this.connection !== connection) return; // hung up meanwhile
+      await connection.setRemoteDescription({ sdp: answer.sdp, type: answer.type });
+    } catch (error) {
+      if (this.connection === connection) this.#refuse(error);
+    }
+  }
+
+  #refuse(error) {
+    this.#drop();
+    if (error instanceof api.Refused) {
+      const message = { type: "error", code: error.code, message: error.message, fatal: true };
+      this.events.onMessage(message);
+    }
+    this.events.onDown(error instanceof api.Refused && error.status < 500 ? 1000 : 1006);
+  }
+
+  #wireChannel(channel) {
+    this.channel = channel;
+    channel.onopen = () => {
+      this.timer = setInterval(() => this.send({ type: "ping", t: performance.now() }), PING_MS);
+    };
+    channel.onmessage = ({ data }) => {
+      const message = JSON.parse(data);
+      if (message.type === "timing") this.last = message;
+      if (message.type === "pong") this.events.onRoundTrip?.(performance.now() - message.t);
+      else this.events.onMessage(message);
+    };
+    channel.onclose = () => this.#down(1006);
+  }
+
+  #watch() {
+    const state = this.connection?.connectionState;
+    clearTimeout(this.patience);
+    if (state === "failed" || state === "closed") this.#down(1006);
+    if (state === "disconnected") this.patience = setTimeout(() => this.#down(1006), PATIENCE_MS);
+  }
+
+  send(message) {
+    if (this.ready) this.channel.send(JSON.stringify(message));
+  }
+
+  /** Sends the microphone's own track; null goes back to what `sendSound` brings. */
+  useTrack(track) {
+    this.microphone = track;
+    this.sender?.replaceTrack(track ?? this.feed.track);
+  }
+
+  /** Sound of a file. The microphone goes as a track and needs no copy. */
+  sendSound(pcm) {
+    if (!this.microphone) this.feed?.push(pcm);
+    return null;
+  }
+
+  /** Figures of the browser's own player, times in s; null where it does not tell. */
+  async figures() {
+    const found = {};
+    for (const report of (await this.connection?.getStats())?.values() ?? []) {
+      if (report.type === "inbound-rtp") found[report.kind] = report;
+    }
+    const { audio, video } = found;
+    const delay = video && video.jitterBufferDelay / Math.max(1, video.jitterBufferEmittedCount);
+    const offset = video?.estimatedPlayoutTimestamp && audio?.estimatedPlayoutTimestamp
+      ? (audio.estimatedPlayoutTimestamp - video.estimatedPlayoutTimestamp) / 1000 : null;
+    return {
+      drawn: video?.framesDecoded ?? 0,
+      late: video?.freezeCount ?? 0,
+      dropped: video?.framesDropped ?? 0,
+      buffer: delay ?? null,
+      playout: delay ?? null,
+      offset,
+      ...{ generation: this.last.generation, number: this.last.frame },
+    };
+  }
+
+  #down(code) {
+    if (!this.connection) return;
+    this.#drop();
+    this.events.onDown(code);
+  }
+
+  #drop() {
+    clearInterval(this.timer);
+    clearTimeout(this.patience);
+    const connection = this.connection;
+    this.connection = this.sender = null;
+    if (!connection) return;
+    connection.onconnectionstatechange = connection.ontrack = null;
+    this.channel.onclose = this.channel.onmessage = null;
+    connection.close();
+    this.feed.close();
+  }
+
+  fail() {
+    this.#down(1006);
+  }
+
+  close() {
+    this.send({ type: "stop" });
+    // Closing at once would overtake the message.
+    const drop = () => this.#drop();
+    if (this.ready) setTimeout(drop, 150);
+    else drop();
+  }
+}
+
+/** Blocks of PCM as a track; silence between them. */
+class Feed {
+  constructor(rate) {
+    this.audio = new AudioContext({ sampleRate: rate });
+    this.end = 0;
+    this.output = this.audio.createMediaStreamDestination();
+    [this.track] = this.output.stream.getAudioTracks();
+  }
+
+  push(pcm) {
+    const buffer = this.audio.createBuffer(1, pcm.length, this.audio.sampleRate);
+    buffer.copyToChannel(Float32Array.from(pcm, (value) => value / 32768), 0);
+    const source = this.audio.createBufferSource();
+    source.buffer = buffer;
+    source.connect(this.output);
+    this.end = Math.max(this.end, this.audio.currentTime + 0.02);
+    source.start(this.end);
+    this.end += buffer.duration;
+  }
+
+  close() {
+    this.track.stop();
+    this.audio.close();
+  }
+}
+
+/** Waits until the offer holds its addresses: the protocol sends them in one piece. */
+function gathered(connection) {
+  if (connection.iceGatheringState === "complete") return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = setTimeout(resolve, GATHER_MS);
+    connection.onicegatheringstatechange = () => {
+      if (connection.iceGatheringState !== "complete") return;
+      clearTimeout(done);
+      resolve();
+    };
+  });
+}
