@@ -32,7 +32,7 @@ from tm_jax.evaluation import mouth
 from tm_jax.evaluation import seams
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session as session_lib
-from tm_jax.models.vae import autoencoder
+from tm_jax.models.motion import config as motion_config
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Folder of weights; the shipped ones by default.")
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")
@@ -96,15 +96,16 @@ class Autoencoder:
     def __call__(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Returns frames [T, H, W, 3] as a stream of the true latents would show them."""
         bundle, step = self._bundle, self._bundle.preset.timing.frames_per_chunk
-        reference = self._encode(picture[None])
-        state = autoencoder.initial_state(bundle.preset.vae, reference.shape)
-        _, state = bundle.decode(bundle.params, reference, state)
+        _, _, state = bundle.begin(bundle.params, picture[None], bundle_lib.stream_key(0)[None])
+        still = np.zeros((1, step, len(motion_config.POSE)), np.float32)
+        whole = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
         shown = []
         for at in range(0, len(frames), step):
             part = frames[at : at + step]
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
             latents = self._encode(np.concatenate([picture[None], part]))[:, 1:]
-            pixels, state = bundle.decode(bundle.params, latents, state)
+            scored = bundle_lib.Scored(latents=latents, pose=still, face=whole)
+            pixels, state = bundle.decode(bundle.params, scored, state)
             shown.append(np.asarray(pixels[0]))
         return np.concatenate(shown)[: len(frames)]
 
@@ -112,6 +113,11 @@ class Autoencoder:
 def opened(scene: scenes.Scene, frames: np.ndarray) -> np.ndarray:
     """Measured opening [T], 0 for lips shut as in the reference."""
     return np.maximum(mouth.opening(frames, scene.mouth_box) - scene.rest, 0)
+
+
+def travel(opening: np.ndarray) -> float:
+    """How much a measured opening changes from frame to frame, on average."""
+    return float(np.abs(np.diff(opening)).mean())
 
 
 def measure(scene: scenes.Scene, frames: np.ndarray) -> dict:
@@ -127,6 +133,7 @@ def measure(scene: scenes.Scene, frames: np.ndarray) -> dict:
         "closures_by_chance": shut.chance,
         "closures": shut.count,
         "opening_p95": float(np.percentile(opening, 95)),
+        "travel": travel(opening),
         "movement": float(mouth.movement(frames, scene.mouth_box).mean()),
     }
 
@@ -149,6 +156,7 @@ def silent_measures(bundle, scene, overheard, speaking: dict) -> dict:
         opening = opened(scene, video)
         moving = mouth.movement(video, scene.mouth_box).mean()
         result[name] = {
+            "travel_ratio": travel(opening) / max(base["travel"], 1e-4),
             "movement_ratio": float(moving / max(base["movement"], 1e-6)),
             "opening_ratio": float(np.percentile(opening, 95) / max(base["opening_p95"], _OPEN)),
             "speaking": share,

@@ -73,11 +73,14 @@ def _sync(summary: dict) -> list[str]:
 
 def _silence(silence: dict) -> list[str]:
     rows = [
-        [name, *(_share(silence[arm][key]) for key in ("movement_ratio", "opening_ratio"))]
+        [name, *(_share(silence[arm][key]) for key in ("travel_ratio", "opening_ratio",
+                                                      "movement_ratio"))]
         for arm, name in _SILENT.items()
     ]
-    head = ["without an own voice", "movement of the mouth's box", "widest opening"]
-    return ["**Silence**, relative to speech of the same character.", "", *_table(head, rows)]
+    head = ["without an own voice", "movement of the opening", "widest opening",
+            "change of pixels around the mouth"]  # fmt: skip
+    return ["**Silence**, relative to speech of the same character. Pixels around the mouth also "
+            "change when the head moves.", "", *_table(head, rows)]
 
 
 def _seams(results: dict) -> list[str]:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,16 @@ from tm_jax.data import drawn
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.motion import config as motion_config
+from tm_jax.models.motion import network as motion_network
+from tm_jax.models.motion import pose
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import student
 from tm_jax.weights import files
+
+_MOTION = 0x6D6F  # Sets the keys of motion apart from those of the student's chunks.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +119,7 @@ def load(preset: str = "nano", weights: str | None = None) -> Bundle:
 
     Args:
       preset: Name in `presets.PRESETS`.
-      weights: Folder with dit, vae, audio and locator `.safetensors`; the weights that come
+      weights: Folder with dit, vae, audio, locator and motion `.safetensors`; the weights that come
         with the package by default.
 
     Returns:
@@ -146,11 +153,41 @@ class Start:
 
     Attributes:
       context: Constant conditioning of the transformer.
-      condition: Conditioning channels of a chunk, [B, T, H, W, C].
+      reference: Latent of the picture, [B, H, W, C].
+      face: Box of the face (y0, x0, y1, x1) in 0..1, [B, 4].
     """
 
     context: object
-    condition: jax.Array
+    reference: jax.Array
+    face: jax.Array
+
+
+@flax.struct.dataclass
+class ScoreState:
+    """What `score` hands from chunk to chunk.
+
+    Attributes:
+      student: Cache of the transformer.
+      motion: Motion so far.
+    """
+
+    student: student.StreamState
+    motion: motion_network.MotionState
+
+
+@flax.struct.dataclass
+class Scored:
+    """One chunk, not yet decoded.
+
+    Attributes:
+      latents: [B, T, H, W, C].
+      pose: Pose of head and chest in every frame, [B, F, 6].
+      face: As in `Start`.
+    """
+
+    latents: jax.Array
+    pose: jax.Array
+    face: jax.Array
 
 
 def _begin(models, params, pictures, keys):
@@ -163,14 +200,23 @@ def _begin(models, params, pictures, keys):
         {"params": params["dit"]}, face_mask=face, method=models.dit.context
     )
     keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.key(key[0]), key[1]))(keys)
-    count = preset.timing.latents_per_chunk
+    neutral = jnp.zeros((z.shape[0], 1, preset.dit.expression_channels))
+    condition = conditioning.condition(z[:, 0], neutral)
     state = student.begin(
-        models.dit, params["dit"], z[:, 0], z[:, 0], context, keys, count,
-        preset.student.num_steps, preset.student.policy,
+        models.dit, params["dit"], z[:, 0], condition[:, 0], context, keys,
+        preset.timing.latents_per_chunk, preset.student.num_steps, preset.student.policy,
+    )
+    motion_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MOTION))(keys)
+    state = ScoreState(
+        student=state, motion=motion_network.initial_state(preset.motion, motion_keys)
     )
     # The picture is the first latent of the decoder's clip; its frame is not shown.
-    _, decoder = _decode(models, params, z, autoencoder.initial_state(preset.vae, z.shape))
-    return Start(context=context, condition=jnp.repeat(z, count, 1)), state, decoder
+    _, decoder = models.vae.apply(
+        {"params": params["vae"]}, z, autoencoder.initial_state(preset.vae, z.shape),
+        method=models.vae.decode_chunk,
+    )
+    box = pose.face_box(face, models.grid.rows, models.grid.columns)
+    return Start(context=context, reference=z[:, 0], face=box), state, decoder
 
 
 def _hear(models, params, samples):
@@ -188,17 +234,25 @@ def _hear(models, params, samples):
 
 def _score(models, params, state, start, windows, mode):
     preset = models.preset
-    return student.next_chunk(
-        models.dit, params["dit"], state, start.condition, windows, mode, start.context,
+    motion, motion_state = motion_network.next_chunk(
+        models.motion, params["motion"], state.motion, windows, mode
+    )
+    expression, moved = jnp.split(motion, [len(motion_config.EXPRESSION)], -1)
+    expression = expression.reshape(*mode.shape, -1)  # [B, T, X]
+    latents, cache = student.next_chunk(
+        models.dit, params["dit"], state.student,
+        conditioning.condition(start.reference, expression), windows, mode, start.context,
         preset.sigmas, preset.student.policy,
     )
+    scored = Scored(latents=latents, pose=moved, face=start.face)
+    return scored, ScoreState(student=cache, motion=motion_state)
 
 
-def _decode(models, params, latents, state):
+def _decode(models, params, scored, state):
     pixels, state = models.vae.apply(
-        {"params": params["vae"]}, latents, state, method=models.vae.decode_chunk
+        {"params": params["vae"]}, scored.latents, state, method=models.vae.decode_chunk
     )
-    return drawn.to_uint8(pixels), state
+    return drawn.to_uint8(pose.warp(pixels, scored.pose, scored.face)), state
 
 
 def _insert(batch, index, one):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from tm_jax.diffusion import flow
 from tm_jax.diffusion import samplers
 from tm_jax.models import networks
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student as student_lib
 
@@ -28,7 +29,7 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
     frames = x.shape[1]
     sink, windows, mode = with_sink(batch["reference"], windows, batch["mode"])
     variables = {"params": params}
-    conditions = condition(models, batch["reference"], batch["expression"])
+    conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
     if context is None:
         context = models.dit.apply(
             variables, face_mask=batch["face"], method=models.dit.context
@@ -42,29 +43,6 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
         lambda layer: patterns.bidirectional(models.grid),
     )
     return velocity[:, 1:]
-
-
-def condition(models, reference, expression, sink: bool = True) -> jax.Array:
-    """Conditioning channels: the reference latent, then the expression of every frame.
-
-    Args:
-      models: Networks.
-      reference: [B, H, W, C].
-      expression: [B, T, X], for every place of a frame; X may be 0.
-      sink: Whether a frame of neutral expression, the sink's, comes first.
-
-    Returns:
-      [B, 1 + T, H, W, C + X], without sink [B, T, H, W, C + X].
-    """
-    width = models.preset.dit.expression_channels
-    expression = expression[..., :width]
-    if sink:
-        expression = jnp.pad(expression, ((0, 0), (1, 0), (0, 0)))
-    frames, (height, columns) = expression.shape[1], reference.shape[1:3]
-    spread = jnp.broadcast_to(
-        expression[:, :, None, None], (*expression.shape[:2], height, columns, width)
-    )
-    return jnp.concatenate([jnp.repeat(reference[:, None], frames, 1), spread], -1)
 
 
 def with_sink(reference, windows, mode):
@@ -134,7 +112,7 @@ def student_forward(models, params, batch, context_x0, x, sigmas):
     quiet = jnp.zeros((x.shape[0], 1 + (chunks - 1) * c))
     velocity, _ = models.dit.apply(
         variables, jnp.concatenate([sink, context_x0, x], 1),
-        condition(models, batch["reference"], expression),
+        conditioning.condition(batch["reference"], expression, sink=True),
         jnp.concatenate([quiet, level], 1), mode,
         context, models.dit.apply(variables, windows, method=models.dit.audio),
         lambda layer: patterns.teacher_forcing(models.grid, chunks),
@@ -150,7 +128,7 @@ def student_sample(models, params, batch, key):
     context = models.dit.apply(
         {"params": params}, face_mask=batch["face"], method=models.dit.context
     )
-    conditions = condition(models, batch["reference"], batch["expression"])
+    conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
     state = student_lib.begin(
         models.dit, params, batch["reference"], conditions[:, 0], context,
         jax.random.split(key, size), c, preset.student.num_steps, policy,

@@ -178,7 +178,7 @@ def principal_components(frames: np.ndarray, weights: np.ndarray, config) -> dic
       Parameters of `VideoAutoencoder`. Raw latents are projections on orthonormal components.
       `std` takes the square root of each component's spread, half way to whitening, and is
       scaled so that latents differ from those of their clip's first frame by 1 in the mean
-      square. That difference is then nearly as large in all channels: strong components
+      square, over blocks that weigh more than the least. That difference is then nearly as large in all channels: strong components
       change little in a clip, weak ones change altogether.
     """
     x = _blocks(frames, config)
@@ -194,7 +194,11 @@ def principal_components(frames: np.ndarray, weights: np.ndarray, config) -> dic
     code, uncode = scale[:, None] * vectors, vectors.T / scale
     blocks_per_frame = math.prod(frames.shape[2:4]) // config.spatial_stride**2
     raw = ((x - mean) @ code).reshape(len(frames), -1, blocks_per_frame, code.shape[1])
-    change = np.square(raw[:, 1:] - raw[:, :1]).mean((0, 1, 2))
+    # How far latents go from those of the first frame, where the weights look.
+    extra = (w - w.min()).reshape(*raw.shape[:3], 1)
+    extra = extra[:, 1:] + (1.0 if extra.max() == 0 else 0.0)
+    change = np.square(raw[:, 1:] - raw[:, :1]) * extra
+    change = change.sum((0, 1, 2)) / extra.sum()
     spread = np.sqrt(raw.std((0, 1, 2)) + 1e-6)
     return {
         "code": {"kernel": code, "bias": -(mean @ code)},

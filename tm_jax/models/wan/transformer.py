@@ -197,5 +197,9 @@ class DiT(nn.Module):
             out.astype(jnp.float32), c.patch, sizes["H"] // c.patch, c.latent_channels
         )
         if c.reference_std is not None:
+            # Outside of the face the picture is the reference, exactly and at rest.
+            face = context.face_mask.reshape(-1, 1, sizes["H"] // c.patch, sizes["W"] // c.patch, 1)
+            face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
+            out = out * face
             out = preconditioning.to_velocity(out, x, reference, level, c.reference_std)
         return out, states

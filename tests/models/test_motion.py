@@ -1,0 +1,125 @@
+"""The motion model: a stream of it, its scaling, and what it learns from a toy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tm_jax.diffusion import flow
+from tm_jax.models.motion import config as config_lib
+from tm_jax.models.motion import network
+
+_CONFIG = config_lib.MotionConfig(width=16, mlp_width=16, layers=1, history=2, steps=4)
+_M = len(config_lib.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network.MotionModel(_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(model, pico):
+    inputs = (
+        jnp.zeros((1, 4, _M)), jnp.zeros(1), jnp.zeros((1, 8, _M)), jnp.zeros((1, 6, 5)),
+        jnp.zeros(1),
+    )
+    params = pico.random(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
+    # Strong enough to matter, weak enough to stay inside the limits of the columns.
+    return {**params, "change": 0.05 + 0 * params["change"]}
+
+
+@pytest.fixture(scope="module")
+def chunk(model, params):
+    return jax.jit(lambda s, w, m: network.next_chunk(model, params, s, w, m))
+
+
+def _inputs(batch, latents, seed=0):
+    rng = np.random.default_rng(seed)
+    windows = rng.standard_normal((batch, latents, 6, 5)).astype(np.float32)
+    return windows, np.ones((batch, latents), np.int32)
+
+
+def _start(seeds):
+    return network.initial_state(_CONFIG, jax.vmap(jax.random.key)(np.asarray(seeds)))
+
+
+def test_chunks_of_any_size_give_the_same_motion(chunk):
+    windows, mode = _inputs(2, 6)
+    whole, _ = chunk(_start([1, 2]), windows, mode)
+    assert whole.shape == (2, 24, _M)
+    state, parts = _start([1, 2]), []
+    for at in range(0, 6, 2):
+        part, state = chunk(state, windows[:, at : at + 2], mode[:, at : at + 2])
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=0, atol=1e-6)
+    assert np.ptp(whole, axis=1).max() > 1e-2
+
+
+def test_a_stream_does_not_depend_on_its_neighbours(chunk):
+    windows, mode = _inputs(2, 3)
+    both, _ = chunk(_start([1, 2]), windows, mode)
+    alone, _ = chunk(_start([2]), windows[1:], mode[1:])
+    np.testing.assert_allclose(both[1], alone[0], rtol=0, atol=1e-6)
+    other, _ = chunk(_start([3]), windows[1:], mode[1:])
+    assert np.abs(other - alone).max() > 1e-3
+
+
+def test_a_listener_does_not_hear_its_own_voice(chunk):
+    windows, mode = _inputs(1, 3)
+    silent = np.zeros_like(windows)
+    deaf = [chunk(_start([1]), w, 0 * mode)[0] for w in (windows, silent)]
+    np.testing.assert_array_equal(deaf[0], deaf[1])
+    hearing = [chunk(_start([1]), w, mode)[0] for w in (windows, silent)]
+    assert np.abs(hearing[0] - hearing[1]).max() > 1e-5
+
+
+def test_lids_and_breath_stay_in_their_range(model, params):
+    wild = {**params, "change": 10 + 0 * params["change"]}
+    windows, mode = _inputs(1, 8)
+    motion, _ = jax.jit(lambda s: network.next_chunk(model, wild, s, windows, mode))(_start([1]))
+    for name, low in (("blink_left", 0), ("smile", 0), ("breath", 0), ("yaw", -1)):
+        column = motion[0, :, config_lib.COLUMNS.index(name)]
+        assert column.min() >= low and column.max() <= 1
+    assert motion.max() == 1  # The limits were reached.
+
+
+def test_it_learns_the_spread_of_what_it_must_guess(model, params):
+    """One column jumps to +0.3 or -0.3 by chance: samples do, an average would stay at 0."""
+    rng = np.random.default_rng(0)
+    yaw = config_lib.COLUMNS.index("yaw")
+    constants = {k: params[k] for k in ("mean", "std")} | {"change": jnp.full((4, _M), 0.3)}
+    trained = {k: v for k, v in params.items() if k not in constants}
+    past, window, mode = jnp.zeros((256, 8, _M)), jnp.zeros((256, 6, 5)), jnp.ones(256)
+    optimizer = optax.adam(1e-2)
+
+    def loss(trained, signs, key):
+        keys = jax.random.split(key)
+        target = jnp.zeros((256, 4, _M)).at[:, :, yaw].set(0.3 * signs[:, None])
+        variables = {"params": {**trained, **constants}}
+        x0 = model.apply(variables, target, past, method=model.normalise)
+        sigma = jax.random.uniform(keys[0], (256,))
+        noise = jax.random.normal(keys[1], x0.shape)
+        out = model.apply(variables, flow.corrupt(x0, noise, sigma), sigma, past, window, mode)
+        return jnp.mean(jnp.square(out - flow.velocity(x0, noise)))
+
+    @jax.jit
+    def step(trained, opt, signs, key):
+        grads = jax.grad(loss)(trained, signs, key)
+        updates, opt = optimizer.update(grads, opt, trained)
+        return optax.apply_updates(trained, updates), opt
+
+    opt = optimizer.init(trained)
+    for i in range(400):
+        signs = rng.choice([-1.0, 1.0], 256).astype(np.float32)
+        trained, opt = step(trained, opt, signs, jax.random.key(i))
+    variables = {**trained, **constants}
+    start = _start(np.arange(200))
+    motion, _ = jax.jit(
+        lambda s: network.next_chunk(model, variables, s, jnp.zeros((200, 1, 6, 5)),
+                                     jnp.ones((200, 1), jnp.int32))
+    )(start)
+    jumped = motion[:, 3, yaw]
+    assert 0.15 < np.abs(jumped).mean() < 0.45
+    assert 0.25 < np.mean(jumped > 0) < 0.75
