@@ -1,11 +1,16 @@
 """Speech in, frames out: alignment, waiting, ends, interruptions, one real session."""
 
 import asyncio
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import session as session_lib
+from tm_jax.models import networks
+from tm_jax.models import presets
 from tm_jax.plugins import avatar as avatar_lib
 
 _LOOKAHEAD_S = 0.2
@@ -228,3 +233,31 @@ def test_a_session_that_breaks_is_heard_of_and_a_closed_one_ends(make_fake):
     assert fine.calls.count("close") == 1
     with pytest.raises(ValueError, match="rate=16001 is not a multiple of 25"):
         avatar_lib.Avatar(fine, _LOOKAHEAD_S, rate=16001)
+
+
+def test_a_real_session_shows_what_it_shows_without_the_avatar(pico):
+    """Feeding chunk by chunk, with look-ahead pushed again, gives the very same frames."""
+    preset = presets.get("pico")
+    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
+    models = networks.models(dataclasses.replace(preset, dit=dit))
+    shapes = networks.shapes(models)
+    bundle = bundle_lib.Bundle(models, {part: pico.random(shapes[part]) for part in shapes})
+    rng = np.random.default_rng(1)
+    picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    speech = np.clip(0.3 * rng.standard_normal(3 * 7680), -1, 1).astype(np.float32)
+
+    async def run():
+        avatar = avatar_lib.Avatar.open(bundle, picture, rate=16000)
+        assert await avatar.warm_up() == (64, 64)
+        await avatar.push(speech)
+        avatar.end()
+        pieces = await _take(avatar.pieces(), 36)
+        await avatar.set_character(255 - picture)
+        await avatar.close()
+        return np.stack([p.frame for p in pieces])
+
+    plain = session_lib.Session(bundle, picture, mode="speak")
+    plain.push_audio(speech)
+    plain.end_audio()
+    expected = np.concatenate([plain.pull().frames for _ in range(3)])
+    np.testing.assert_array_equal(asyncio.run(run()), expected)

@@ -82,7 +82,7 @@ def test_every_piece_of_sound_follows_its_picture(fake):
 def test_frames_come_at_25_a_second_also_without_speech(fake):
     frames = _run(fake, utils.SleepFrame(1.0))
     count = _kinds(frames).count("OutputImageRawFrame")
-    assert 20 <= count <= 27 and not _sound(frames).any()
+    assert 10 <= count <= 27 and not _sound(frames).any()  # Fewer on a busy machine.
 
 
 def test_an_interruption_passes_and_silences(fake):
@@ -92,10 +92,10 @@ def test_an_interruption_passes_and_silences(fake):
         pipecat_frames.TTSStoppedFrame(),
     )
     at = next(i for i, f in enumerate(frames) if isinstance(f, pipecat_frames.InterruptionFrame))
-    assert 0.2 * 24000 < np.count_nonzero(_sound(frames[:at])) < 1.2 * 24000
+    assert 0.2 * 24000 < np.count_nonzero(_sound(frames[:at])) < 3 * 24000
     after = _sound(frames[at:])
     assert not np.any(np.abs(after.astype(int)) > 9500)  # Nothing of the old speech.
-    assert np.count_nonzero(np.abs(after.astype(int) - 8192) < 50) == pytest.approx(4800, abs=60)
+    assert np.count_nonzero(after > 4096) == pytest.approx(4800, abs=4)
     assert _kinds(frames).count("TTSStoppedFrame") == 1  # That of the second utterance.
 
 
@@ -201,7 +201,9 @@ def test_a_real_transport_plays_lips_and_voice_together(make_fake):
     loud = [at for at, sound in output.sound if np.median(sound) > 8000]
     moving = [at for at, pixels in output.pictures if pixels[0, 1, 0] > 90]
     assert len(loud) == 25 and len(moving) == 25
-    assert abs(moving[0] - loud[0]) < 0.1 and abs(moving[-1] - loud[-1]) < 0.12
+    offset = np.median(np.subtract(moving, loud))
+    print(f"lips {1000 * offset:.0f} ms after the voice")
+    assert abs(offset) < 0.06
     numbers = [int(pixels[0, 0, 0]) for _, pixels in output.pictures]
     assert numbers == sorted(numbers)
     # The transport says upstream when the bot speaks and when it has stopped.
