@@ -252,7 +252,7 @@ class Transcript:
         if self._report is None:
             return 0
         at_s, pts = self._report
-        pts += int((now_s - at_s) * RATE)
+        pts += round((now_s - at_s) * RATE)
         return min(pts, self._sent[1]) if self._sent else pts
 
     def current(self, now_s: float) -> tuple[str | None, int]:

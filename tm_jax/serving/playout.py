@@ -49,15 +49,13 @@ class Playout:
     def __init__(self):
         """Begins empty."""
         self._items: collections.deque[Item] = collections.deque()
-        self._generation = 0
         self._started = False
         self.dropped = self.held = 0
 
     def push(self, items: list[Item]) -> None:
         """Appends the frames of a chunk."""
         generation = items[0].generation
-        if generation > self._generation:
-            self.flush(generation)
+        if self._items and self._items[0].generation < generation:
             self._drop(lambda item: item.generation < generation)
         else:
             self._give_back()
@@ -82,7 +80,6 @@ class Playout:
 
     def flush(self, generation: int) -> None:
         """Silences all frames of older generations; they fill the time until newer ones."""
-        self._generation = max(self._generation, generation)
         for item in self._items:
             if item.generation < generation:
                 item.pcm = np.zeros_like(item.pcm)
