@@ -200,7 +200,7 @@ def test_wrong_requests(tmp_path, part, original):
         convert.convert(part, original, str(tmp_path / "x.safetensors"), to="orbax")
     with pytest.raises(ValueError, match="missing: .*in layout|tensors are missing"):
         convert.convert(part, original, str(tmp_path / "x"), layout="diffusers")
-    with pytest.raises(ValueError, match="choose one of transformer"):
+    with pytest.raises(ValueError, match="unknown part 'other'; choose one of transformer"):
         parts.get("other", "pico")
     with pytest.raises(ValueError, match="unknown preset"):
         parts.get("transformer", "other")
