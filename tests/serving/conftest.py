@@ -27,6 +27,7 @@ class Server:
     def __init__(self, app, exchange, devices, port):
         self.app, self.exchange, self.devices = app, exchange, devices
         self.port = port
+        self.app_peers = app[app_lib.SITE].webrtc
         self.url = f"http://127.0.0.1:{port}"
 
     @property

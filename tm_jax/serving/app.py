@@ -124,9 +124,8 @@ async def _sweep(runner: web.AppRunner, seen: set) -> None:
         seen &= connections
         first = {c: first.get(c, now_s) for c in connections - seen}
         for connection, since_s in first.items():
-            if now_s - since_s > _SILENT_S and connection.transport is not None:
+            if now_s - since_s > _SILENT_S:
                 connection.force_close()
-                connection.transport.abort()
 
 
 async def _shut(app: web.Application) -> None:
