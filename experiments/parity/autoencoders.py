@@ -55,20 +55,17 @@ def vae_pair():
 @torch.no_grad()
 def their_moments(reference, frames) -> np.ndarray:
     """[B, T, h, w, 2 C] of the reference for channels-last frames."""
-    dtype = next(reference.parameters()).dtype
-    x = torch.tensor(frames, dtype=dtype).permute(0, 4, 1, 2, 3)
+    x = torch.tensor(frames).permute(0, 4, 1, 2, 3)
     posterior = reference.encode(x).latent_dist
     moments = torch.cat([posterior.mean, posterior.logvar], 1)
-    return moments.permute(0, 2, 3, 4, 1).float().numpy()
+    return moments.permute(0, 2, 3, 4, 1).numpy()
 
 
 @torch.no_grad()
 def their_frames(reference, z) -> np.ndarray:
     """Frames of the reference for normalised latents, channels last."""
-    dtype = next(reference.parameters()).dtype
-    raw = z * np.float32(VAE.latent_std) + np.float32(VAE.latent_mean)
-    x = torch.tensor(raw, dtype=dtype).permute(0, 4, 1, 2, 3)
-    frames = reference.decode(x).sample.permute(0, 2, 3, 4, 1).float().numpy()
+    x = torch.tensor(raw_latents(z)).permute(0, 4, 1, 2, 3)
+    frames = reference.decode(x).sample.permute(0, 2, 3, 4, 1).numpy()
     assert np.mean(np.abs(frames) == 1) < 0.2  # Clipped values would hide differences.
     return frames
 
@@ -92,16 +89,17 @@ def encoding(frames: int, chunk: int = 0, dtype: str = "float32") -> compare.Row
     """A clip encoded whole (chunk 0) or in a stream of so many latents at a time."""
     reference, params = vae_pair()
     x = frames_of(frames, 1, frames, 16, 24)
-    expected = their_moments(_cast(reference, dtype), x)[..., : VAE.latent_channels]
+    expected = their_moments(reference, x)[..., : VAE.latent_channels]
     z = _run(wan_vae.WanVAE(VAE, jnp.dtype(dtype)), params, "encode", x, chunk)
-    return compare.row("VAE encoder", _words(f"{frames} frames", chunk), dtype, raw_latents(z), expected)
+    words = _words(f"{frames} frames", chunk)
+    return compare.row("VAE encoder", words, dtype, raw_latents(z), expected)
 
 
 def decoding(latents: int, chunk: int = 0, dtype: str = "float32") -> compare.Row:
     """A clip decoded whole (chunk 0) or in a stream of so many latents at a time."""
     reference, params = vae_pair()
     z = latents_of(latents, 1, latents, 2, 3, VAE.latent_channels)
-    expected = their_frames(_cast(reference, dtype), z)
+    expected = their_frames(reference, z)
     frames = _run(wan_vae.WanVAE(VAE, jnp.dtype(dtype)), params, "decode", z, chunk)
     words = _words(f"{expected.shape[1]} frames", chunk)
     return compare.row("VAE decoder", words, dtype, frames, expected)
@@ -109,14 +107,6 @@ def decoding(latents: int, chunk: int = 0, dtype: str = "float32") -> compare.Ro
 
 def _words(what, chunk):
     return f"{what}, streamed by {chunk} latents" if chunk else f"{what}, whole clip"
-
-
-def _cast(reference, dtype):
-    if dtype == "float32":
-        return reference
-    low = diffusers.AutoencoderKLWan.from_config(reference.config)
-    low.load_state_dict(reference.state_dict())
-    return low.to(getattr(torch, dtype)).eval()
 
 
 def _run(model, params, direction, x, chunk):
@@ -209,17 +199,13 @@ def taehv_pair():
 @torch.no_grad()
 def by_clips(half, x) -> np.ndarray:
     """One half of the TAEHV reference on [B, T, H, W, C], clip by clip."""
-    x = torch.tensor(x, dtype=next(half.parameters()).dtype).permute(0, 1, 4, 2, 3)
-    return torch.stack([half(clip).permute(0, 2, 3, 1) for clip in x]).float().numpy()
+    x = torch.tensor(x).permute(0, 1, 4, 2, 3)
+    return torch.stack([half(clip).permute(0, 2, 3, 1) for clip in x]).numpy()
 
 
 def tiny(direction: str, dtype: str = "float32") -> compare.Row:
     """TAEHV on a whole clip; `tests/models/test_taehv.py` also streams it."""
     reference, params = taehv_pair()
-    if dtype != "float32":
-        low = taehv_layers(TAEHV)
-        low.load_state_dict(reference.state_dict())
-        reference = low.to(getattr(torch, dtype))
     if direction == "encode":
         x = frames_of(0, 2, 12, 16, 24)
         expected = by_clips(reference["encoder"], (x + 1) / 2)

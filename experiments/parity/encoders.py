@@ -133,58 +133,52 @@ def sounds() -> tuple[np.ndarray, np.ndarray]:
     return samples.astype(np.float32), valid
 
 
-def _low(made, dtype):
-    """Both models in a dtype."""
-    if dtype == "float32":
-        return made.reference, made.model
-    low = type(made.reference)(made.reference.config).eval()
-    low.load_state_dict(made.reference.state_dict())
-    return low.to(getattr(torch, dtype)), dataclasses.replace(made.model, dtype=jnp.dtype(dtype))
+def _ours(name, dtype):
+    """Reference in float32, our model in a dtype, and our parameters."""
+    made = _made(name)
+    return made.reference, dataclasses.replace(made.model, dtype=jnp.dtype(dtype)), made.params
 
 
 @torch.no_grad()
 def text(dtype: str = "float32") -> compare.Row:
     """Padded prompts through UMT5."""
-    made, (ids, valid) = _made("umt5"), prompts()
-    theirs, ours = _low(made, dtype)
+    (theirs, ours, params), (ids, valid) = _ours("umt5", dtype), prompts()
     expected = theirs(torch.tensor(ids), torch.tensor(valid).long()).last_hidden_state
-    actual = jax.jit(ours.apply)({"params": made.params}, ids, valid)
+    actual = jax.jit(ours.apply)({"params": params}, ids, valid)
     return compare.row(
         "UMT5", "3 layers, 4 padded prompts up to 40 tokens", dtype,
-        np.float32(actual), expected.float().numpy(),
+        np.float32(actual), expected.numpy(),
     )
 
 
 @torch.no_grad()
 def image(dtype: str = "float32") -> compare.Row:
     """The penultimate state of CLIP, as Wan uses it."""
-    made = _made("clip")
-    theirs, ours = _low(made, dtype)
+    theirs, ours, params = _ours("clip", dtype)
     x = np.random.default_rng(0).standard_normal((2, 42, 42, 3)).astype(np.float32)
-    pixels = torch.tensor(x).permute(0, 3, 1, 2).to(getattr(torch, dtype))
+    pixels = torch.tensor(x).permute(0, 3, 1, 2)
     expected = theirs(pixels, output_hidden_states=True).hidden_states[-2]
-    actual = jax.jit(ours.apply)({"params": made.params}, x)
+    actual = jax.jit(ours.apply)({"params": params}, x)
     return compare.row(
         "CLIP", "3 layers, penultimate state, batch 2", dtype, np.float32(actual),
-        expected.float().numpy(),
+        expected.numpy(),
     )
 
 
 @torch.no_grad()
 def speech(size: str, dtype: str = "float32") -> compare.Row:
     """Hidden states of all layers of wav2vec2 for a padded batch."""
-    made, (samples, valid) = _made(f"wav2vec2-{size}"), sounds()
-    theirs, ours = _low(made, dtype)
+    (theirs, ours, params), (samples, valid) = _ours(f"wav2vec2-{size}", dtype), sounds()
     expected = theirs(
-        torch.tensor(samples).to(getattr(torch, dtype)),
-        attention_mask=torch.tensor(valid).long(), output_hidden_states=True,
+        torch.tensor(samples), attention_mask=torch.tensor(valid).long(),
+        output_hidden_states=True,
     ).hidden_states
-    actual = jax.jit(ours.apply)({"params": made.params}, samples, valid).states
+    actual = jax.jit(ours.apply)({"params": params}, samples, valid).states
     norm = "group" if size == "base" else "layer"
     return compare.row(
         f"wav2vec2 {size}", f"{norm} norm, all hidden states, 4 padded sounds", dtype,
         {str(i): np.float32(x) for i, x in enumerate(actual)},
-        {str(i): x.float().numpy() for i, x in enumerate(expected)},
+        {str(i): x.numpy() for i, x in enumerate(expected)},
     )
 
 

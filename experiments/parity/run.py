@@ -39,8 +39,8 @@ libraries: its reference is PyTorch with the published layers (`autoencoders.py`
 `max_rel` is the largest absolute difference over the reference's largest absolute value,
 `mean_rel` the mean absolute difference over the reference's mean absolute value; of several
 arrays the worst counts. In float32 a forward pass must stay within {limit:g} and gradients
-(every parameter against its own largest gradient) within {gradient:g}; bfloat16 is recorded,
-its rounding unit is 4e-3.
+(every parameter against its own largest gradient) within {gradient:g}. Rows of bfloat16 are
+recorded: ours in bfloat16 against the reference in float32 (rounding unit 4e-3).
 """
 
 

@@ -33,7 +33,7 @@ def test_forward(name):
 
 
 def test_forward_in_bfloat16():
-    """No parity is asked of it, but both must be the same computation."""
+    """No parity is asked of it, but it must be the same computation."""
     row = parity.forward("i2v-odd", "bfloat16")
     assert 1e-3 < row.max_rel < 3e-2, row  # Measured 8e-3, the precision of bfloat16.
 
