@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import signal
+import ssl
 import sys
 import time
 
@@ -51,6 +52,11 @@ _LOOPBACK = flags.DEFINE_bool("webrtc_loopback", False, "WebRTC on 127.0.0.1 alo
 _ICE = flags.DEFINE_string(
     "ice_servers", None, 'STUN and TURN servers as JSON, e.g. [{"urls": "stun:host:3478"}].'
 )
+_TLS_CERT = flags.DEFINE_string(
+    "tls_cert", None, "Certificate chain (PEM): browsers give microphones to https only."
+)
+_TLS_KEY = flags.DEFINE_string("tls_key", None, "Its private key (PEM).")
+_PER_MINUTE = flags.DEFINE_integer("sessions_per_minute", 30, "New calls from one address.", 1)
 _PER_ADDRESS = flags.DEFINE_integer("per_address", 4, "Calls from one address.", 1)
 _IDLE_S = flags.DEFINE_float("idle_s", 300, "A silent call ends after this time.", 1)
 _LIFETIME_S = flags.DEFINE_float("lifetime_s", 3600, "Longest call.", 1)
@@ -82,14 +88,14 @@ def _engine():
     import jax
 
     from tm_jax.inference import bundle
-    from tm_jax.serving import backend as backend_lib
     from tm_jax.serving import capacity
+    from tm_jax.serving import devices as devices_lib
     from tm_jax.serving import engine as engine_lib
 
-    placement = backend_lib.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
+    placement = devices_lib.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
     devices = jax.devices()[: _DEVICES.value] if _DEVICES.value else None
     models = bundle.load(_PRESET.value, _WEIGHTS.value)
-    backend = backend_lib.ModelBackend(models, placement, devices)
+    backend = devices_lib.ModelBackend(models, placement, devices)
     batches = _BATCHES.value or (["1"] if jax.default_backend() == "cpu" else ["1", "2", "4", "8"])
     try:
         sizes = tuple(int(size) for size in batches)
@@ -129,23 +135,39 @@ def _peers(exchange, servers):
     return webrtc.Peers(exchange, servers, _LOOPBACK.value)
 
 
-async def _serve(site, drain_s: float) -> None:
-    """Serves until SIGTERM or Ctrl-C; then lets the callers finish."""
+def _tls():
+    """The TLS context of the flags, or None."""
+    if not (_TLS_CERT.value or _TLS_KEY.value):
+        return None
+    if not (_TLS_CERT.value and _TLS_KEY.value):
+        raise ValueError("--tls_cert and --tls_key belong together; one of them is missing.")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(_TLS_CERT.value, _TLS_KEY.value)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"--tls_cert, --tls_key: cannot be used ({error}).") from error
+    return context
+
+
+async def serve(site, host: str, port: int, drain_s: float, tls=None) -> None:
+    """Serves until SIGTERM or Ctrl-C; then lets the callers finish.
+
+    Args:
+      site: What is served, `serving.app.Site`.
+      host: Address to bind.
+      port: Port; 0 for any free one.
+      drain_s: Time that calls get to end; a second signal cuts it short.
+      tls: TLS context, or None for plain HTTP.
+    """
     from tm_jax.serving import app as app_lib
 
-    running = await app_lib.start(app_lib.build(site), _HOST.value, _PORT.value)
+    running = await app_lib.start(app_lib.build(site), host, port, tls)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = []
-
-    def stopping(number):
-        signals.append(number)
-        stop.set()
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping, number)
-    host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-    print(f"Ready: http://{host}:{running.port}", flush=True)
+        loop.add_signal_handler(number, stop.set)
+    name = f"[{host}]" if ":" in host else host
+    print(f"Ready: http{'s' * (tls is not None)}://{name}:{running.port}", flush=True)
     await stop.wait()
     print(f"Stopping; calls get {drain_s:g} s to end.", flush=True)
     stop.clear()
@@ -159,24 +181,26 @@ async def _serve(site, drain_s: float) -> None:
 
 def main() -> None:
     """Starts the server that the flags describe."""
-    try:
-        from tm_jax.serving import app as app_lib
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the server needs the extra `serve`: pip install '.[serve]' ({error})."
-        ) from error
     from tm_jax.serving import config
-    from tm_jax.serving import exchange as exchange_lib
-    from tm_jax.serving import pictures
     from tm_jax.serving import security
 
     if _VERBOSE.value:
         logging.set_verbosity(logging.INFO)
     token = os.environ.get("TM_JAX_TOKEN") or None
     security.check_bind(_HOST.value, token)
-    servers = _ice_servers()
+    servers, tls = _ice_servers(), _tls()
+    try:
+        from tm_jax.serving import app as app_lib
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the server needs the extra `serve`: pip install '.[serve]' ({error})."
+        ) from error
+    from tm_jax.serving import exchange as exchange_lib
+    from tm_jax.serving import pictures
+
     limits = config.Limits(
-        per_address=_PER_ADDRESS.value, idle_s=_IDLE_S.value, lifetime_s=_LIFETIME_S.value
+        per_address=_PER_ADDRESS.value, sessions_per_minute=_PER_MINUTE.value,
+        idle_s=_IDLE_S.value, lifetime_s=_LIFETIME_S.value
     )
     common.cache_compilations()
     started_s = time.monotonic()
@@ -192,6 +216,7 @@ def main() -> None:
     )
     guard = security.Guard(
         token, tuple(_ORIGINS.value), requests_per_minute=limits.requests_per_minute,
+        sessions_per_minute=limits.sessions_per_minute,
         uploads_per_minute=limits.uploads_per_minute, behind_proxy=_PROXY.value,
     )
     print(
@@ -207,7 +232,7 @@ def main() -> None:
         webrtc=_peers(exchange, servers),
     )
     try:
-        asyncio.run(_serve(site, _DRAIN_S.value))
+        asyncio.run(serve(site, _HOST.value, _PORT.value, _DRAIN_S.value, tls))
     finally:
         engine.close()
 

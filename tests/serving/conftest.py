@@ -53,7 +53,8 @@ async def serve(
     gallery = pictures.Gallery(faces, SIDE, SIDE)
     exchange = exchange_lib.Exchange(engine, gallery, list(agents), limits)
     guard = security.Guard(
-        token, origins, requests_per_minute=requests, uploads_per_minute=uploads
+        token, origins, requests_per_minute=requests, sessions_per_minute=requests,
+        uploads_per_minute=uploads,
     )
     peers = None
     if webrtc:

@@ -26,9 +26,11 @@ async def frames(call, count):
 
 async def talk(call, seconds, level=5000):
     """Sends sound as a microphone does."""
-    for _ in range(round(seconds / 0.02)):
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    for index in range(round(seconds / 0.02)):
+        await asyncio.sleep(start_s + 0.02 * index - loop.time())
         await call.send_sound(tone(0.02, level))
-        await asyncio.sleep(0.019)
 
 
 def loud(message):

@@ -382,3 +382,57 @@ def test_the_guard_remembers_only_so_many_addresses():
         assert guard.within_rate("request", str(index))
     assert len(guard._buckets) <= 4096
     assert not guard.within_rate("request", "4999")
+
+
+def test_an_ipv6_caller_is_his_network():
+    guard = security.Guard()
+    first, second = (guard.address(f"2001:db8:1:2::{i}", {}) for i in (1, 2))
+    assert first == second == "2001:db8:1:2::/64"
+    assert guard.address("192.0.2.1", {}) == "192.0.2.1"
+
+
+def test_damaged_pictures_raise_nothing_else():
+    hypothesis = pytest.importorskip("hypothesis")
+    st = pytest.importorskip("hypothesis.strategies")
+    gallery = pictures.Gallery(
+        [pictures.character("a", "A", np.zeros((16, 16, 3), np.uint8))], 16, 16, most_uploads=2
+    )
+    samples = []
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "ICO", "TGA"):
+        file = io.BytesIO()
+        PIL.Image.effect_noise((24, 20), 80).convert("RGB").save(file, kind)
+        samples.append(file.getvalue())
+
+    @hypothesis.settings(deadline=None, max_examples=300)
+    @hypothesis.given(
+        st.sampled_from(samples), st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=6),
+        st.integers(0, 4000),
+    )
+    def check(data, changes, length):
+        data = bytearray(data[: length or None])
+        for at, value in changes:
+            data[at % len(data)] = value
+        try:
+            added = gallery.add(bytes(data))
+        except protocol.ProtocolError as error:
+            assert error.code == "bad_picture" and "\n" not in str(error)
+        else:
+            assert added.picture.shape == (16, 16, 3) and added.picture.dtype == np.uint8
+
+    check()
+
+
+def test_characters_cannot_be_changed_faster_than_devices_follow(net):
+    async def go():
+        async with net.serve() as server, client.connect(server.url) as call:
+            await call.start()
+            for _ in range(6):
+                await call.send(protocol.Character(character="bob"))
+            answers = []
+            while len(answers) < 6:
+                message = await call.receive()
+                if isinstance(message, (protocol.Character, protocol.Error)):
+                    answers.append(getattr(message, "code", "done"))
+            assert answers == ["done"] * 3 + ["too_fast"] * 3
+
+    net.run(go())

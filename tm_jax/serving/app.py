@@ -1,8 +1,10 @@
 """The HTTP side of the server: the page, the interface below /api/, health and metrics."""
 
 import asyncio
+import collections
 import dataclasses
 import json
+import ssl
 import time
 
 from absl import logging
@@ -19,6 +21,8 @@ from tm_jax.serving import websocket
 _JSON_BYTES = 256 * 1024  # A WebRTC offer has 10 KB or so.
 _BODY_S = 30.0  # Time for a request to deliver its body.
 _DECODERS = 2  # Pictures that are decoded at the same time.
+_UPLOADS = 16  # Pictures that are received at the same time.
+_SPARE_SOCKETS = 64  # WebSockets beyond four for every call that is served.
 _SILENT_S = 20.0  # A connection that has asked for nothing until then is closed.
 _STATUS = {
     "unauthorized": 401, "forbidden": 403, "unknown_session": 404, "unknown_character": 404,
@@ -52,6 +56,7 @@ class Site:
 SITE = web.AppKey("site", Site)
 _DECODING = web.AppKey("decoding", asyncio.Semaphore)
 _SEEN = web.AppKey("seen", set)
+_OPEN = web.AppKey("open", collections.Counter)
 
 
 class Refused(Exception):
@@ -72,6 +77,7 @@ def build(site: Site) -> web.Application:
     app[SITE] = site
     app[_DECODING] = asyncio.Semaphore(_DECODERS)
     app[_SEEN] = set()
+    app[_OPEN] = collections.Counter()
     app.add_routes([
         web.get("/", _index), web.get("/page/{name:.+}", _file), web.get("/ws", _socket),
         web.get("/api/info", _info), web.get("/api/characters", _characters),
@@ -103,13 +109,15 @@ class Running:
         await self._runner.cleanup()
 
 
-async def start(app: web.Application, host: str, port: int) -> Running:
-    """Listens on an address; port 0 takes any free one."""
+async def start(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> Running:
+    """Listens on an address, with TLS if there is a context; port 0 takes any free one."""
     runner = web.AppRunner(
         app, access_log=None, keepalive_timeout=15, shutdown_timeout=2, handle_signals=False
     )
     await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=64).start()
+    await web.TCPSite(runner, host, port, backlog=64, ssl_context=tls).start()
     sweeper = asyncio.get_running_loop().create_task(_sweep(runner, app[_SEEN]))
     return Running(runner, sweeper)
 
@@ -227,8 +235,14 @@ def _from_memory(request: web.Request, name: str) -> web.Response:
 
 async def _socket(request: web.Request) -> web.StreamResponse:
     _limited(request, "request")
-    site = request.app[SITE]
-    return await websocket.serve(request, site.exchange, site.guard, _address(request))
+    site, open_now = request.app[SITE], request.app[_OPEN]
+    if open_now["sockets"] >= 4 * site.exchange.engine.capacity + _SPARE_SOCKETS:
+        raise Refused("full", "Too many connections; try again later.")
+    open_now["sockets"] += 1
+    try:
+        return await websocket.serve(request, site.exchange, site.guard, _address(request))
+    finally:
+        open_now["sockets"] -= 1
 
 
 # The interface.
@@ -276,8 +290,11 @@ async def _picture(request: web.Request) -> web.Response:
 
 async def _upload(request: web.Request) -> web.Response:
     _limited(request, "upload")
-    exchange = request.app[SITE].exchange
+    exchange, open_now = request.app[SITE].exchange, request.app[_OPEN]
     uploads = exchange.metrics.uploads
+    if open_now["uploads"] >= _UPLOADS:
+        raise Refused("too_fast", "Too many uploads at once; try again in a moment.")
+    open_now["uploads"] += 1
     try:
         data = await _body(request, exchange.limits.picture_bytes)
         async with request.app[_DECODING]:
@@ -285,6 +302,8 @@ async def _upload(request: web.Request) -> web.Response:
     except (Refused, protocol.ProtocolError) as error:
         uploads.labels(error.code).inc()
         raise
+    finally:
+        open_now["uploads"] -= 1
     uploads.labels("taken").inc()
     described = _describe(added)
     body = {
@@ -321,7 +340,7 @@ async def _json(request: web.Request) -> dict:
 
 
 async def _create(request: web.Request) -> web.Response:
-    _limited(request, "request")
+    _limited(request, "session")
     site = request.app[SITE]
     wanted = protocol.start_from(await _json(request))
     call = site.exchange.open(wanted, _address(request))
@@ -338,7 +357,7 @@ async def _delete(request: web.Request) -> web.Response:
 
 
 async def _offer(request: web.Request) -> web.Response:
-    _limited(request, "request")
+    _limited(request, "session")
     site = request.app[SITE]
     if site.webrtc is None:
         raise Refused("no_webrtc", "This server has no WebRTC; use the WebSocket.")

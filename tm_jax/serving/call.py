@@ -25,6 +25,7 @@ _TICK_S = 0.1  # Utterances that were heard out are noticed within this time.
 _STATS_S = 2.0
 _SLOW_VOICE_S = 5.0  # Sound that waits for a slow voice; more is dropped.
 _LOUD = 0.01  # Root mean square of sound that counts as somebody being there.
+_HEAVY = 0.5, 3.0  # New characters and resets a second, and at once: devices work for them.
 _COMPLAIN_S = 5.0  # The same complaint is not repeated sooner.
 
 
@@ -96,6 +97,7 @@ class Call:
         self._switching = asyncio.Lock()
         self._source = protocol.NO_SOURCE
         self._sound = pacing.Bucket(limits.sound_rate, limits.sound_burst_s, clock)
+        self._heavy = pacing.Bucket(*_HEAVY, clock)
         self._complained: dict[str, float] = {}
         self._latencies = pacing.Latencies(256)
         self._shown = pacing.Window(64)
@@ -196,6 +198,8 @@ class Call:
         """
         if not isinstance(message, (protocol.Ping, protocol.Played)):
             self._alive_s = self._clock()
+        if isinstance(message, (protocol.Character, protocol.Reset)) and not self._heavy.take(1):
+            raise protocol.ProtocolError("too_fast", "That was asked for too often; wait a moment.")
         match message:
             case protocol.Stop():
                 self.end("stopped")

@@ -15,7 +15,8 @@ class Limits:
       picture_bytes: Largest upload.
       per_address: Sessions from one address.
       uploads_per_minute: Pictures from one address.
-      requests_per_minute: New sessions and connections from one address.
+      requests_per_minute: Connections and refused requests from one address.
+      sessions_per_minute: New sessions from one address; devices work for each.
       messages_per_s: Text messages of a connection, on average.
       bad_messages: Unreadable messages after which a connection is closed.
       sound_rate: Microphone sound per real time.
@@ -33,6 +34,7 @@ class Limits:
     per_address: int = 4
     uploads_per_minute: int = 20
     requests_per_minute: int = 120
+    sessions_per_minute: int = 30
     messages_per_s: float = 30.0
     bad_messages: int = 20
     sound_rate: float = 1.25

@@ -61,7 +61,8 @@ class Guard:
 
     def __init__(
         self, token: str | None = None, origins: tuple[str, ...] = (), *,
-        requests_per_minute: int = 120, uploads_per_minute: int = 20,
+        requests_per_minute: int = 120, sessions_per_minute: int = 30,
+        uploads_per_minute: int = 20,
         behind_proxy: bool = False, clock: Callable[[], float] = time.monotonic,
     ):
         """Makes a guard.
@@ -69,7 +70,8 @@ class Guard:
         Args:
           token: Secret that callers must know; None to let everybody in.
           origins: Origins of other web pages that may use the server.
-          requests_per_minute: New sessions and connections from one address.
+          requests_per_minute: Connections and refused requests from one address.
+          sessions_per_minute: New sessions from one address; devices work for each.
           uploads_per_minute: Pictures from one address.
           behind_proxy: Whether `X-Forwarded-For` of a proxy of our own names the caller.
           clock: Seconds.
@@ -77,7 +79,10 @@ class Guard:
         self._token = token
         self._origins = {origin.rstrip("/").lower() for origin in origins}
         self._behind_proxy, self._clock = behind_proxy, clock
-        self._rates = {"request": requests_per_minute, "upload": uploads_per_minute}
+        self._rates = {
+            "request": requests_per_minute, "session": sessions_per_minute,
+            "upload": uploads_per_minute,
+        }
         self._buckets: collections.OrderedDict = collections.OrderedDict()
 
     def knows(self, token: str | None) -> bool:
@@ -116,16 +121,21 @@ class Guard:
             return False
 
     def address(self, remote: str | None, headers: Mapping[str, str]) -> str:
-        """Where a request comes from."""
+        """Where a request comes from; of an IPv6 address the part that a caller is given."""
+        found = remote or "unknown"
         if self._behind_proxy:
             # The last entry is the one that our own proxy has written.
-            last = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-            if last:
-                return last[:64]
-        return remote or "unknown"
+            found = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()[:64] or found
+        try:
+            address = ipaddress.ip_address(found)
+        except ValueError:
+            return found
+        if address.version == 6 and not address.ipv4_mapped:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return found
 
     def within_rate(self, kind: str, address: str) -> bool:
-        """Counts a "request" or an "upload" of an address; False beyond its rate."""
+        """Counts a "request", "session" or "upload" of an address; False beyond its rate."""
         key = kind, address
         bucket = self._buckets.pop(key, None)
         if bucket is None:

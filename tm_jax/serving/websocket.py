@@ -175,7 +175,7 @@ class Conversation:
         elif self.call is None:
             if not isinstance(message, protocol.Start):
                 raise protocol.ProtocolError("bad_state", "The session begins with `start`.")
-            if not self._guard.within_rate("request", self._address):
+            if not self._guard.within_rate("session", self._address):
                 raise protocol.ProtocolError("too_many_sessions", "Too many calls in a minute.")
             self._attach(self._exchange.open(message, self._address), False)
         else:
