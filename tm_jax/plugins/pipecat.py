@@ -1,6 +1,6 @@
 """The avatar as a Pipecat service: speech of a TTS service in, pictures with sound out.
 
-  face = pipecat.AvatarVideoService(await avatar.Avatar.open(bundle, picture))
+  face = pipecat.AvatarVideoService(avatar.Avatar.open(bundle, picture))
   pipeline = Pipeline([transport.input(), stt, llm, tts, face, transport.output()])
 
 The transport needs `video_out_enabled=True, video_out_is_live=True, video_out_framerate=25`
