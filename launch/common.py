@@ -1,7 +1,5 @@
 """What launchers share: one-line errors, clean interruption, the compilation cache."""
 
-import os
-import pathlib
 import signal
 import sys
 import tempfile
@@ -59,8 +57,9 @@ def cache_compilations() -> None:
     """Keeps compiled programs in $TM_JAX_CACHE, else in ~/.cache/tm_jax."""
     import jax  # Takes seconds; a wrong flag is reported before.
 
-    named = os.environ.get("TM_JAX_CACHE")
-    folder = pathlib.Path(named) if named else pathlib.Path("~/.cache/tm_jax").expanduser()
+    from tm_jax.inference import programs
+
+    folder = programs.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

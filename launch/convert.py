@@ -19,9 +19,17 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 
-_PART = flags.DEFINE_string("part", "transformer", "Which model the weights are of.")
-_PRESET = flags.DEFINE_string("preset", "wan-1.3b", "Preset that gives its size.")
-_SOURCE = flags.DEFINE_string("source", None, "File or folder to read.", required=True)
+_PART = flags.DEFINE_string(
+    "part", "transformer", "Model: transformer, vae, taehv, text, image or audio."
+)
+_PRESET = flags.DEFINE_string(
+    "preset", "wan-1.3b", "Preset that gives its size, or a size of the part by its own name, "
+    "such as large-lv60 for audio.",
+)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "File or folder of the part, or a published folder of all parts.",
+    required=True,
+)
 _LAYOUT = flags.DEFINE_string(
     "layout", "auto", "Layout of the source, such as original; auto tells it by its names."
 )

@@ -21,6 +21,7 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     _OWN_CACHE = tempfile.mkdtemp(prefix="tm_jax_tests_")
     jax.config.update("jax_compilation_cache_dir", _OWN_CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+os.environ["TM_JAX_CACHE"] = _OWN_CACHE or os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 
 def pytest_unconfigure(config):

@@ -47,7 +47,7 @@ def test_an_answer_is_spoken_and_captioned_until_it_was_heard(
         assert line.of("state")[-1] == ("speaking",)
         await line.play(talk, 1)
         assert line.of("state")[-1] == ("listening",)
-        kind = server.of("session.update")[0]["session"]
+        kind = (await wait_until(lambda: server.of("session.update")))[0]["session"]
         assert ("modalities" in kind) == old
 
     session = {"input_audio_format": "pcm16"} if old else {"type": "realtime"}
@@ -114,7 +114,8 @@ def test_barge_in_flushes_then_cancels_then_truncates_what_was_heard(
         after = line.log[line.log.index(("interrupt", "barge_in", "i1", 420)) :]
         assert {entry[1] for entry in after if entry[0] == "speak"} == {"i2"}
         assert ("listening",) in [e[1:] for e in after if e[0] == "state"]
-        sent = [e for e in server.received if e["type"] not in ("session.update",)]
+        await wait_until(lambda: server.of("conversation.item.truncate"))
+        sent = [e for e in server.received if e["type"] != "session.update"]
         assert [e["type"] for e in sent] == ["response.cancel", "conversation.item.truncate"]
         assert sent[0]["response_id"] == "r1"
         assert {k: sent[1][k] for k in ("item_id", "content_index", "audio_end_ms")} == {
@@ -153,7 +154,7 @@ def test_the_button_cancels_too_and_never_truncates_beyond_what_was_sent(
         await wait_until(lambda: len(line.of("speak")) == 2)
         await talk.interrupted(voice.Played(item="i1", audio_end_ms=9000))
         cut = await wait_until(lambda: server.of("conversation.item.truncate"))
-        assert cut[0]["audio_end_ms"] == 500 and server.of("response.cancel")
+        assert cut[0]["audio_end_ms"] == 500 and server.of("response.cancel")  # Sent before.
         assert not line.of("interrupt")  # The line had flushed already.
 
     _call(make_server, line, work)

@@ -7,10 +7,12 @@ Answers to `/control` change its behaviour; `/log` tells what clients sent.
 
 import argparse
 import asyncio
+import importlib.util
 import io
 import json
 import pathlib
 import secrets
+import sys
 import time
 
 from aiohttp import web
@@ -18,9 +20,19 @@ import numpy as np
 from PIL import Image
 from PIL import ImageDraw
 
-from tm_jax.serving import protocol
+_SERVING = pathlib.Path(__file__).parents[2] / "tm_jax" / "serving"
+_PAGE = _SERVING / "page"
 
-_PAGE = pathlib.Path(protocol.__file__).parent / "page"
+
+def _load_protocol():
+    """The module alone: its package would import jax, and a restart is to be quick."""
+    spec = importlib.util.spec_from_file_location("protocol", _SERVING / "protocol.py")
+    module = sys.modules["protocol"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+protocol = _load_protocol()
 _SIZE = 256
 _FPS = 25
 _SAMPLES = protocol.SAMPLE_RATE // _FPS
@@ -31,6 +43,7 @@ BURST_EVERY = 25  # Frames between two bursts.
 BURST_FRAMES = 3
 _TONE_HZ = 1000
 _PICTURE_BYTES = 300_000
+_OPTIONS = {"full": False, "audible": False, "stall_s": 0.0, "token": ""}
 _FACES = {"ada": ("Ada", (88, 132, 190)), "ben": ("Ben", (196, 120, 84)), "cleo": ("Cleo", (96, 160, 120))}
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -115,7 +128,7 @@ class Server:
         self.sessions = {}
         self.uploads = {}
         self.log = []
-        self.options = {"full": False, "audible": False, "stall_s": 0.0, "mute_server": False, "token": ""}
+        self.options = dict(_OPTIONS)
         self._bases = {}
 
     def base(self, character: str, flash: bool) -> Image.Image:
@@ -143,6 +156,10 @@ class Server:
         if token and request.headers.get("Authorization") != f"Bearer {token}":
             return _error(401, "unauthorized", "A token is needed.")
         return None
+
+    async def health(self, _):
+        """Says that it works."""
+        return web.Response(text="ok")
 
     async def info(self, request):
         """What the server offers."""
@@ -180,6 +197,9 @@ class Server:
     async def control(self, request):
         """Changes options; `drop` cuts every connection."""
         changes = await request.json()
+        if changes.pop("reset", False):
+            self.log.clear()
+            self.options.update(_OPTIONS)
         if changes.pop("drop", False):
             for session in self.sessions.values():
                 if session.socket is not None:
@@ -267,9 +287,9 @@ class Server:
         await socket.send_str(protocol.to_text(protocol.State(state="listening")))
         while not socket.closed:
             wait = begun + (session.frame - first) / _FPS - time.monotonic()
-            await asyncio.sleep(max(0.0, wait) + self.options.pop("stall_s", 0.0))
-            if not self.options["mute_server"]:
-                await socket.send_bytes(session.message(self))
+            await asyncio.sleep(max(0.0, wait) + self.options["stall_s"])
+            self.options["stall_s"] = 0.0
+            await socket.send_bytes(session.message(self))
             await self._tell(socket, session)
 
     async def _tell(self, socket, session):
@@ -318,7 +338,7 @@ def application() -> web.Application:
         web.get("/api/info", server.info), web.get("/api/characters", server.characters),
         web.get("/api/characters/{id}.jpg", server.preview),
         web.post("/api/pictures", server.upload), web.get("/ws", server.call),
-        web.post("/control", server.control), web.get("/log", server.read_log),
+        web.get("/healthz", server.health), web.post("/control", server.control), web.get("/log", server.read_log),
     ])
     return app
 

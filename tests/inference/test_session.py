@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import programs as programs_lib
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
@@ -141,6 +142,38 @@ def test_a_stream_of_a_batch_is_the_stream_alone(bundle, picture, speech):
     disturbed, _ = together(other, loud, 1)
     check(quiet, expected[1][1])
     jax.tree.map(np.testing.assert_array_equal, disturbed, quiet)
+
+
+def test_programs_of_an_earlier_process_give_the_same_video(
+    bundle, picture, speech, monkeypatch
+):
+    def clip(bundle):
+        session = session_lib.Session(bundle, picture, mode="speak")
+        return _frames(session, speech[:15360], 7680)
+
+    def never(*unused):
+        raise AssertionError("traced")
+
+    first = clip(bundle)
+    bundle_lib._programs.cache_clear()
+    for name in ("_begin", "_hear", "_score", "_decode"):
+        monkeypatch.setattr(bundle_lib, name, never)
+    np.testing.assert_array_equal(clip(dataclasses.replace(bundle)), first)
+
+
+def test_after_warming_nothing_is_left_to_compile(bundle, picture, speech, monkeypatch):
+    def never(*unused):
+        raise AssertionError("compiled")
+
+    bundle.warm(2)
+    monkeypatch.setattr(programs_lib.Program, "_make", never)
+    one = _begin(bundle, [picture], [1])
+    streams = bundle.insert(_begin(bundle, [picture, picture], [1, 2]), 1, one)
+    samples = np.resize(speech, (2, bundle.before + 7680 + bundle.after))
+    (_, frames), _ = _step(bundle, streams, samples, np.ones((2, 3), np.int32))
+    np.testing.assert_array_equal(frames[0], frames[1])
+    with pytest.raises(AssertionError, match="compiled"):
+        _begin(bundle, 3 * [picture], [1, 2, 3])
 
 
 def test_a_chunk_waits_for_its_look_ahead_and_no_longer(bundle, picture, speech):

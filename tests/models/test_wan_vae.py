@@ -3,7 +3,9 @@
 The reference is a small random model in its own checkpoint format, read through the table.
 """
 
+import copy
 import dataclasses
+import functools
 import re
 
 import jax
@@ -27,9 +29,10 @@ diffusers = pytest.importorskip("diffusers")
 
 _CONFIG = config_lib.PRESETS["pico"]
 _MODEL = autoencoder.WanVAE(_CONFIG)
+# These models are tiny: optimising their programs would take ten times longer than running them.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 _SCALE = 1e-4  # Of the reference's largest value. Measured 1e-6 encoding, 5e-6 decoding.
 _STREAM = 1e-5  # Streamed against whole. Measured 2e-6.
-_LATENTS = 7
 
 
 def _normal(seed, *shape):
@@ -81,14 +84,19 @@ def _their_moments(reference, frames):
 def _their_frames(reference, z):
     """Frames of the reference for normalised latents, channels last."""
     raw = z * np.float32(_CONFIG.latent_std) + np.float32(_CONFIG.latent_mean)
-    frames = reference.decode(torch.tensor(raw).permute(0, 4, 1, 2, 3)).sample
-    frames = frames.permute(0, 2, 3, 4, 1).numpy()
+    raw = torch.tensor(raw, dtype=reference.dtype).permute(0, 4, 1, 2, 3)
+    frames = reference.decode(raw).sample.float().permute(0, 2, 3, 4, 1).numpy()
     assert np.mean(np.abs(frames) == 1) < 0.2  # Clipped values would hide differences.
     return frames
 
 
+@functools.cache
+def _jitted(model, method):
+    return _jit(lambda p, *a: model.apply({"params": p}, *a, method=method))
+
+
 def _ours(params, method, *args, model=_MODEL):
-    return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(params, *args)
+    return _jitted(model, method)(params, *args)
 
 
 def _close(actual, expected):
@@ -97,66 +105,63 @@ def _close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=_SCALE * scale)
 
 
-@pytest.mark.parametrize("frames", [1, 5, 9, 13])
-def test_encoding(reference, params, frames):
-    x = _frames(frames, 2, frames, 16, 24)
-    expected = _their_moments(reference, x)
-    moments = _ours(params, "moments", x)
-    _close(moments, expected)
-    if frames == 5:
-        z = (np.float64(expected[..., :16]) - _CONFIG.latent_mean) / _CONFIG.latent_std
-        _close(_ours(params, "encode", x), z)
-
-
-@pytest.mark.parametrize("latents", [1, 2, 3, 4])
-def test_decoding(reference, params, latents):
-    z = _normal(latents, 2, latents, 3, 2, 16)
-    expected = _their_frames(reference, z)
-    assert expected.shape == (2, 1 + 4 * (latents - 1), 24, 16, 3)
-    _close(_ours(params, "decode", z), expected)
-
-
-def test_81_frames_step_by_step(reference, params):
-    x = _frames(0, 1, 81, 16, 16)
-    expected = _their_moments(reference, x)[..., :16]
-    z = jax.jit(lambda p, x: clips.encode(_MODEL, p, x, 3))(params, x)
-    raw = z * np.float32(_CONFIG.latent_std) + np.float32(_CONFIG.latent_mean)
-    _close(raw, expected)
-    z = _normal(1, 1, 21, 2, 2, 16)
-    y = jax.jit(lambda p, z: clips.decode(_MODEL, p, z, 3))(params, z)
-    _close(y, _their_frames(reference, z))
-
-
 @pytest.fixture(scope="module")
-def streams(reference):
-    """Input and the reference's whole-clip output of either direction."""
-    z, x = _normal(2, 1, _LATENTS, 2, 3, 16), _frames(3, 1, 1 + 4 * (_LATENTS - 1), 16, 24)
-    moments = np.float64(_their_moments(reference, x)[..., :16])
-    latents = (moments - _CONFIG.latent_mean) / _CONFIG.latent_std
-    return {"decode": (z, _their_frames(reference, z)), "encode": (x, latents)}
+def clip(reference):
+    """Inputs of both directions, 81 frames, and the reference's outputs.
+
+    Time is causal: the beginning of the outputs is the output of the beginning.
+    """
+    x, z = _frames(0, 2, 81, 16, 24), _normal(1, 2, 21, 2, 3, 16)
+    return {
+        "moments": (x, _their_moments(reference, x)), "decode": (z, _their_frames(reference, z))
+    }
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-@pytest.mark.parametrize("direction", ["encode", "decode"])
-def test_streams_reproduce_the_whole_clip(params, streams, direction, chunk):
-    x, expected = streams[direction]
-    whole = _ours(params, direction, x)
-    step = chunk * (4 if direction == "encode" else 1)
+def _stream(params, direction, x, chunk):
+    """Outputs for all of `x`: the first entry alone, then `chunk` latents at a time."""
     y, state = _ours(params, f"{direction}_first", x[:, :1])
     outputs, sizes = [y], jax.tree.map(jnp.shape, state)
-    run = jax.jit(
-        lambda p, x, s: _MODEL.apply({"params": p}, x, s, method=f"{direction}_chunk")
-    )
+    step = chunk * (4 if direction == "moments" else 1)
     for start in range(1, x.shape[1], step):
-        y, state = run(params, x[:, start : start + step], state)
+        y, state = _ours(params, f"{direction}_chunk", x[:, start : start + step], state)
         assert jax.tree.map(jnp.shape, state) == sizes
         outputs.append(y)
-    outputs = np.concatenate(outputs, 1)
-    np.testing.assert_allclose(outputs, whole, rtol=0, atol=_STREAM)
-    _close(outputs, expected)
+    return np.concatenate(outputs, 1)
 
 
-def test_bf16_keeps_norms_exact_and_stays_near(params):
+@pytest.mark.parametrize("frames, chunk", [(1, 1), (5, 1), (9, 2), (13, 3), (81, 2)])
+def test_encoding(clip, params, frames, chunk):
+    """Mean and log variance of raw latents."""
+    x, expected = clip["moments"]
+    _close(_stream(params, "moments", x[:, :frames], chunk), expected[:, : 1 + frames // 4])
+
+
+@pytest.mark.parametrize("frames, chunk", [(1, 1), (5, 1), (9, 2), (13, 3), (81, 2)])
+def test_decoding(clip, params, frames, chunk):
+    z, expected = clip["decode"]
+    _close(_stream(params, "decode", z[:, : 1 + frames // 4], chunk), expected[:, :frames])
+
+
+@pytest.mark.parametrize("direction", ["moments", "decode"])
+def test_streams_of_any_chunk_agree(clip, params, direction):
+    x = clip[direction][0]
+    x = x[:, :7] if direction == "decode" else x[:, :25]
+    one, two, three = (_stream(params, direction, x, chunk) for chunk in (1, 2, 3))
+    np.testing.assert_allclose(one, three, rtol=0, atol=_STREAM)
+    np.testing.assert_allclose(two, three, rtol=0, atol=_STREAM)
+
+
+def test_whole_clips_equal_their_streams(clip, params):
+    z = clip["decode"][0][:, :2]
+    streamed = _stream(params, "decode", z, 1)
+    np.testing.assert_allclose(_ours(params, "decode", z), streamed, rtol=0, atol=_STREAM)
+    x = clip["moments"][0][:, :5]
+    raw = np.float64(_stream(params, "moments", x, 1)[..., :16])
+    latents = (raw - _CONFIG.latent_mean) / _CONFIG.latent_std  # The mean, normalised.
+    np.testing.assert_allclose(_ours(params, "encode", x), latents, rtol=0, atol=_STREAM)
+
+
+def test_bf16_keeps_norms_exact_and_stays_near(reference, params):
     x = _normal(4, 2, 1, 3, 3, 8).astype(jnp.bfloat16)
     scale = np.linspace(0.5, 2, 8, dtype=np.float32)
     y = layers.Norm().apply({"params": {"scale": scale}}, x)
@@ -165,11 +170,15 @@ def test_bf16_keeps_norms_exact_and_stays_near(params):
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float64(y), exact, rtol=2**-8)  # One rounding at the end.
 
-    z = _normal(5, 1, 2, 2, 3, 16)
-    half = _ours(params, "decode", z, model=autoencoder.WanVAE(_CONFIG, jnp.bfloat16))
-    difference = np.abs(half - _ours(params, "decode", z))
+    z = _normal(5, 2, 1, 2, 3, 16)
+    half, _ = _ours(params, "decode_first", z, model=autoencoder.WanVAE(_CONFIG, jnp.bfloat16))
+    exact = _their_frames(reference, z)
+    theirs = copy.deepcopy(reference).to(torch.bfloat16)
+    expected = np.abs(_their_frames(theirs, z) - exact).mean()
+    actual = np.abs(half - exact).mean()
     assert half.dtype == jnp.float32
-    assert 1e-4 < difference.mean() < 0.02  # Measured 0.006: it did compute in bf16.
+    # Measured 1.0 times the reference's own loss in bf16; it did compute in bf16.
+    assert 0.5 * expected < actual < 1.2 * expected
 
 
 def test_a_channel_without_signal_stays_finite():
@@ -247,53 +256,67 @@ def local(params):
     return model, trees.unflatten(flat)
 
 
-def _both(local, direction, x, tiles):
-    """The clip in tiles, streamed by hand, and the whole clip without tiles."""
+def _in_tiles(local, direction, x, tiles):
+    """A clip in tiles, streamed by hand one latent at a time."""
     model, params = local
     first, chunk = (
-        getattr(tiling, f"{direction}_{n}") for n in ("first", "chunk")
+        _jit(functools.partial(getattr(tiling, f"{direction}_{name}"), model, tiling=tiles))
+        for name in ("first", "chunk")
     )
-    y, state = jax.jit(lambda p, x: first(model, p, x, tiles))(params, x[:, :1])
-    run = jax.jit(lambda p, x, s: chunk(model, p, x, s, tiles))
-    outputs = [y]
-    step = 1 if direction == "decode" else 2
+    y, state = first(params, x[:, :1])
+    outputs, step = [y], 1 if direction == "decode" else 2
     for start in range(1, x.shape[1], step):
-        y, state = run(params, x[:, start : start + step], state)
+        y, state = chunk(params, x[:, start : start + step], state)
         outputs.append(y)
-    return np.concatenate(outputs, 1), np.asarray(_ours(params, direction, x, model=model))
+    return np.concatenate(outputs, 1)
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_tiles_equal_the_whole_frame_where_one_tile_sees_enough(local, direction):
     """Convolutions reach a bounded distance: away from inner borders nothing differs."""
     if direction == "decode":
-        x, unit = 0.3 * _normal(6, 1, 3, 72, 6, 16), 2
+        x, unit = 0.3 * _normal(6, 1, 2, 72, 6, 16), 2
     else:
-        x, unit = _frames(7, 1, 5, 144, 12), 1
-    tiles = tiling.Tiling(size=96, overlap=32)  # Rows 0 ... 47 and 24 ... 71 of latents.
-    actual, whole = _both(local, direction, x, tiles)
+        x, unit = _frames(7, 1, 3, 144, 12), 1
+    # Rows 0 ... 47 and 24 ... 71 of latents.
+    actual = _in_tiles(local, direction, x, tiling.Tiling(size=96, overlap=32))
+    whole = np.asarray(_ours(local[1], direction, x, model=local[0]))
     assert actual.shape == whole.shape
     difference = np.abs(actual - whole).max((0, 1, 3, 4))
     alone = 24 * unit  # Rows of one tile alone.
-    sure = np.r_[: alone - 2 * unit, -alone + 2 * unit : 0]
+    sure = np.r_[: alone - 2 * unit, 2 * unit - alone : 0]
     np.testing.assert_allclose(difference[sure], 0, atol=1e-5)
     # Border effects are there, and the ramps keep them small.
     assert 1e-6 < difference.max() < 0.1 * np.abs(whole).max()
 
 
 def test_a_frame_of_one_tile_is_computed_as_a_whole(local):
-    x = 0.3 * _normal(8, 1, 3, 6, 7, 16)
-    actual, whole = _both(local, "decode", x, tiling.Tiling(size=32, overlap=8))
-    np.testing.assert_allclose(actual, whole, rtol=0, atol=_STREAM)
+    x, tiles = 0.3 * _normal(8, 1, 1, 6, 7, 16), tiling.Tiling(size=32, overlap=8)
+    whole, _ = _ours(local[1], "decode_first", x, model=local[0])
+    np.testing.assert_allclose(_in_tiles(local, "decode", x, tiles), whole, rtol=0, atol=_STREAM)
 
 
-def test_clips_in_tiles_equal_streams_in_tiles(local):
+@pytest.mark.parametrize("tiles", [None, tiling.Tiling(size=16, overlap=8)])
+def test_clips_step_by_step(local, tiles):
+    """Two latents at a time with one left over, as a whole and in tiles."""
     model, params = local
-    x, tiles = 0.3 * _normal(9, 1, 4, 9, 12, 16), tiling.Tiling(size=16, overlap=8)
-    streamed, whole = _both(local, "decode", x, tiles)
-    clip = jax.jit(lambda p, z: clips.decode(model, p, z, 2, tiles))(params, x)
-    np.testing.assert_allclose(clip, streamed, rtol=0, atol=_STREAM)
-    assert np.abs(clip - whole).max() > 1e-3  # Small tiles do differ from the whole frame.
+    x = 0.3 * _normal(9, 1, 4, 9, 12, 16)
+    clip = _jit(lambda p, z: clips.decode(model, p, z, 2, tiles))(params, x)
+    if tiles is None:
+        expected = _ours(params, "decode", x, model=model)
+    else:
+        expected = _in_tiles(local, "decode", x, tiles)
+    np.testing.assert_allclose(clip, expected, rtol=0, atol=_STREAM)
+
+
+def test_encoding_a_clip_step_by_step(local):
+    model, params = local
+    x = _frames(10, 1, 5, 8, 8)
+    z = _jit(lambda p, x: clips.encode(model, p, x))(params, x)
+    expected = _ours(params, "encode", x, model=model)
+    np.testing.assert_allclose(z, expected, rtol=0, atol=_STREAM)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        clips.encode(model, params, x, 0)
 
 
 def test_tiles_must_fit_the_stride(local):
@@ -316,7 +339,7 @@ def test_eight_devices_equal_one(params, reference):
     boxed = jax.eval_shape(_MODEL.init, jax.random.key(0), frames)["params"]
     placed = jax.device_put(params, rules.shardings(mesh, boxed))
 
-    @jax.jit
+    @_jit
     def decode(p, z):
         first, state = _MODEL.apply({"params": p}, z[:, :1], method="decode_first")
         rest, state = _MODEL.apply({"params": p}, z[:, 1:], state, method="decode_chunk")

@@ -239,14 +239,31 @@ def test_jpegs_and_spans(make):
     assert all(value >= 0 for value in chunk.spans.values())
 
 
-@pytest.mark.parametrize("step_s,expected", [(0.01, 6), (0.035, 1), (0.2, 1)])
-def test_capacity_is_what_fits_into_the_time_of_a_chunk(step_s, expected):
-    found = capacity.plan(backend(step_s=step_s), (1,), utilisation=0.8)
-    assert abs(found.capacity - expected) <= expected // 3
-    assert found.real_time == (step_s < 0.8 * CHUNK_S)
+def test_a_measurement_counts_the_time_of_the_devices():
+    step_s, period_s, begin_s = capacity.measure(backend(step_s=0.02, begin_s=0.03), 2)
+    assert step_s >= 0.02 and period_s >= 0.02 and begin_s >= 0.03
 
 
-def test_capacity_prefers_larger_batches_only_where_they_serve_more():
-    found = capacity.plan(backend(step_s=0.03), (1, 2, 4), most=6)
-    assert (found.batch, found.lanes) == (4, 2)
-    assert capacity.plan(backend(step_s=0.01), (1, 2, 4), most=3).batch == 1
+@pytest.mark.parametrize(
+    "times,batches,most,expected",
+    [
+        ({1: 0.01}, (1,), 32, (1, 6)),  # A chunk lasts 0.08 s, of which 80 % may be used.
+        ({1: 0.01}, (1,), 4, (1, 4)),
+        ({1: 0.06}, (1,), 32, (1, 1)),
+        ({1: 0.03, 2: 0.03, 4: 0.03}, (1, 2, 4), 6, (4, 2)),
+        ({1: 0.01, 2: 0.01}, (1, 2), 3, (1, 3)),  # Smaller batches are done sooner.
+        ({1: 0.02, 2: 0.04, 4: 0.08}, (1, 2, 4), 32, (1, 3)),  # Larger ones are no gain.
+    ],
+)
+def test_capacity_is_what_fits_into_the_time_of_a_chunk(
+    monkeypatch, times, batches, most, expected
+):
+    monkeypatch.setattr(capacity, "measure", lambda _, b: (times[b], times[b], 0.01))
+    found = capacity.plan(backend(), batches, most=most, utilisation=0.8)
+    assert (found.batch, found.lanes) == expected and found.real_time
+
+
+def test_devices_that_are_too_slow_serve_one_and_say_so(monkeypatch):
+    monkeypatch.setattr(capacity, "measure", lambda _, b: (0.07, 0.07, 0.01))
+    found = capacity.plan(backend(), (1, 2), utilisation=0.8)
+    assert found.capacity == 1 and not found.real_time

@@ -93,6 +93,35 @@ def test_the_table_is_complete_and_every_shape_fits(preset_shapes, name):
         assert after.shape == ours[target].shape, (source, target)
 
 
+@pytest.mark.parametrize("name", _MODELS)
+def test_diffusers_names_and_shapes(name, preset_shapes):
+    """The other column against the reference itself, built without memory."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    config = presets.get(name).dit
+    with torch.device("meta"):
+        model = diffusers.WanTransformer3DModel.from_config(wan.settings(config, "diffusers"))
+    published = {n: jax.ShapeDtypeStruct(x.shape, np.float32) for n, x in model.state_dict().items()}
+    assert len(published) == len(wan.rows(config))
+    if config.image_width is not None:  # An edition that also has tensors nobody reads.
+        published["blocks.3.attn2.norm_added_q.weight"] = jax.ShapeDtypeStruct((8,), np.float32)
+    mapping.check(
+        published, wan.rows(config, "diffusers"), rules.unbox(preset_shapes[name]),
+        own=wan.is_own, ignore=wan.IGNORED["diffusers"],
+    )
+
+
+def test_layouts_differ_in_names_alone():
+    config = presets.get("tm-18b").dit
+    original, diffusers = (wan.rows(config, layout) for layout in wan.LAYOUTS)
+    assert [row[1:] for row in original] == [row[1:] for row in diffusers]
+    # The editions number the norms of a block differently.
+    names = dict(zip((r[0] for r in original), (r[0] for r in diffusers)))
+    assert names["blocks.7.norm3.weight"] == "blocks.7.norm2.weight"
+    with pytest.raises(ValueError, match="layout must be one of"):
+        wan.rows(config, "other")
+
+
 def test_a_square_matrix_is_transposed_too():
     """Shapes cannot tell: a square matrix must not be copied as it is."""
     for source, _, kind in wan.rows(presets.get("tm-18b").dit):

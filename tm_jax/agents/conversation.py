@@ -96,7 +96,11 @@ class Conversation(voice.Silent):
           ConnectionError: The endpoint cannot be used; the text says why.
         """
         await super().start(line)
-        await self._endpoint.open()
+        try:
+            await self._endpoint.open()
+        except BaseException:
+            await self._endpoint.close()  # Also when the caller has gone meanwhile.
+            raise
         self._open = True
         self._tasks = [
             asyncio.create_task(self._guard(self._receive())),

@@ -8,6 +8,7 @@ gives the same frames whatever its neighbours do, so a server replaces one strea
 
 import dataclasses
 import functools
+import json
 import os
 
 import flax.struct
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import drawn
+from tm_jax.core import trees
+from tm_jax.inference import programs
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder
@@ -71,7 +73,7 @@ class Bundle:
         (stays the same for the whole stream), `StreamState` (goes through `score`) and
         `DecoderState` (goes through `decode`).
         """
-        return jax.jit(functools.partial(_begin, self.models))
+        return _programs(self.models)["begin"]
 
     @functools.cached_property
     def hear(self):
@@ -79,7 +81,7 @@ class Bundle:
 
         The n = before + samples_per_chunk + after samples begin `before` ahead of the chunk.
         """
-        return jax.jit(functools.partial(_hear, self.models))
+        return _programs(self.models)["hear"]
 
     @functools.cached_property
     def score(self):
@@ -87,12 +89,12 @@ class Bundle:
 
         Mode is 0 for listening and 1 for speaking. Latents are a tree for `decode` alone.
         """
-        return jax.jit(functools.partial(_score, self.models), donate_argnums=1)
+        return _programs(self.models)["score"]
 
     @functools.cached_property
     def decode(self):
         """Compiled (params, latents, state) -> frames uint8 [B, F, H, W, 3], next state."""
-        return jax.jit(functools.partial(_decode, self.models), donate_argnums=2)
+        return _programs(self.models)["decode"]
 
     @functools.cached_property
     def insert(self):
@@ -102,6 +104,24 @@ class Bundle:
         The batch tree that was handed in cannot be used again.
         """
         return jax.jit(_insert, donate_argnums=0)
+
+    def warm(self, batch: int = 1) -> None:
+        """Makes a chunk of silence with `batch` streams and forgets it.
+
+        After that nothing is left to compile or load for that many streams, and the first
+        chunk of a client takes no longer than the others.
+        """
+        preset = self.preset
+        pictures = np.zeros((batch, preset.height, preset.width, 3), np.uint8)
+        keys = np.zeros((batch, 2), np.uint32)
+        streams = self.begin(self.params, pictures, keys)
+        one = self.begin(self.params, pictures[:1], keys[:1])
+        start, state, decoder = self.insert(streams, 0, one)
+        samples = self.before + preset.timing.samples_per_chunk + self.after
+        windows, voice = self.hear(self.params, np.zeros((batch, samples), np.float32))
+        mode = np.zeros(voice.shape, np.int32)
+        latents, state = self.score(self.params, state, start, windows, mode)
+        jax.block_until_ready(self.decode(self.params, latents, decoder))
 
 
 def stream_key(seed: int, chunk: int = 0) -> np.ndarray:
@@ -114,13 +134,18 @@ def stream_key(seed: int, chunk: int = 0) -> np.ndarray:
     return np.array([seed & 0xFFFFFFFF, chunk & 0xFFFFFFFF], np.uint32)
 
 
-def load(preset: str = "nano", weights: str | None = None) -> Bundle:
+def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bundle:
     """Loads a preset.
+
+    Programs that were compiled by an earlier process are loaded in the background, while
+    weights are read.
 
     Args:
       preset: Name in `presets.PRESETS`.
-      weights: Folder with dit, vae, audio, locator and motion `.safetensors`; the weights that come
-        with the package by default.
+      weights: Folder with dit, vae, audio, locator and motion `.safetensors`; the weights
+        that come with the package by default.
+      batch: Streams for which programs are loaded ahead; others are loaded or compiled when
+        they are first used, as all are of which none is kept.
 
     Returns:
       The bundle.
@@ -138,12 +163,46 @@ def load(preset: str = "nano", weights: str | None = None) -> Bundle:
             f"{where}: {folder} is not a folder with weights of preset {preset}; train them "
             "with launch/train.py, or use preset nano, whose weights come with the package."
         )
-    shapes = networks.shapes(models)
+    _programs(models).preload(batch)
+    shapes = _shapes(models)
     params = {
         part: files.load(os.path.join(folder, f"{part}.safetensors"), shapes[part])
         for part in networks.PARTS
     }
     return Bundle(models, jax.device_put(params))
+
+
+def _shapes(models: networks.Models) -> dict:
+    """`networks.shapes`, which takes seconds to trace, kept beside the programs."""
+    store = _programs(models).store()
+    kept = store and store.read("shapes")
+    if kept:
+        return {
+            part: trees.unflatten({
+                name: jax.ShapeDtypeStruct(shape, dtype)
+                for name, (shape, dtype) in leaves.items()
+            })
+            for part, leaves in json.loads(kept).items()
+        }  # fmt: skip
+    shapes = networks.shapes(models)
+    if store:
+        flat = {
+            part: {k: (v.shape, str(v.dtype)) for k, v in trees.flatten(tree).items()}
+            for part, tree in shapes.items()
+        }
+        store.write("shapes", json.dumps(flat).encode())
+    return shapes
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(models: networks.Models) -> programs.Programs:
+    """The programs of these networks, shared by all bundles that have them."""
+    functions = {
+        "begin": (_begin, ()), "hear": (_hear, ()), "score": (_score, (1,)),
+        "decode": (_decode, (2,)),
+    }  # fmt: skip
+    bound = {k: (functools.partial(f, models), donate) for k, (f, donate) in functions.items()}
+    return programs.Programs(bound, repr(models.preset))
 
 
 @jax.tree_util.register_dataclass
@@ -191,6 +250,8 @@ class Scored:
 
 
 def _begin(models, params, pictures, keys):
+    from tm_jax.data import drawn  # Slow to import; a program that is kept needs it not.
+
     preset = models.preset
     frames = drawn.to_float(pictures)[:, None]  # [B, 1, H, W, 3]
     z = models.vae.apply({"params": params["vae"]}, frames, method=models.vae.encode)
@@ -249,6 +310,8 @@ def _score(models, params, state, start, windows, mode):
 
 
 def _decode(models, params, scored, state):
+    from tm_jax.data import drawn  # See `_begin`.
+
     pixels, state = models.vae.apply(
         {"params": params["vae"]}, scored.latents, state, method=models.vae.decode_chunk
     )

@@ -171,7 +171,8 @@ class Engine:
     def restart(self, stream: stream_lib.Stream) -> None:
         """Begins the models' stream anew, from the stream's picture."""
         with self._changed:
-            self._command(self._begin, stream)
+            if not any(waiting is stream for _, _, waiting in self._commands):
+                self._command(self._begin, stream)
 
     def hurry(self, stream: stream_lib.Stream) -> None:
         """Makes the next chunk at once, unless others share the lane or it was just done."""
@@ -181,7 +182,7 @@ class Engine:
             if lane is None or now_s - lane.hurried_s < self._chunk_s:
                 return
             if all(other is stream for _, other in lane.active()):
-                lane.due_s, lane.hurried_s = min(lane.due_s, now_s), now_s
+                lane.due_s = lane.hurried_s = now_s
             self._changed.notify_all()
 
     def release(self, stream: stream_lib.Stream) -> None:

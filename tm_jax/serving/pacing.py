@@ -252,7 +252,7 @@ class Transcript:
         if self._report is None:
             return 0
         at_s, pts = self._report
-        pts += int((now_s - at_s) * RATE)
+        pts += round((now_s - at_s) * RATE)
         return min(pts, self._sent[1]) if self._sent else pts
 
     def current(self, now_s: float) -> tuple[str | None, int]:
@@ -270,6 +270,10 @@ class Transcript:
         ends = [h.pts + h.samples for h in self._heard if h.item == item]
         return max(ends) if ends else None
 
+    def end(self) -> int:
+        """Presentation time of the end of all speech that was sent."""
+        return max((h.pts + h.samples for h in self._heard), default=0)
+
     def forget(self) -> None:
         """Forgets all utterances, after an interruption."""
         self._heard.clear()
@@ -285,7 +289,7 @@ class Outbox:
     def __init__(self, most_frames: int = 48, most_texts: int = 256):
         """Makes an empty outbox."""
         self._texts: collections.deque[str] = collections.deque()
-        self._frames: collections.deque[tuple[int, bool, bytes]] = collections.deque()
+        self._frames: collections.deque = collections.deque()
         self._most_frames, self._most_texts = most_frames, most_texts
         self.dropped = 0
         self.overflowed = False
@@ -300,11 +304,21 @@ class Outbox:
             return
         self._texts.append(text)
 
-    def push_frame(self, generation: int, first: bool, data: bytes) -> None:
-        """Appends a frame message; `first` begins a chunk."""
+    def push_frame(
+        self, generation: int, first: bool, data: bytes,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        """Appends a frame message.
+
+        Args:
+          generation: Its generation.
+          first: Whether it begins a chunk.
+          data: The message.
+          done: Handed out with it, to be called when it has left.
+        """
         if len(self._frames) >= self._most_frames:
             self._drop_to_newest(first)
-        self._frames.append((generation, first, data))
+        self._frames.append((generation, first, data, done))
 
     def _drop_to_newest(self, starts_chunk: bool) -> None:
         kept = collections.deque()
@@ -317,21 +331,17 @@ class Outbox:
         self.dropped += len(self._frames)
         self._frames = kept
 
-    def drop_before(self, generation: int) -> None:
-        """Drops frames of older generations: they would not be shown."""
-        self._frames = collections.deque(f for f in self._frames if f[0] >= generation)
-
     def clear(self) -> None:
         """Empties it, for a new connection."""
         self._texts.clear()
         self._frames.clear()
         self.overflowed = False
 
-    def pop(self) -> str | bytes | None:
-        """The next message, or None."""
+    def pop(self) -> tuple[str | bytes, Callable[[], None] | None] | None:
+        """The next message and what to call when it has left; None if nothing waits."""
         if self._texts:
-            return self._texts.popleft()
-        return self._frames.popleft()[2] if self._frames else None
+            return self._texts.popleft(), None
+        return self._frames.popleft()[2:] if self._frames else None
 
 
 class Bucket:
@@ -366,6 +376,10 @@ class Window:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def values(self) -> list[float]:
+        """All values, oldest first."""
+        return list(self._values)
 
     def percentiles(self) -> dict[str, float]:
         """p50, p95 and p99; zeros if there is no value."""

@@ -280,6 +280,13 @@ class Stream:
         with self._lock:
             return self._transcript.current(self._clock())
 
+    @property
+    def speaking(self) -> bool:
+        """Whether sound waits, or an utterance is being heard."""
+        with self._lock:
+            playing = self._transcript.end() > self._transcript.played(self._clock())
+            return bool(len(self._sound)) or playing
+
     def heard_out(self, item: str) -> bool:
         """Whether all sound that waits has been played, as far as can be known."""
         with self._lock:

@@ -53,7 +53,7 @@ class StudentStageConfig:
     guidance: float = 1.0
     context_noise: float = 0.15
     mouth_weight: float = 25.0
-    face_weight: float = 2.0
+    face_weight: float = 8.0
     channel_power: float = 1.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(

@@ -39,7 +39,7 @@ class TeacherStageConfig:
     batch: int = 4
     chunks: int = 2
     mouth_weight: float = 25.0
-    face_weight: float = 2.0
+    face_weight: float = 8.0
     channel_power: float = 1.0
     audio_dropout: float = 0.08
     locator_weight: float = 0.1

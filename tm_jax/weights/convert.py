@@ -83,6 +83,9 @@ class Parameters(Mapping):
                 return value
         raise KeyError(path)
 
+    def __contains__(self, path) -> bool:
+        return path in self._rows  # Without making it.
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 

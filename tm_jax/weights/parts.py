@@ -95,16 +95,120 @@ def _touch_transformer(model):
     )
 
 
-_BUILDERS = {"transformer": transformer}
-PARTS = tuple(_BUILDERS)
+def vae(config, name: str = "vae") -> Part:
+    """The Wan autoencoder of one size."""
+    from tm_jax.models.wan_vae import autoencoder
+    from tm_jax.weights import wan_vae
+
+    model = autoencoder.WanVAE(config)
+    return _part(
+        wan_vae, config, name,
+        init=lambda key: model.init(key, jnp.zeros((1, 1, 8, 8, 3)))["params"],
+        places=("vae", "Wan2.1_VAE.pth"), stem="diffusion_pytorch_model",
+    )
 
 
-def get(name: str, preset: str) -> Part:
-    """A part in the size that a preset uses.
+def taehv(config, name: str = "taehv") -> Part:
+    """The tiny autoencoder of one size."""
+    from tm_jax.models.taehv import autoencoder
+    from tm_jax.weights import taehv as table
+
+    model = autoencoder.TAEHV(config)
+    return _part(
+        table, config, name,
+        init=lambda key: model.init(key, jnp.zeros((1, 4, 8, 8, 3)))["params"],
+        places=("taew2_1.safetensors", "taew2_1.pth"), stem="taew2_1",
+    )
+
+
+def text(config, name: str = "text") -> Part:
+    """The text encoder of one size."""
+    from tm_jax.models.umt5 import encoder
+    from tm_jax.weights import umt5
+
+    return _part(
+        umt5, config, name, init=lambda key: encoder.init(config, key),
+        places=("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth"),
+    )
+
+
+def image(config, name: str = "image") -> Part:
+    """The image encoder of one size."""
+    from tm_jax.models.clip import encoder
+    from tm_jax.weights import clip
+
+    return _part(
+        clip, config, name, init=lambda key: encoder.init(config, key),
+        places=("image_encoder", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+    )
+
+
+def audio(config, name: str = "audio") -> Part:
+    """The speech encoder of one size."""
+    from tm_jax.models.wav2vec2 import encoder
+    from tm_jax.weights import wav2vec2
+
+    return _part(wav2vec2, config, name, init=lambda key: encoder.init(config, key))
+
+
+def _part(table, config, name, init, places=(), stem="model") -> Part:
+    """A part from the module of its table."""
+    return Part(
+        name=name, layouts=table.LAYOUTS, boxed=jax.eval_shape(init, jax.random.key(0)),
+        rows=lambda layout: table.rows(config, layout), init=init,
+        ignore=lambda layout: table.IGNORED[layout], places=places, stems=lambda layout: stem,
+        settings=lambda layout: table.settings(config, layout),
+    )
+
+
+def sizes(name: str) -> dict:
+    """Sizes of a part by name; but for the transformer, the first is that of full presets.
 
     Raises:
-      ValueError: Unknown part or preset.
+      ValueError: Unknown part.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown part {name!r}; choose one of {', '.join(_BUILDERS)}.")
-    return _BUILDERS[name](presets.get(preset))
+    from tm_jax.models.clip import config as clip_config
+    from tm_jax.models.taehv import config as taehv_config
+    from tm_jax.models.umt5 import config as umt5_config
+    from tm_jax.models.wan_vae import config as vae_config
+    from tm_jax.models.wav2vec2 import config as wav2vec2_config
+
+    tables = {
+        "transformer": presets.PRESETS,
+        "vae": {n: vae_config.PRESETS[n] for n in ("wan-2.1", "pico")},
+        "text": umt5_config.PUBLISHED, "image": clip_config.PUBLISHED,
+        "audio": wav2vec2_config.PUBLISHED,
+        "taehv": {n: taehv_config.PRESETS[n] for n in ("taew-2.1", "pico")},
+    }
+    if name not in tables:
+        raise ValueError(f"unknown part {name!r}; choose one of {', '.join(tables)}.")
+    return tables[name]
+
+
+def get(name: str, size: str) -> Part:
+    """A part in one size.
+
+    Args:
+      name: Name in `PARTS`.
+      size: A preset, or a size of the part by its own name (`sizes`). Presets of full size
+        share the published autoencoders and encoders.
+
+    Raises:
+      ValueError: Unknown part or size.
+    """
+    table = sizes(name)
+    if name == "transformer":
+        return transformer(presets.get(size))
+    if size not in table:
+        preset = presets.PRESETS.get(size)
+        if preset is None or preset.vae is not None:
+            raise ValueError(
+                f"part {name} has no size {size!r}; choose one of {', '.join(table)}, or a "
+                "preset of full size."
+            )
+        size = next(iter(table))
+    return _BUILDERS[name](table[size], f"{name} of size {size}")
+
+
+_BUILDERS = {"vae": vae, "text": text, "image": image, "audio": audio, "taehv": taehv}
+PARTS = ("transformer", *_BUILDERS)

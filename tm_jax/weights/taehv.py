@@ -7,6 +7,9 @@ so a tensor's name is the position of its layer.
 from tm_jax.models.taehv import config as config_lib
 from tm_jax.weights import mapping
 
+LAYOUTS = ("original",)
+IGNORED = {"original": ()}  # Every published tensor is used.
+
 
 def _blocks(source, start, target, count):
     """Blocks with memory at the positions from `start` on."""
@@ -20,8 +23,14 @@ def _blocks(source, start, target, count):
     ]
 
 
-def rows(config: config_lib.TAEHVConfig) -> list[mapping.Row]:
-    """The table of one size: (source name, our path, kind) of every tensor."""
+def rows(config: config_lib.TAEHVConfig, layout: str = "original") -> list[mapping.Row]:
+    """The table of one size: (source name, our path, kind) of every tensor.
+
+    Raises:
+      ValueError: Unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}.")
     n, stages = config.num_blocks, len(config.encoder_pools)
     table = mapping.convolution("encoder.0", "encoder/entry", 2)
     for stage in range(stages):
@@ -40,3 +49,8 @@ def rows(config: config_lib.TAEHVConfig) -> list[mapping.Row]:
         table += mapping.convolution(f"decoder.{at + n + 2}", f"{ours}_out", 2, bias=False)
     table += mapping.convolution(f"decoder.{4 + stages * (n + 3)}", "decoder/exit", 2)
     return table
+
+
+def settings(config: config_lib.TAEHVConfig, layout: str) -> None:
+    """None: the published file stands alone."""
+    del config, layout

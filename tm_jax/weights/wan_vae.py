@@ -9,6 +9,7 @@ from tm_jax.models.wan_vae import config as config_lib
 from tm_jax.weights import mapping
 
 LAYOUTS = ("original", "diffusers")
+IGNORED = {layout: () for layout in LAYOUTS}  # Every published tensor is used.
 
 
 def _layer(original, diffusers, target, kind):
@@ -123,3 +124,17 @@ def rows(config: config_lib.WanVAEConfig, layout: str = "original") -> list[mapp
     ]
     column = LAYOUTS.index(layout)
     return [(line[column], line[2], line[3]) for line in lines]
+
+
+def settings(config: config_lib.WanVAEConfig, layout: str) -> dict | None:
+    """Content of `config.json` for diffusers; Wan's own layout has none."""
+    c = config
+    if layout == "original":
+        return None
+    return {
+        "_class_name": "AutoencoderKLWan", "_diffusers_version": "0.33.0", "attn_scales": [],
+        "base_dim": c.base_width, "dim_mult": list(c.multipliers), "dropout": 0.0,
+        "latents_mean": list(c.latent_mean), "latents_std": list(c.latent_std),
+        "num_res_blocks": c.num_res_blocks, "temperal_downsample": list(c.temporal_strides),
+        "z_dim": c.latent_channels,  # The key before is spelt so in the published file.
+    }

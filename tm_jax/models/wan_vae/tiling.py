@@ -71,7 +71,13 @@ def weights(length: int, size: int, first: list[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """Tiles along one axis, in units of latents."""
+    """Tiles along one axis, in units of latents.
+
+    Attributes:
+      length: Size of the frame.
+      size: Size of a tile.
+      first: First position of every tile.
+    """
 
     length: int
     size: int

@@ -92,23 +92,35 @@ class WindowConfig:
     """The sliding window of sound that a stream hears for one chunk.
 
     The encoder attends in both directions: each of its states depends on the whole window.
-    A window is [past | chunk | future]; features of the chunk are kept.
+    A window is [past | chunk | future]. Features of the chunk are kept, with those of a few
+    frames around it, which the video transformer's audio windows reach (`wan.audio.margins`).
 
     Attributes:
       timing: Clocks; they give the length of a chunk.
       past_frames: Pixel frames of sound before the chunk.
-      future_frames: Pixel frames of sound after the chunk, at least 1.
+      future_frames: Pixel frames of sound after the chunk.
+      before_frames: Frames before the chunk whose features are kept too.
+      after_frames: Frames after the chunk whose features are kept too; fewer than
+        `future_frames`.
     """
 
     timing: timing_lib.Timing = timing_lib.Timing()
     past_frames: int = 50
     future_frames: int = 5
+    before_frames: int = 2
+    after_frames: int = 2
 
     def __post_init__(self):
-        if self.past_frames < 0 or self.future_frames < 1:
+        if not 0 <= self.before_frames <= self.past_frames:
             raise ValueError(
-                "past_frames must be 0 or more and future_frames 1 or more, got "
-                f"{self.past_frames} and {self.future_frames}."
+                f"before_frames={self.before_frames} must be 0 ... past_frames="
+                f"{self.past_frames}."
+            )
+        # The last frame of a window ends in the middle of a hidden state.
+        if not 0 <= self.after_frames < self.future_frames:
+            raise ValueError(
+                f"after_frames={self.after_frames} must be 0 or more and below "
+                f"future_frames={self.future_frames}."
             )
 
     @property
@@ -119,6 +131,11 @@ class WindowConfig:
         computed when that much sound after it has been heard, and they use all of it.
         """
         return self.future_frames / self.timing.fps
+
+    @property
+    def kept(self) -> int:
+        """Frames whose features are kept."""
+        return self.before_frames + self.timing.frames_per_chunk + self.after_frames
 
     @property
     def frames(self) -> int:

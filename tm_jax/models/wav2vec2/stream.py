@@ -2,7 +2,8 @@
 
 The encoder is not causal. In a stream it runs on a window of fixed length that slides by one
 chunk; the window's sound after the chunk is latency (`WindowConfig.lookahead_s`). Sound before
-the start of a stream is hidden from the encoder, not heard as silence.
+the start of a stream is hidden from the encoder, not heard as silence; features of frames
+before the start are those of the first frame.
 """
 
 import flax.struct
@@ -62,7 +63,7 @@ def step(
         `window.lookahead_s` after the chunk whose features are returned.
 
     Returns:
-      Features [B, frames_per_chunk, U], and the next state.
+      Features [B, window.kept, U], and the next state.
     """
     count = window.timing.samples_per_chunk
     shapes.check(samples, "B S", "samples", B=state.heard.shape[0], S=count)
@@ -82,14 +83,13 @@ def windowed(
       model: Encoder.
       params: Its parameters.
       window: Sizes of the window.
-      samples: Sound of n pixel frames, [B, n * samples_per_frame].
+      samples: Sound, [B, samples].
 
     Returns:
-      Features [B, n, U].
+      Features of every chunk that the sound reaches, [B, chunks, window.kept, U].
     """
     batch, timing = samples.shape[0], window.timing
-    frames = samples.shape[1] // timing.samples_per_frame
-    chunks = -(-frames // timing.frames_per_chunk)
+    chunks = -(-samples.shape[1] // timing.samples_per_chunk)
     past = window.past_frames * timing.samples_per_frame
     length = chunks * timing.samples_per_chunk + window.future_samples
     padded = jnp.pad(samples, ((0, 0), (past, length - samples.shape[1])))
@@ -100,7 +100,7 @@ def windowed(
         model, params, window, cut.reshape(batch * chunks, -1),
         jnp.tile(jnp.asarray(heard, jnp.int32), batch),
     )
-    return features.reshape(batch, -1, features.shape[-1])[:, :frames]
+    return features.reshape(batch, chunks, *features.shape[1:])
 
 
 def whole(
@@ -126,12 +126,15 @@ def whole(
 
 
 def _window(model, params, window, samples, heard):
-    """Features of a window's chunk; only the last `heard` samples count."""
+    """Features [B, window.kept, U] of a window; only the last `heard` samples count."""
     age = window.samples - np.arange(window.samples)
     valid = age <= heard[:, None]  # [B, window.samples]
     x = sound.normalise(samples, valid) if model.config.normalise else samples
     hidden = model.apply({"params": params}, x, valid, padding_counts=False)
-    return sound.to_video(
-        hidden.features(), model.config, window.timing, window.past_frames,
-        window.timing.frames_per_chunk,
+    first = window.past_frames - window.before_frames
+    features = sound.to_video(
+        hidden.features(), model.config, window.timing, first, window.kept
     )
+    begun = window.frames - heard // window.timing.samples_per_frame - first  # [B]
+    place = jnp.maximum(np.arange(window.kept), begun[:, None])  # [B, window.kept]
+    return jnp.take_along_axis(features, place[..., None], 1)

@@ -50,7 +50,7 @@ export class Call {
   }
 
   #connect() {
-    this.welcomed = this.begun = false;
+    this.welcomed = this.begun = this.session = false;
     const guarded = (handler) => (...args) => {
       if (link === this.link) handler(...args);
     };
@@ -63,7 +63,7 @@ export class Call {
     });
     this.link = link;
     link.open({ resume: this.resume });
-    if (this.fields && link.kind === "webrtc") this.#begin();
+    if (this.fields && !this.resume && link.kind === "webrtc") this.#begin();
   }
 
   #frames(frames) {
@@ -88,6 +88,7 @@ export class Call {
       this.welcomed = true;
       if (this.fields && !this.resume && !this.begun) this.#begin();
     } else if (message.type === "started") {
+      this.session = true;
       this.resume = message.resume;
       this.events.onSession?.(message);
     } else if (message.type === "ended") {
@@ -149,7 +150,7 @@ export class Call {
 
   /** Sends sound once the session exists; null if it could not be sent. */
   sendSound(pcm, capturedMs) {
-    return this.state === "live" || this.begun ? this.link?.sendSound(pcm, capturedMs) ?? null : null;
+    return this.session ? this.link?.sendSound(pcm, capturedMs) ?? null : null;
   }
 
   /** Ends the call from this side. */

@@ -88,8 +88,8 @@ export class Faces {
     }
     this.add.dataset.busy = "";
     try {
-      const id = await this.#send(file);
-      this.#show({ id, name: "Yours", url: URL.createObjectURL(file), file });
+      const { character: id, picture } = await this.#send(file);
+      this.#show({ id, name: "Yours", url: URL.createObjectURL(file), file, large: picture });
       this.choose(id);
       this.faces.get(id).tile.scrollIntoView({ block: "nearest", inline: "nearest" });
     } catch (error) {
@@ -103,7 +103,7 @@ export class Faces {
 
   async #send(file) {
     const options = { method: "POST", body: file, headers: { "Content-Type": file.type } };
-    return (await api.json("api/pictures", options)).character;
+    return api.json("api/pictures", options);
   }
 
   /** Brings an uploaded picture again; resolves with its new id, or null. */
@@ -111,7 +111,7 @@ export class Faces {
     const face = this.faces.get(id);
     if (!face?.file) return null;
     try {
-      face.id = await this.#send(face.file);
+      face.id = (await this.#send(face.file)).character;
     } catch {
       return null;
     }

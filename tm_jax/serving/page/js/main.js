@@ -118,7 +118,7 @@ class Page {
     byId("interrupt").addEventListener("click", () => this.#interrupt());
     byId("captions-toggle").addEventListener("click", () => this.#showCaptions(byId("captions").hidden));
     byId("sound-again").addEventListener("click", () => this.sources.playRecording());
-    byId("own").addEventListener("change", ({ target }) => { this.player.hearOwn = target.checked; });
+    byId("own").addEventListener("change", () => this.#muteOwn());
     this.#showCaptions(settings.load("captions", "on") === "on");
   }
 
@@ -249,11 +249,25 @@ class Page {
   }
 
   #link(events) {
-    return this.transport === "webrtc" ? new Peer(events, this.info?.ice_servers ?? []) : new Socket(events);
+    if (this.transport !== "webrtc") return new Socket(events);
+    const peer = new Peer(events, this.info?.ice_servers ?? []);
+    peer.useTrack(this.#track());
+    return peer;
+  }
+
+  #track() {
+    return this.mode === "file" ? null : this.sources.microphone.track;
   }
 
   #useTrack() {
-    this.call.link?.useTrack?.(this.mode === "file" ? null : this.sources.microphone.track);
+    this.call.link?.useTrack?.(this.#track());
+    this.#muteOwn();
+  }
+
+  /** The visitor need not hear himself. */
+  #muteOwn() {
+    this.player.hearOwn = byId("own").checked;
+    this.stage.remote.muted = this.mode === "mirror" && !byId("own").checked;
   }
 
   async #bringAgain(fields) {
@@ -291,7 +305,7 @@ class Page {
   #stream(stream) {
     const { remote } = this.stage;
     remote.srcObject = stream;
-    remote.muted = this.mode === "mirror" && !byId("own").checked;
+    this.#muteOwn();
     remote.onplaying = () => {
       this.stage.show("stream");
       this.call.moving();

@@ -20,15 +20,22 @@ export class Peer {
     this.last = { generation: 0, frame: 0 };
   }
 
-  /** Nothing to do before `start`: the offer carries the start. */
-  open() {}
+  /** Connects to go on with a session; a new one connects with `start`. */
+  open({ resume } = {}) {
+    if (resume) this.#offer({ resume });
+  }
 
   get ready() {
     return this.channel?.readyState === "open";
   }
 
-  /** Begins a session: offer out, answer in, then `started` comes through the channel. */
-  async start(fields) {
+  /** Begins a session. */
+  start(fields) {
+    this.#offer({ start: fields });
+  }
+
+  /** Offer out, answer in, then `started` comes through the channel. */
+  async #offer(wanted) {
     const connection = new RTCPeerConnection({ iceServers: this.iceServers });
     this.connection = connection;
     this.feed = new Feed(SAMPLE_RATE);
@@ -49,7 +56,7 @@ export class Peer {
       const answer = await api.json("api/webrtc", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ sdp, type: "offer", start: fields }),
+        body: JSON.stringify({ sdp, type: "offer", ...wanted }),
       });
       if (this.connection !== connection) return; // hung up meanwhile
       await connection.setRemoteDescription({ sdp: answer.sdp, type: answer.type });
@@ -60,11 +67,16 @@ export class Peer {
 
   #refuse(error) {
     this.#drop();
-    if (error instanceof api.Refused) {
-      const message = { type: "error", code: error.code, message: error.message, fatal: true };
-      this.events.onMessage(message);
+    const refused = error instanceof api.Refused;
+    // What can be mended is told like over a WebSocket: the session is gone, or the picture.
+    const mendable = refused && error.status === 404;
+    if (refused) {
+      // "too_fast" is about requests here, which the server's own sentence says.
+      const code = error.code === "too_fast" ? "" : error.code;
+      this.events.onMessage({ type: "error", code, message: error.message, fatal: !mendable });
     }
-    this.events.onDown(error instanceof api.Refused && error.status < 500 ? 1000 : 1006);
+    const busy = refused && (error.code === "full" || error.status === 429);
+    if (!mendable) this.events.onDown(busy ? 4009 : refused && error.status < 500 ? 1000 : 1006);
   }
 
   #wireChannel(channel) {

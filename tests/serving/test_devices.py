@@ -11,6 +11,7 @@ from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.serving import backend as backend_lib
+from tm_jax.serving import devices as devices_lib
 
 CHUNKS = 3
 STEP = 7680
@@ -66,8 +67,8 @@ PLACEMENTS = {
 def test_every_placement_gives_the_frames_of_a_session(bundle, expected, name):
     count, arguments = PLACEMENTS[name]
     devices = jax.devices()[:count]
-    backend = backend_lib.ModelBackend(
-        bundle, backend_lib.Placement(**arguments), devices
+    backend = devices_lib.ModelBackend(
+        bundle, devices_lib.Placement(**arguments), devices
     )
     lane = backend.lane(2)
     # The second stream comes into the first one's running batch, in the place of a third.
@@ -97,13 +98,13 @@ def test_poses_and_interruption_decide_the_mode():
     poses = np.array([backend_lib.AUTO, backend_lib.SPEAK, backend_lib.LISTEN, -1], np.int32)
     loud = np.array([[0.1, 0.9, 0.1]] * 3 + [[0.1] * 3], np.float32)
     no, held = np.zeros(4, bool), np.zeros(4, np.int32)
-    mode, held = backend_lib._decide(loud, held, poses, no)
+    mode, held = devices_lib._decide(loud, held, poses, no)
     assert np.asarray(mode).tolist() == [[1] * 3, [1] * 3, [0] * 3, [0] * 3]
     quiet = np.zeros((4, 3), np.float32)
     kept = np.array(held)
-    mode, held = backend_lib._decide(quiet, held, poses, no)
+    mode, held = devices_lib._decide(quiet, held, poses, no)
     assert np.asarray(mode)[:, 0].tolist() == [1, 1, 0, 0]  # `auto` holds on for a chunk.
-    mode, _ = backend_lib._decide(quiet, kept, poses, ~no)
+    mode, _ = devices_lib._decide(quiet, kept, poses, ~no)
     assert np.asarray(mode)[:, 0].tolist() == [0, 1, 0, 0]  # Not after an interruption.
 
 
@@ -116,11 +117,11 @@ def test_poses_and_interruption_decide_the_mode():
 )
 def test_placements_that_cannot_be(count, arguments, message):
     with pytest.raises(ValueError, match=message):
-        backend_lib.Placement(**arguments).meshes(jax.devices()[:count])
+        devices_lib.Placement(**arguments).meshes(jax.devices()[:count])
 
 
 def test_wrong_words_are_explained():
     with pytest.raises(ValueError, match="self-contained or disaggregated"):
-        backend_lib.Placement(mode="apart")
+        devices_lib.Placement(mode="apart")
     with pytest.raises(ValueError, match="at least 1"):
-        backend_lib.Placement(sequence=0)
+        devices_lib.Placement(sequence=0)

@@ -1,0 +1,75 @@
+"""Measures a running server with headless callers and writes JSON.
+
+  python launch/serve.py &
+  python launch/bench_server.py --callers=2 --seconds=60 --out=bench.json
+"""
+
+import asyncio
+import json
+import os
+import pathlib
+import platform
+import sys
+
+from absl import flags
+import numpy as np
+
+try:
+    from launch import common
+except ModuleNotFoundError as error:
+    if error.name not in ("launch", "launch.common"):
+        raise
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    from launch import common
+
+_URL = flags.DEFINE_string("url", "http://127.0.0.1:8080", "The server.")
+_CALLERS = flags.DEFINE_integer("callers", 1, "Calls at the same time.", 1, 1000)
+_SECONDS = flags.DEFINE_float("seconds", 30, "Length of each call.", 1)
+_STAGGER = flags.DEFINE_float("stagger_s", 0.5, "Time between the beginnings of calls.", 0)
+_BUFFER = flags.DEFINE_float("buffer_s", 0.1, "Play-out buffer of a caller.", 0, 2)
+_MODE = flags.DEFINE_enum("mode", "mirror", ["mirror", "agent", "file"], "What drives the avatar.")
+_AUDIO = flags.DEFINE_string("audio", None, "What callers say; a bundled recording by default.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def speech(path: str | None) -> np.ndarray:
+    """A recording as int16 [n] at 24 kHz."""
+    import tm_jax
+    from tm_jax.media import audio
+    from tm_jax.media import resampling
+
+    if path is None:
+        path = pathlib.Path(tm_jax.__file__).parent / "assets" / "voices" / "dashwood_leisure.flac"
+    with audio.open_speech(path) as blocks:
+        samples = np.concatenate([block.speech for block in blocks])
+    resampler = resampling.Resampler(audio.SPEECH_RATE, 24000)
+    pcm = resampling.to_pcm16(resampler.push(samples, last=True))
+    return np.frombuffer(pcm, "<i2")
+
+
+def main() -> None:
+    """Measures, prints the main figures and writes all of them."""
+    from tm_jax.serving import load
+
+    said = speech(_AUDIO.value)
+    figures = asyncio.run(
+        load.storm(
+            _URL.value, said, _SECONDS.value, _CALLERS.value,
+            token=os.environ.get("TM_JAX_TOKEN"), mode=_MODE.value,
+            stagger_s=_STAGGER.value, buffer_s=_BUFFER.value,
+        )
+    )
+    figures = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "mode": _MODE.value,
+        "seconds": _SECONDS.value, "buffer_ms_set": 1000 * _BUFFER.value, **figures,
+    }
+    text = json.dumps(figures, indent=1)
+    if _OUT.value:
+        pathlib.Path(_OUT.value).write_text(text + "\n", encoding="utf-8")
+    print(text)
+    if not figures["served"]:
+        raise OSError(f"no caller was served: {'; '.join(figures['errors'])}")
+
+
+if __name__ == "__main__":
+    common.run("bench_server", main)

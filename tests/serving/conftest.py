@@ -1,0 +1,102 @@
+"""A server with fake devices, in the event loop of the test."""
+
+import asyncio
+import contextlib
+import types
+
+import numpy as np
+import pytest
+
+from tm_jax.serving import config
+from tm_jax.serving import engine as engine_lib
+from tm_jax.serving import fake
+from tm_jax.serving import pictures
+from tm_jax.serving import security
+
+try:  # The extra `serve`; tests that need it skip themselves.
+    from tm_jax.serving import app as app_lib
+except ModuleNotFoundError:
+    app_lib = None
+
+SIDE = 16
+
+
+class Server:
+    """A running server: `url`, `exchange`, `devices`, `port`."""
+
+    def __init__(self, app, exchange, devices, port):
+        self.app, self.exchange, self.devices = app, exchange, devices
+        self.port = port
+        self.app_peers = app[app_lib.SITE].webrtc
+        self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def sessions(self):
+        return len(self.exchange.calls)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    *, lanes=2, batch=1, most=None, limits=None, agents=(), token=None, origins=(),
+    chunk_frames=2, step_s=0.0, webrtc=False, requests=100000, uploads=100000,
+):
+    """Starts a server; chunks last 80 ms so that tests are quick."""
+    from tm_jax.serving import exchange as exchange_lib
+
+    devices = fake.FakeBackend(side=SIDE, chunk_frames=chunk_frames, step_s=step_s)
+    engine = engine_lib.Engine(devices, lanes=lanes, batch=batch, most=most)
+    faces = [
+        pictures.character(name, name.title(), np.full((SIDE, SIDE, 3), level, np.uint8))
+        for name, level in (("ann", 40), ("bob", 120))
+    ]
+    limits = limits or config.Limits(per_address=100)
+    gallery = pictures.Gallery(faces, SIDE, SIDE)
+    exchange = exchange_lib.Exchange(engine, gallery, list(agents), limits)
+    guard = security.Guard(
+        token, origins, requests_per_minute=requests, sessions_per_minute=requests,
+        uploads_per_minute=uploads,
+    )
+    peers = None
+    if webrtc:
+        from tm_jax.serving import webrtc as webrtc_lib
+
+        peers = webrtc_lib.Peers(exchange, loopback=True)
+    page = {"index.html": app_lib.page_files.File(b"<p>page</p>", "text/html", "1")}
+    site = app_lib.Site(exchange=exchange, guard=guard, preset="fake", webrtc=peers, page=page)
+    app = app_lib.build(site)
+    running = await app_lib.start(app, "127.0.0.1", 0)
+    try:
+        yield Server(app, exchange, devices, running.port)
+    finally:
+        await running.close()
+        await asyncio.get_running_loop().run_in_executor(None, engine.close)
+
+
+def run(coroutine, timeout_s=30.0):
+    """Runs a test's coroutine with a limit, and leaves no task behind."""
+
+    async def limited():
+        async with asyncio.timeout(timeout_s):
+            return await coroutine
+
+    return asyncio.run(limited())
+
+
+async def until(condition, timeout_s=5.0):
+    """Waits until something is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def cut(call):
+    """Breaks a client's connection as a network would."""
+    call._socket._response.connection.transport.abort()
+
+
+@pytest.fixture
+def net():
+    """The helpers of this file: serve, run, until, cut."""
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("prometheus_client")
+    return types.SimpleNamespace(serve=serve, run=run, until=until, cut=cut)

@@ -1,0 +1,151 @@
+"""A call over WebRTC on the loopback interface: media, control, takeover, bad offers."""
+
+import asyncio
+import fractions
+import json
+
+import numpy as np
+import pytest
+
+from tm_jax.serving import protocol
+
+aiohttp = pytest.importorskip("aiohttp")
+aiortc = pytest.importorskip("aiortc")
+import av  # noqa: E402
+from aiortc import mediastreams  # noqa: E402
+
+
+class Microphone(mediastreams.MediaStreamTrack):
+    """A loud tone in real time."""
+
+    kind = "audio"
+
+    def __init__(self):
+        super().__init__()
+        self.at = 0
+
+    async def recv(self):
+        if self.at == 0:
+            self.start = asyncio.get_running_loop().time()
+        due = self.start + self.at / 48000
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
+        n = np.arange(self.at, self.at + 960)
+        pcm = (12000 * np.sin(2 * np.pi * 440 * n / 48000)).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
+        frame.sample_rate, frame.pts = 48000, self.at
+        frame.time_base = fractions.Fraction(1, 48000)
+        self.at += 960
+        return frame
+
+
+class Browser:
+    """Does what the page does."""
+
+    def __init__(self):
+        self.peer = aiortc.RTCPeerConnection()
+        self.messages, self.images, self.levels, self.tasks = [], [], [], []
+        self.channel = self.peer.createDataChannel("control")
+        self.channel.on("message", lambda text: self.messages.append(protocol.from_server(text)))
+
+        @self.peer.on("track")
+        def taken(track):
+            self.tasks.append(asyncio.create_task(self.watch(track)))
+
+    async def watch(self, track):
+        try:
+            while True:
+                frame = await track.recv()
+                if track.kind == "video":
+                    self.images.append((frame.time, frame.to_ndarray(format="rgb24")))
+                else:
+                    self.levels.append(np.abs(frame.to_ndarray()).max())
+        except mediastreams.MediaStreamError:
+            pass
+
+    async def call(self, server, **fields):
+        self.peer.addTrack(Microphone())
+        self.peer.addTransceiver("video", direction="recvonly")
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        offer = {"sdp": self.peer.localDescription.sdp, "type": "offer", **fields}
+        async with aiohttp.ClientSession() as session:
+            async with session.post(server.url + "/api/webrtc", json=offer) as answer:
+                self.answer = await answer.json()
+                assert answer.status == 201, self.answer
+        await self.peer.setRemoteDescription(
+            aiortc.RTCSessionDescription(self.answer["sdp"], self.answer["type"])
+        )
+
+    def of(self, kind):
+        return [m for m in self.messages if isinstance(m, kind)]
+
+    async def close(self):
+        await self.peer.close()
+        for task in self.tasks:
+            task.cancel()
+
+
+def test_a_call_with_picture_sound_and_control(net):
+    async def go():
+        async with net.serve(webrtc=True, chunk_frames=6) as server:
+            browser = Browser()
+            await browser.call(server, start={"mode": "mirror", "character": "bob"})
+            await net.until(lambda: browser.of(protocol.Started), 10)
+            started = browser.of(protocol.Started)[0]
+            assert started.session == browser.answer["session"] and started.character == "bob"
+            await net.until(lambda: len(browser.images) > 30, 10)
+            await net.until(lambda: max(browser.levels[-20:], default=0) > 5000, 10)
+            times = np.diff([t for t, _ in browser.images[5:]])
+            assert np.median(times) == pytest.approx(0.04, abs=1e-3)
+            image = browser.images[-1][1]
+            assert image.shape == (16, 16, 3)
+            assert abs(int(image[-2, 1, 0]) - 120) < 25  # Bob's red level, through VP8.
+            assert any(image[1, 1, 0] > 60 for _, image in browser.images)  # He speaks.
+            browser.channel.send(protocol.to_text(protocol.Interrupt()))
+            browser.channel.send("rubbish")
+            await net.until(lambda: browser.of(protocol.Interrupted) and browser.of(protocol.Error))
+            assert browser.of(protocol.Error)[0].code == "bad_message"
+            assert browser.of(protocol.Timing)
+            browser.channel.send(protocol.to_text(protocol.Stop()))
+            await net.until(lambda: server.sessions == 0)
+            await net.until(lambda: browser.of(protocol.Ended))
+            await browser.close()
+
+    net.run(go(), 60)
+
+
+def test_a_lost_peer_is_taken_over_by_a_new_one(net):
+    async def go():
+        async with net.serve(webrtc=True, chunk_frames=6) as server:
+            first, second = Browser(), Browser()
+            await first.call(server, start={})
+            await net.until(lambda: first.of(protocol.Started), 10)
+            await second.call(server, resume=first.answer["resume"])
+            await net.until(lambda: second.of(protocol.Started), 10)
+            assert second.of(protocol.Started)[0].resumed
+            await net.until(lambda: len(second.images) > 3, 10)
+            assert server.sessions == 1
+            await asyncio.gather(first.close(), second.close())
+
+    net.run(go(), 60)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"type": "offer"}, {"type": "answer", "sdp": "v=0"}, {"type": "offer", "sdp": 5},
+        {"type": "offer", "sdp": "v=0\r\n"}, {"type": "offer", "sdp": "rubbish"},
+        {"type": "offer", "sdp": "v=0\r\nm=audio x y z\r\n"},
+        {"type": "offer", "sdp": "v=0\r\n" * 20000},
+    ],
+)
+def test_offers_that_cannot_be_answered_leave_nothing_behind(net, fields):
+    async def go():
+        async with net.serve(webrtc=True) as server:
+            async with aiohttp.ClientSession() as session:
+                url = server.url + "/api/webrtc"
+                async with session.post(url, data=json.dumps(fields)) as answer:
+                    body = await answer.json()
+                    assert answer.status == 400 and body["error"]["code"] == "bad_message"
+            assert server.sessions == 0 and not server.app_peers._connections
+
+    net.run(go())

@@ -1,0 +1,1 @@
+"""The avatar inside other people's frameworks, over the session interface alone."""

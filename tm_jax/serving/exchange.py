@@ -1,0 +1,156 @@
+"""All calls of a server: who may begin one, who goes on, and how all of them end."""
+
+import asyncio
+import collections
+import hmac
+import time
+from collections.abc import Callable
+
+from tm_jax.serving import call as call_lib
+from tm_jax.serving import config as config_lib
+from tm_jax.serving import engine as engine_lib
+from tm_jax.serving import metrics as metrics_lib
+from tm_jax.serving import pictures
+from tm_jax.serving import protocol
+from tm_jax.serving import voice as voice_lib
+
+
+class Exchange:
+    """Connects callers with avatars; used in the event loop only.
+
+    Attributes:
+      engine: The engine.
+      gallery: Characters.
+      agents: Voices for mode "agent", by identifier.
+      limits: What one caller may use.
+      metrics: Figures.
+      calls: Calls by identifier.
+      draining: Whether no more calls are taken.
+    """
+
+    def __init__(
+        self, engine: engine_lib.Engine, gallery: pictures.Gallery,
+        agents: list[voice_lib.Agent] = (), limits: config_lib.Limits | None = None,
+        metrics: metrics_lib.Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Makes an exchange without calls."""
+        self.engine, self.gallery = engine, gallery
+        self.agents = {agent.id: agent for agent in agents}
+        self.limits = limits or config_lib.Limits()
+        self.metrics = metrics or metrics_lib.Metrics()
+        self._clock = clock
+        self.calls: dict[str, call_lib.Call] = {}
+        self._by_secret: dict[str, call_lib.Call] = {}
+        self._per_address: collections.Counter[str] = collections.Counter()
+        self.draining = False
+        self.metrics.watch(self._gauges)
+
+    @property
+    def modes(self) -> list[str]:
+        """Modes that work on this server."""
+        return [m for m in protocol.MODES if m != "agent" or self.agents]
+
+    def welcome(self) -> protocol.Welcome:
+        """What the server says to a new connection."""
+        backend, limits = self.engine.backend, self.limits
+        return protocol.Welcome(
+            version=protocol.VERSION, server=config_lib.VERSION, fps=backend.fps,
+            width=backend.width, height=backend.height, sample_rate=protocol.SAMPLE_RATE,
+            modes=self.modes, agents=[{"id": a.id, "name": a.name} for a in self.agents.values()],
+            limits=limits.public(), resume_s=limits.resume_s, idle_s=limits.idle_s,
+            lifetime_s=limits.lifetime_s,
+        )
+
+    def open(self, start: protocol.Start, address: str, raw: bool = False) -> call_lib.Call:
+        """Begins a call; somebody has to attach to it within `resume_s`.
+
+        Raises:
+          protocol.ProtocolError: `draining`, `too_many_sessions`, `full`,
+            `unknown_character` or `unknown_agent`.
+        """
+        try:
+            return self._open(start, address, raw)
+        except protocol.ProtocolError as error:
+            self.metrics.refused.labels(error.code).inc()
+            raise
+
+    def _open(self, start, address, raw) -> call_lib.Call:
+        if self.draining:
+            raise protocol.ProtocolError("draining", "This server is about to stop; try again.")
+        crowded = self._per_address[address] >= self.limits.per_address
+        if crowded or self.engine.sessions >= self.engine.capacity:
+            self._give_way(address)
+        if self._per_address[address] >= self.limits.per_address:
+            raise protocol.ProtocolError(
+                "too_many_sessions",
+                f"Your address has {self.limits.per_address} calls already; end one of them.",
+            )
+        call = call_lib.Call(
+            address, self.limits, self.gallery, self.agents, self.metrics,
+            lambda: (len(self.calls), self.engine.capacity), self._clock,
+        )
+        try:
+            call.begin(self.engine, start, raw)
+        except engine_lib.Full as error:
+            raise protocol.ProtocolError("full", str(error)) from error
+        self.calls[call.id] = call
+        self._by_secret[call.secret] = call
+        self._per_address[address] += 1
+        call.on_end = self._forget
+        self.metrics.opened.inc()
+        return call
+
+    def _give_way(self, address: str) -> None:
+        """Ends the oldest lost call of an address: its caller has come back anew."""
+        lost = [c for c in self.calls.values() if c.address == address and c.lost_s is not None]
+        if lost:
+            min(lost, key=lambda c: c.lost_s).end("lost")
+
+    def resume(self, secret: str) -> call_lib.Call:
+        """The call that a secret names.
+
+        Raises:
+          protocol.ProtocolError: `unknown_session`.
+        """
+        call = self._by_secret.get(secret)
+        if call is None or not hmac.compare_digest(call.secret.encode(), secret.encode()):
+            self.metrics.refused.labels("unknown_session").inc()
+            raise protocol.ProtocolError(
+                "unknown_session", "That call has ended; a new one can be started."
+            )
+        return call
+
+    def _forget(self, call: call_lib.Call) -> None:
+        del self.calls[call.id], self._by_secret[call.secret]
+        self._per_address[call.address] -= 1
+        if self._per_address[call.address] <= 0:
+            del self._per_address[call.address]
+        self.metrics.ended.labels(call.ended).inc()
+        self.metrics.forget(call.id)
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no more calls, tells the callers, and ends what is left after a while."""
+        self.draining = True
+        end_s = self._clock() + grace_s
+        for call in list(self.calls.values()):
+            call.warn("draining", grace_s)
+        while self.calls and self._clock() < end_s:
+            await asyncio.sleep(min(0.1, max(0.01, end_s - self._clock())))
+        for call in list(self.calls.values()):
+            call.end("draining")
+        await asyncio.sleep(0.2)  # Last messages leave.
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        engine = self.engine
+        late = engine.late_s.percentiles()
+        return {
+            "sessions": ("Calls at present.", len(self.calls)),
+            "capacity": ("Calls that are served in real time.", engine.capacity),
+            "load": ("Calls per capacity.", len(self.calls) / engine.capacity),
+            "ready": ("Whether calls are taken.", float(engine.healthy and not self.draining)),
+            "slips": ("Chunks that came far too late.", engine.slips),
+            "devices_busy": ("Part of the time that the devices work.", engine.busy),
+            "dispatch_late_p95_seconds": ("Lateness of chunks at dispatch.", late["p95"]),
+            "uploads_kept": ("Uploaded pictures in memory.", len(self.gallery)),
+        }
