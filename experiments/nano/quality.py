@@ -98,14 +98,14 @@ class Autoencoder:
         bundle, step = self._bundle, self._bundle.preset.timing.frames_per_chunk
         _, _, state = bundle.begin(bundle.params, picture[None], bundle_lib.stream_key(0)[None])
         still = np.zeros((1, step, len(motion_config.POSE)), np.float32)
-        whole = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
+        whole = np.array([[-9.0, -9.0, 10.0, 10.0]], np.float32)  # Code the whole picture.
         shown = []
         for at in range(0, len(frames), step):
             part = frames[at : at + step]
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
             latents = self._encode(np.concatenate([picture[None], part]))[:, 1:]
-            scored = bundle_lib.Scored(latents=latents, pose=still, face=whole)
-            pixels, state = bundle.decode(bundle.params, scored, state)
+            z = bundle_lib.Scored(latents=latents, pose=still, face=whole, picture=picture[None])
+            pixels, state = bundle.decode(bundle.params, z, state)
             shown.append(np.asarray(pixels[0]))
         return np.concatenate(shown)[: len(frames)]
 

@@ -64,3 +64,12 @@ def test_the_box_of_a_mask():
 def test_without_a_face_the_box_is_a_portraits():
     box = np.asarray(pose.face_box(jnp.zeros((2, 64)), 8, 8))
     assert np.isfinite(box).all() and (box[:, 2:] > box[:, :2]).all()
+
+
+def test_around_the_face_the_picture_stays():
+    picture = jnp.full((1, 64, 64, 3), 0.25)
+    frames = jnp.ones((1, 2, 64, 64, 3))
+    box = jnp.array([[0.25, 0.25, 0.75, 0.75]])
+    out = np.asarray(pose.composite(frames, picture, box))
+    assert (out[:, :, 32, 32] == 1).all() and (out[:, :, :10] == 0.25).all()
+    assert ((out >= 0.25) & (out <= 1)).all()

@@ -1,4 +1,4 @@
-"""All four stages one after another at pico size, through the launcher's own entry."""
+"""All stages one after another at pico size, through the launcher's own entry."""
 
 import dataclasses
 import os
@@ -19,6 +19,7 @@ _DATA = ["data.clips=8", "data.latents=6", "batch=4", "previews=2"]
 _SETTINGS = {
     "vae": ["batch=2", "crop=64", "fit_clips=8", "fit_frames=4"],
     "audio": ["batch=2", "frames=30"],
+    "motion": ["clips=4", "latents=12", "batch=8", "previews=2"],
     "teacher": [*_DATA, "sample_steps=2"],
     "student": [*_DATA, "trajectories=4", "teacher_steps=2"],
 }
@@ -33,7 +34,7 @@ def preset():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, preset):
-    """A work directory after all four stages, with exported weights."""
+    """A work directory after all stages, with exported weights."""
     folder = str(tmp_path_factory.mktemp("run"))
     rng = np.random.default_rng(0)
     for name in ("allison", "testdata_reader"):
@@ -45,7 +46,7 @@ def workdir(tmp_path_factory, preset):
             os.path.join(folder, "corpus"), name, utterances, language="en", source="noise",
             licence="none", alignment="made up",
         )
-    for stage in ("vae", "audio", "teacher", "student"):
+    for stage in _SETTINGS:
         config = overrides.apply(
             run.config(stage, os.path.join(folder, "corpus")), _SETTINGS[stage]
         )
@@ -57,7 +58,7 @@ def workdir(tmp_path_factory, preset):
 def test_every_stage_leaves_weights_samples_and_a_checkpoint(workdir):
     for stage, suffix in (("vae", "png"), ("teacher", "jpg"), ("student", "jpg")):
         assert os.path.getsize(os.path.join(workdir, stage, "samples", f"0000002.{suffix}"))
-    for stage in ("vae", "audio", "teacher", "student"):
+    for stage in _SETTINGS:
         assert os.path.isdir(os.path.join(workdir, stage, "checkpoints", "2"))
         assert os.listdir(os.path.join(workdir, stage, "tensorboard"))
 
@@ -70,6 +71,11 @@ def test_exported_weights_stream(workdir, preset, monkeypatch):
     session.end_audio()
     frames = session.pull().frames
     assert frames.shape == (12, 64, 64, 3)
+
+
+def test_the_motion_stage_measures_its_samples(workdir):
+    motion = np.load(os.path.join(workdir, "motion", "samples", "0000002_1.npy"))
+    assert motion.shape == (2, 48, 12) and np.isfinite(motion).all()
 
 
 def test_a_stage_names_the_one_that_it_needs(tmp_path, preset):

@@ -214,11 +214,13 @@ class Start:
       context: Constant conditioning of the transformer.
       reference: Latent of the picture, [B, H, W, C].
       face: Box of the face (y0, x0, y1, x1) in 0..1, [B, 4].
+      picture: The picture, uint8 [B, H, W, 3].
     """
 
     context: object
     reference: jax.Array
     face: jax.Array
+    picture: jax.Array
 
 
 @flax.struct.dataclass
@@ -242,11 +244,13 @@ class Scored:
       latents: [B, T, H, W, C].
       pose: Pose of head and chest in every frame, [B, F, 6].
       face: As in `Start`.
+      picture: As in `Start`.
     """
 
     latents: jax.Array
     pose: jax.Array
     face: jax.Array
+    picture: jax.Array
 
 
 def _begin(models, params, pictures, keys):
@@ -277,7 +281,8 @@ def _begin(models, params, pictures, keys):
         method=models.vae.decode_chunk,
     )
     box = pose.face_box(face, models.grid.rows, models.grid.columns)
-    return Start(context=context, reference=z[:, 0], face=box), state, decoder
+    start = Start(context=context, reference=z[:, 0], face=box, picture=pictures)
+    return start, state, decoder
 
 
 def _hear(models, params, samples):
@@ -305,7 +310,7 @@ def _score(models, params, state, start, windows, mode):
         conditioning.condition(start.reference, expression), windows, mode, start.context,
         preset.sigmas, preset.student.policy,
     )
-    scored = Scored(latents=latents, pose=moved, face=start.face)
+    scored = Scored(latents=latents, pose=moved, face=start.face, picture=start.picture)
     return scored, ScoreState(student=cache, motion=motion_state)
 
 
@@ -315,7 +320,8 @@ def _decode(models, params, scored, state):
     pixels, state = models.vae.apply(
         {"params": params["vae"]}, scored.latents, state, method=models.vae.decode_chunk
     )
-    return drawn.to_uint8(pose.warp(pixels, scored.pose, scored.face)), state
+    frames = pose.composite(pixels, drawn.to_float(scored.picture), scored.face)
+    return drawn.to_uint8(pose.warp(frames, scored.pose, scored.face)), state
 
 
 def _insert(batch, index, one):

@@ -1,4 +1,4 @@
-"""Moves head and chest of finished frames: the pose columns of the motion model.
+"""Puts a generated face into its picture, and moves head and chest: the pose columns.
 
 Frames are decoded with the head where it is in the reference picture. Here the head turns
 about the neck, shifts, and its features slide over its round front when it turns or nods;
@@ -14,6 +14,7 @@ _ROLL = 0.105  # radians
 _PARALLAX = 0.1  # half widths of the face
 _NECK = 1.2  # half heights of the face, below its centre
 _BREATH = 0.012  # picture heights
+_EDGE = (0.95, 1.15)  # Half boxes of a face: where its picture begins, where it is whole.
 _BOX = 1.03  # half widths of a face in its box
 _NO_FACE = (0.25, 0.3, 0.65, 0.7)  # A box for pictures in which no face was found.
 
@@ -43,6 +44,30 @@ def face_box(mask: jax.Array, rows: int, columns: int) -> jax.Array:
     x0, x1 = extent(grid.sum(1), columns)
     found = jnp.stack([y0, x0, y1, x1], -1)
     return jnp.where(total[:, None] >= 4, found, jnp.asarray(_NO_FACE))
+
+
+def composite(frames: jax.Array, picture: jax.Array, box: jax.Array) -> jax.Array:
+    """Frames inside the face, the picture itself around it, blended at the face's edge.
+
+    With the head at rest nothing else moves, and the picture is sharper than its code.
+
+    Args:
+      frames: [B, F, H, W, C].
+      picture: [B, H, W, C].
+      box: Face (y0, x0, y1, x1) in 0..1, [B, 4].
+
+    Returns:
+      [B, F, H, W, C].
+    """
+    height, width = picture.shape[1:3]
+    y = ((jnp.arange(height) + 0.5) / height)[None, :, None]
+    x = ((jnp.arange(width) + 0.5) / width)[None, None]
+    y0, x0, y1, x1 = (box[:, i, None, None] for i in range(4))
+    u = (2 * x - x0 - x1) / jnp.maximum(x1 - x0, 1e-3)
+    v = (2 * y - y0 - y1) / jnp.maximum(y1 - y0, 1e-3)
+    weight = 1 - _step(jnp.sqrt(u * u + v * v), *_EDGE)  # [B, H, W]
+    picture = picture[:, None]
+    return picture + weight[:, None, :, :, None] * (frames - picture)
 
 
 def warp(frames: jax.Array, pose: jax.Array, box: jax.Array) -> jax.Array:
