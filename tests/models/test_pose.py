@@ -58,7 +58,7 @@ def test_the_box_of_a_mask():
     mask = np.zeros((1, 8, 8), np.float32)
     mask[:, 2:6, 1:5] = 1
     box = np.asarray(pose.face_box(mask.reshape(1, -1), 8, 8))[0]
-    np.testing.assert_allclose(box, [2 / 8, 1 / 8, 6 / 8, 5 / 8], atol=0.02)
+    np.testing.assert_allclose(box, [2.5 / 8, 1.5 / 8, 5.5 / 8, 4.5 / 8], atol=0.02)
 
 
 def test_without_a_face_the_box_is_a_portraits():

@@ -23,12 +23,13 @@ def face_box(mask: jax.Array, rows: int, columns: int) -> jax.Array:
     """Box of a face.
 
     Args:
-      mask: [B, P] of 0 and 1 over a grid of rows x columns.
+      mask: [B, P], 1 where a face touches a token of a grid of rows x columns, else 0.
       rows: Rows of the grid.
       columns: Columns of the grid.
 
     Returns:
-      (y0, x0, y1, x1) in 0..1, [B, 4], of the rectangle with the moments of the mask.
+      (y0, x0, y1, x1) in 0..1, [B, 4]: the rectangle with the moments of the mask, less half
+      a token on each side.
     """
     grid = mask.reshape(-1, rows, columns)
     total = grid.sum((1, 2))
@@ -37,7 +38,9 @@ def face_box(mask: jax.Array, rows: int, columns: int) -> jax.Array:
         at = (jnp.arange(count) + 0.5) / count
         mean = jnp.sum(weight * at, -1) / jnp.maximum(total, 1)
         spread = jnp.sum(weight * jnp.square(at - mean[:, None]), -1) / jnp.maximum(total, 1)
-        half = jnp.sqrt(3 * spread + 1e-8)  # of a uniform distribution
+        # Of a uniform distribution; half a token off, since tokens that the face only
+        # touches count whole.
+        half = jnp.maximum(jnp.sqrt(3 * spread) - 0.5 / count, 0.5 / count)
         return mean - half, mean + half
 
     y0, y1 = extent(grid.sum(2), rows)
