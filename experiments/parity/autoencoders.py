@@ -10,7 +10,6 @@ import os
 import tempfile
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -112,8 +111,8 @@ def _words(what, chunk):
 def _run(model, params, direction, x, chunk):
     if chunk:
         run = getattr(clips, direction)
-        return np.asarray(jax.jit(lambda p, x: run(model, p, x, chunk))(params, x))
-    whole = jax.jit(lambda p, x: model.apply({"params": p}, x, method=direction))
+        return np.asarray(compare.jit(lambda p, x: run(model, p, x, chunk))(params, x))
+    whole = compare.jit(lambda p, x: model.apply({"params": p}, x, method=direction))
     return np.asarray(whole(params, x))
 
 
