@@ -18,6 +18,7 @@ import * as theme from "./theme.js";
 import { ofCode } from "./words.js";
 
 const DOING = { listening: "Listening", thinking: "Thinking", speaking: "Speaking" };
+const TITLE = document.title;
 const BLOCKED = { title: "The sound is off", text: "The browser waits for a click before it plays sound." };
 
 class Page {
@@ -280,7 +281,8 @@ class Page {
     this.generation = started.generation;
     if (started.resumed) this.player.flush(started.generation);
     else this.player.restart(started.generation);
-    if (this.mode === "file" && !started.resumed) this.sources.playRecording();
+    if (started.resumed) this.sources.pauseRecording(false);
+    else if (this.mode === "file") this.sources.playRecording();
     // What was chosen while the connection was away.
     if (started.mode !== this.mode) this.#sendMode();
     const id = this.faces.chosen?.id;
@@ -344,8 +346,13 @@ class Page {
     if (reason === "barge_in" || reason === "client") this.captions.cut();
   }
 
-  #error(message) {
+  async #error(message) {
     if (message.fatal) return; // the end of the call tells it
+    if (message.code === "unknown_character") {
+      // An upload of half an hour ago may be forgotten: bring it again.
+      const character = await this.faces.renew(this.faces.chosen?.id);
+      if (character) return this.call.send({ type: "character", character });
+    }
     this.stage.tell(ofCode(message.code, message.message));
   }
 
@@ -354,6 +361,7 @@ class Page {
   #state(state, detail) {
     document.body.dataset.state = state;
     byId("setup-title").textContent = state === "idle" ? "Who would you like to call?" : "Character and mode";
+    document.title = state === "idle" ? TITLE : `${byId("name").textContent} · ${TITLE}`;
     const show = { calling: this.#calling, live: this.#live, lost: this.#lost, idle: this.#ended };
     show[state].call(this, detail);
   }
@@ -376,6 +384,7 @@ class Page {
   }
 
   #lost() {
+    this.sources.pauseRecording(true);
     this.stage.status("busy", "Reconnecting");
     this.stage.doing("Reconnecting");
     this.stage.tell(
