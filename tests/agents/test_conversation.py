@@ -6,10 +6,12 @@ import time
 
 import pytest
 
-from tm_jax.agents import conversation
-from tm_jax.agents import events
-from tm_jax.agents import remote
-from tm_jax.serving import voice
+pytest.importorskip("aiohttp")
+
+from tm_jax.agents import conversation  # noqa: E402
+from tm_jax.agents import events  # noqa: E402
+from tm_jax.agents import remote  # noqa: E402
+from tm_jax.serving import voice  # noqa: E402
 
 _RETRY = conversation.Retry(first_s=0.02, longest_s=0.05, total_s=0.3)
 

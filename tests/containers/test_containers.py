@@ -7,8 +7,7 @@ import pathlib
 import re
 
 import pytest
-
-yaml = pytest.importorskip("yaml")
+import yaml  # Comes with flax.
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _FOLDER = _ROOT / "containers"
