@@ -86,6 +86,9 @@ class Page {
     this.stage.shape(width, height);
     for (const radio of document.querySelectorAll("[name=mode]")) {
       radio.disabled = !modes.includes(radio.value);
+      if (radio.disabled) {
+        radio.parentElement.querySelector("small").textContent = "This server does not offer it.";
+      }
     }
     const options = agents.map(({ id, name }) => new Option(name, id));
     byId("agent").replaceChildren(...options);
@@ -405,7 +408,7 @@ class Page {
     this.stage.clear();
     this.stage.doing(wasLive ? `Call ended after ${this.stage.length}` : "Ready when you are");
     this.stage.status("quiet", "Ready");
-    byId("call").focus();
+    byId("call").focus({ preventScroll: true });
     if (code === "stopped") return;
     this.stage.status("bad", "Call ended");
     this.stage.tell(ofCode(code, message), { action: "Try again", onAction: () => this.dial() });

@@ -4,6 +4,7 @@ import { byId, say, setIcon } from "./dom.js";
 import { Microphone } from "./microphone.js";
 import { SAMPLE_RATE } from "./protocol.js";
 import * as recording from "./recording.js";
+import { clockTime } from "./stage.js";
 import { ofMicrophone } from "./words.js";
 
 export class Sources {
@@ -100,6 +101,7 @@ export class Sources {
       say(byId("sound-words"), error.message);
       return;
     }
+    byId("sound-name").textContent = `${file.name} · ${clockTime(this.pcm.length / SAMPLE_RATE)}`;
     byId("sound-again").hidden = false;
     if (this.inCall) this.playRecording();
   }
