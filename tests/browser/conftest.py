@@ -187,7 +187,7 @@ def visit(browser):
             permissions=["microphone"] if microphone else [],
         )
         contexts.append(context)
-        context.set_default_timeout(15000)
+        context.set_default_timeout(30000)
         context.add_init_script(path=_HERE / "measure.js")
         if init:
             context.add_init_script(init)

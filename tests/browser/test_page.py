@@ -21,7 +21,7 @@ def _choose(page, name, value):
     page.click(f"label:has(input[name={name}][value={value}])")
 
 
-def _until(page, condition, timeout_ms=15000):
+def _until(page, condition, timeout_ms=30000):
     """Waits inside the page; Playwright's own wait would need `unsafe-eval`."""
     page.evaluate(f"""
       new Promise((done, fail) => {{

@@ -18,6 +18,7 @@ import * as theme from "./theme.js";
 import { ofCode } from "./words.js";
 
 const DOING = { listening: "Listening", thinking: "Thinking", speaking: "Speaking" };
+const QUIET = new Set(["too_fast", "bad_state", "bad_message", "unknown_session"]);
 const TITLE = document.title;
 const BLOCKED = { title: "The sound is off", text: "The browser waits for a click before it plays sound." };
 
@@ -356,6 +357,8 @@ class Page {
       const character = await this.faces.renew(this.faces.chosen?.id);
       if (character) return this.call.send({ type: "character", character });
     }
+    // Nothing that a visitor could do about it.
+    if (QUIET.has(message.code)) return console.warn(`${message.code}: ${message.message}`);
     this.stage.tell(ofCode(message.code, message.message));
   }
 
