@@ -12,7 +12,6 @@ import platform
 import sys
 
 from absl import flags
-import numpy as np
 
 try:
     from launch import common
@@ -32,26 +31,11 @@ _AUDIO = flags.DEFINE_string("audio", None, "What callers say; a bundled recordi
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 
-def speech(path: str | None) -> np.ndarray:
-    """A recording as int16 [n] at 24 kHz."""
-    import tm_jax
-    from tm_jax.media import audio
-    from tm_jax.media import resampling
-
-    if path is None:
-        path = pathlib.Path(tm_jax.__file__).parent / "assets" / "voices" / "dashwood_leisure.flac"
-    with audio.open_speech(path) as blocks:
-        samples = np.concatenate([block.speech for block in blocks])
-    resampler = resampling.Resampler(audio.SPEECH_RATE, 24000)
-    pcm = resampling.to_pcm16(resampler.push(samples, last=True))
-    return np.frombuffer(pcm, "<i2")
-
-
 def main() -> None:
     """Measures, prints the main figures and writes all of them."""
     from tm_jax.serving import load
 
-    said = speech(_AUDIO.value)
+    said = load.speech(_AUDIO.value)
     figures = asyncio.run(
         load.storm(
             _URL.value, said, _SECONDS.value, _CALLERS.value,

@@ -10,7 +10,6 @@ import os
 import tempfile
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -64,8 +63,8 @@ def their_moments(reference, frames) -> np.ndarray:
 @torch.no_grad()
 def their_frames(reference, z) -> np.ndarray:
     """Frames of the reference for normalised latents, channels last."""
-    x = torch.tensor(raw_latents(z)).permute(0, 4, 1, 2, 3)
-    frames = reference.decode(x).sample.permute(0, 2, 3, 4, 1).numpy()
+    x = torch.tensor(raw_latents(z), dtype=reference.dtype).permute(0, 4, 1, 2, 3)
+    frames = reference.decode(x).sample.float().permute(0, 2, 3, 4, 1).numpy()
     assert np.mean(np.abs(frames) == 1) < 0.2  # Clipped values would hide differences.
     return frames
 
@@ -112,8 +111,8 @@ def _words(what, chunk):
 def _run(model, params, direction, x, chunk):
     if chunk:
         run = getattr(clips, direction)
-        return np.asarray(jax.jit(lambda p, x: run(model, p, x, chunk))(params, x))
-    whole = jax.jit(lambda p, x: model.apply({"params": p}, x, method=direction))
+        return np.asarray(compare.jit(lambda p, x: run(model, p, x, chunk))(params, x))
+    whole = compare.jit(lambda p, x: model.apply({"params": p}, x, method=direction))
     return np.asarray(whole(params, x))
 
 

@@ -1,8 +1,14 @@
 """How two arrays are compared, and one row of the table of comparisons."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
+
+# The models compared are tiny: optimising their machine code would take ten times longer
+# than running it. XLA's own passes over the program stay.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

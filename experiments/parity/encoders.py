@@ -144,7 +144,7 @@ def text(dtype: str = "float32") -> compare.Row:
     """Padded prompts through UMT5."""
     (theirs, ours, params), (ids, valid) = _ours("umt5", dtype), prompts()
     expected = theirs(torch.tensor(ids), torch.tensor(valid).long()).last_hidden_state
-    actual = jax.jit(ours.apply)({"params": params}, ids, valid)
+    actual = compare.jit(ours.apply)({"params": params}, ids, valid)
     return compare.row(
         "UMT5", "3 layers, 4 padded prompts up to 40 tokens", dtype,
         np.float32(actual), expected.numpy(),
@@ -158,7 +158,7 @@ def image(dtype: str = "float32") -> compare.Row:
     x = np.random.default_rng(0).standard_normal((2, 42, 42, 3)).astype(np.float32)
     pixels = torch.tensor(x).permute(0, 3, 1, 2)
     expected = theirs(pixels, output_hidden_states=True).hidden_states[-2]
-    actual = jax.jit(ours.apply)({"params": params}, x)
+    actual = compare.jit(ours.apply)({"params": params}, x)
     return compare.row(
         "CLIP", "3 layers, penultimate state, batch 2", dtype, np.float32(actual),
         expected.numpy(),
@@ -173,7 +173,7 @@ def speech(size: str, dtype: str = "float32") -> compare.Row:
         torch.tensor(samples), attention_mask=torch.tensor(valid).long(),
         output_hidden_states=True,
     ).hidden_states
-    actual = jax.jit(ours.apply)({"params": params}, samples, valid).states
+    actual = compare.jit(ours.apply)({"params": params}, samples, valid).states
     norm = "group" if size == "base" else "layer"
     return compare.row(
         f"wav2vec2 {size}", f"{norm} norm, all hidden states, 4 padded sounds", dtype,

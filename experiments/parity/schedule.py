@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import functools
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ def many_steps(count: int, shift: float = 5.0) -> compare.Row:
         uncond = transformer_lib.velocity(ours, params, {**now, "text": empty})
         return uncond + _GUIDANCE * (cond - uncond)
 
-    @jax.jit
+    @compare.jit
     def loop(params, noise):
         sigmas = flow.Schedule(shift=shift).steps(count)
         return samplers.euler(functools.partial(velocity, params), noise, sigmas)[-1]
@@ -99,7 +98,7 @@ def few_steps(count: int = 2, shift: float = 5.0) -> compare.Row:
             x = scheduler.step(out, time, x, generator=generator).prev_sample
             fresh.append(torch.randn(x.shape, generator=again).numpy())
 
-    @jax.jit
+    @compare.jit
     def loop(params):
         def predict(step, x, sigma):
             del step

@@ -197,7 +197,7 @@ def forward(name: str, dtype: str = "float32") -> compare.Row:
     i = inputs(case)
     with torch.no_grad():
         expected = run_reference(theirs, case, i)
-    actual = jax.jit(functools.partial(velocity, ours))(params, i)
+    actual = compare.jit(functools.partial(velocity, ours))(params, i)
     return compare.row("transformer", case.words, dtype, actual, expected.numpy())
 
 
@@ -215,7 +215,7 @@ def gradients(name: str) -> compare.Row:
     def loss(params):
         return jnp.sum(velocity(ours, params, i) * weights)
 
-    found = jax.jit(jax.grad(loss))(params)
+    found = compare.jit(jax.grad(loss))(params)
     actual = mapping.write(found, wan.rows(c, "diffusers"), own=wan.is_own)
     return compare.row("transformer gradients", case.words, "float32", actual, expected)
 

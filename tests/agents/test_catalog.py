@@ -4,9 +4,11 @@ import builtins
 
 import pytest
 
-from tm_jax.agents import catalog
-from tm_jax.agents import conversation
-from tm_jax.agents import remote
+pytest.importorskip("aiohttp")
+
+from tm_jax.agents import catalog  # noqa: E402
+from tm_jax.agents import conversation  # noqa: E402
+from tm_jax.agents import remote  # noqa: E402
 
 
 @pytest.fixture

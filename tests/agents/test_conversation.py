@@ -4,12 +4,15 @@ import asyncio
 import base64
 import time
 
+import numpy as np
 import pytest
 
-from tm_jax.agents import conversation
-from tm_jax.agents import events
-from tm_jax.agents import remote
-from tm_jax.serving import voice
+pytest.importorskip("aiohttp")
+
+from tm_jax.agents import conversation  # noqa: E402
+from tm_jax.agents import events  # noqa: E402
+from tm_jax.agents import remote  # noqa: E402
+from tm_jax.serving import voice  # noqa: E402
 
 _RETRY = conversation.Retry(first_s=0.02, longest_s=0.05, total_s=0.3)
 
@@ -227,6 +230,49 @@ def test_errors_are_borne_unless_they_are_final(make_server, line, wait_until, a
         await wait_until(lambda: line.failed)
         assert line.failed == "The voice agent refused: Pay."
 
+    _call(make_server, line, work)
+
+
+def _nonsense(rng):
+    """A value of some type, nested at times."""
+    choice = rng.integers(0, 9)
+    simple = (None, True, -1, 1e9, "", "%", "QUJDRA==", [], {})
+    if choice < 3:
+        return {"id": _nonsense(rng), "code": simple[rng.integers(0, 9)], "status": "failed"}
+    return simple[rng.integers(0, 9)]
+
+
+def test_no_event_of_a_server_breaks_the_voice(make_server, line, wait_until, answer_events):
+    rng = np.random.default_rng(0)
+    kinds = sorted(conversation._HANDLERS)
+    fields = (
+        "response_id", "item_id", "delta", "transcript", "content_index", "error", "session",
+    )
+
+    async def work(server, talk):
+        for _ in range(1500):
+            event = {name: _nonsense(rng) for name in fields if rng.random() < 0.9}
+            if rng.random() < 0.5:
+                event |= {"response_id": "odd", "delta": "QUJDRA=="}
+            if rng.random() < 0.2:
+                event["response"] = _nonsense(rng)
+            await server.say({"type": kinds[rng.integers(0, len(kinds))], **event})
+            if rng.random() < 0.05:  # Three failures in a row would end it rightly.
+                await server.say(*answer_events("ok", "ok"))
+        await server.say(*answer_events("last", "last"))
+        await wait_until(lambda: ("last",) in line.of("finish"), 20)
+        assert line.failed is None and len(line.of("speak")) > 20 * 4
+
+    class Strict(type(line)):
+        def speak(self, pcm, item=""):
+            assert isinstance(item, str), item
+            return super().speak(pcm, item)
+
+        def caption(self, role, item, text, final):
+            assert isinstance(item, str) and isinstance(text, str), (item, text)
+            super().caption(role, item, text, final)
+
+    line.__class__ = Strict
     _call(make_server, line, work)
 
 

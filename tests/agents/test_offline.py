@@ -251,6 +251,26 @@ def test_bad_events_are_refused_and_the_conversation_goes_on(parts):
     _run(parts, work)
 
 
+def test_no_event_of_a_client_breaks_it(parts):
+    rng = np.random.default_rng(0)
+    values = (None, True, -1, 1e9, "", "%", "QUJD", [], {}, {"audio": {"input": 3}}, {"audio": None})
+
+    async def work(talk, found):
+        kinds = [*sorted(offline._HANDLERS), None, 3, "x"]
+        for _ in range(500):
+            names = ("audio", "session", "item_id", "audio_end_ms", "event_id", "response")
+            event = {n: values[rng.integers(0, len(values))] for n in names if rng.random() < 0.8}
+            await talk.send({"type": kinds[rng.integers(0, len(kinds))], **event})
+            await asyncio.sleep(0)
+        await talk.send({"type": "input_audio_buffer.append", "audio": "QUJD", "event_id": "odd"})
+        await talk.send({"type": "response.cancel", "event_id": "last"})
+        while not found or found[-1].get("error", {}).get("event_id") != "odd":
+            await _until(talk, "error", found)
+
+    found = _run(parts, work)
+    assert not [e for e in found if e["type"] == "error" and e["error"]["type"] == "server_error"]
+
+
 def test_sound_that_comes_too_fast_is_refused(parts):
     async def work(talk, found):
         for _ in range(600):

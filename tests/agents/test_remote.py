@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
-from tm_jax.agents import endpoint
-from tm_jax.agents import remote
+pytest.importorskip("aiohttp")
+
+from tm_jax.agents import endpoint  # noqa: E402
+from tm_jax.agents import remote  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -183,12 +183,17 @@ def test_nothing_is_cut_off_or_covered(server, visit, width, height):
     page = visit(server.url, width=width, height=height)
     page.wait_for_selector(".face img")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.click("label:has([value=agent])")  # the mode with the most controls
     page.click("#call")
     page.wait_for_selector(_LIVE)
     boxes = [
         b.bounding_box() for b in page.query_selector_all(".controls button") if b.is_visible()
     ]
-    assert len(boxes) >= 5
+    assert len(boxes) == 7
+    assert page.evaluate("""[...document.querySelectorAll(".controls .label")].every((label) => {
+      const [own, button] = [label, label.parentElement].map((e) => e.getBoundingClientRect());
+      return own.left >= 0 && own.right <= innerWidth && own.width <= button.width + 6;
+    })""")
     for box in boxes:
         assert box["x"] >= 0 and box["x"] + box["width"] <= width + 0.5
         assert box["y"] + box["height"] <= height and min(box["width"], box["height"]) >= 44

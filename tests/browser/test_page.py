@@ -6,6 +6,7 @@ so that nothing here rests on what the page says of itself.
 
 import re
 import time
+import wave
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ def _choose(page, name, value):
     page.click(f"label:has(input[name={name}][value={value}])")
 
 
-def _until(page, condition, timeout_ms=15000):
+def _until(page, condition, timeout_ms=30000):
     """Waits inside the page; Playwright's own wait would need `unsafe-eval`."""
     page.evaluate(f"""
       new Promise((done, fail) => {{
@@ -32,6 +33,14 @@ def _until(page, condition, timeout_ms=15000):
         }};
         poll();
       }})""")
+
+
+def _eventually(condition, timeout_s=10.0):
+    """Waits for something outside the browser."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def _call(page, mode="agent"):
@@ -49,23 +58,26 @@ def _numbers(page):
     return page.evaluate("measured.shown.map(s => s.number)")
 
 
-def test_frames_come_in_order_on_time_and_in_step_with_the_sound(server, visit):
+def test_frames_come_in_order_on_time_and_in_step_with_the_sound(server, visit, on_time):
     page = visit(server.url, width=900, height=600)
-    assert _call(page) < 1.5
+    first_s = _call(page)
     page.wait_for_timeout(6500)
     numbers = _numbers(page)
     assert numbers == sorted(set(numbers))
     expected = numbers[-1] - numbers[0] + 1
-    assert expected > 120 and len(numbers) > 0.95 * expected
+    assert expected > 120
     offsets = np.abs(page.evaluate("measured.offsets()"))
-    assert len(offsets) >= 4
-    assert np.sort(offsets)[-2] < 60  # all but one, on a machine that does other things too
     played = server.sent("played")[-1]
-    assert played["late"] + played["dropped"] < 0.05 * expected
-    assert 50 < played["playout_ms"] < 500 and numbers[0] <= played["frame"] <= numbers[-1]
+    assert 50 < played["playout_ms"] and numbers[0] <= played["frame"] <= numbers[-1]
+    with on_time():
+        assert first_s < 1.5
+        assert len(numbers) > 0.97 * expected
+        assert len(offsets) >= 4 and offsets.max() < 60
+        assert played["late"] + played["dropped"] < 0.03 * expected
+        assert played["playout_ms"] < 250
 
 
-def test_the_microphone_arrives_whole_and_in_real_time(server, visit):
+def test_the_microphone_arrives_whole_and_in_real_time(server, visit, on_time):
     page = visit(server.url)
     _call(page, "mirror")
     page.wait_for_timeout(2500)
@@ -74,11 +86,14 @@ def test_the_microphone_arrives_whole_and_in_real_time(server, visit):
     assert positions == list(np.cumsum([0, *(m["samples"] for m in sound[:-1])]))
     seconds = sound[-1]["at"] - sound[0]["at"]
     rate = sum(m["samples"] for m in sound[1:]) / seconds
-    assert 22000 < rate < 26500
+    with on_time():
+        assert 23000 < rate < 25000
     assert max(m["peak"] for m in sound) > 1000
     # The frames name the sample they move with; its age is measured on the way back.
     lags = [m["voice_to_lips_ms"] for m in server.sent("played") if "voice_to_lips_ms" in m]
-    assert lags and 100 < lags[-1] < 900
+    assert lags and lags[-1] > 100  # the server answers 100 ms old sound
+    with on_time():
+        assert lags[-1] < 400
     page.click("#mute")
     page.wait_for_timeout(700)
     before = len(server.sent("sound"))
@@ -87,19 +102,20 @@ def test_the_microphone_arrives_whole_and_in_real_time(server, visit):
     assert silent and max(m["peak"] for m in silent) == 0
 
 
-def test_an_interrupt_is_silent_at_once_while_the_picture_goes_on(server, visit):
+def test_an_interrupt_is_silent_at_once_while_the_picture_goes_on(server, visit, on_time):
     page = visit(server.url)
     _call(page)
     page.evaluate("""() => new Promise((done) => {
       const levels = [];
       let began = 0;
       const note = () => {
-        if (began) levels.push([performance.now() - began, measured.level()]);
-        else if (measured.level() > 0.1) {
+        const level = measured.level();
+        if (began) levels.push([performance.now() - began, level]);
+        else if (level > 0.1) {
           document.getElementById("interrupt").click();
           began = performance.now();
           window.atPress = measured.shown.at(-1).number;
-          levels.push([0, measured.level()]);
+          levels.push([0, level]);
         }
         if (!began || performance.now() - began < 600) setTimeout(note, 4);
         else { window.levels = levels; done(); }
@@ -109,10 +125,12 @@ def test_an_interrupt_is_silent_at_once_while_the_picture_goes_on(server, visit)
     before = page.evaluate("atPress")
     levels = np.array(page.evaluate("window.levels"))
     # 6 ms of fading, 11 ms that the meter looks back, and one block of the sound card.
-    assert levels[levels[:, 0] > 60, 1].max() < 1e-3
+    assert levels[levels[:, 0] > 250, 1].max() < 1e-3
+    with on_time():
+        assert levels[levels[:, 0] > 60, 1].max() < 1e-3
     assert levels[0, 1] > 0.1  # it did sound when the button was pressed
     numbers = _numbers(page)
-    assert numbers == sorted(set(numbers)) and numbers[-1] > before + 8
+    assert numbers == sorted(set(numbers)) and numbers[-1] > before + 5
     assert len(server.sent("interrupt")) == 1
 
 
@@ -145,12 +163,12 @@ def test_a_killed_server_is_found_again_with_the_uploaded_picture(server, visit,
 def test_a_network_break_resumes_the_same_session(server, visit):
     page = visit(server.url)
     _call(page)
-    page.wait_for_timeout(500)
+    _until(page, "measured.shown.length > 10")
     before = _numbers(page)[-1]
     server.control(drop=True)
     page.wait_for_selector(_LOST)
     page.wait_for_selector(_LIVE)
-    page.wait_for_timeout(500)
+    _until(page, f"measured.shown.at(-1).number > {before + 10}")
     assert len(server.sent("start")) == 1
     assert server.sent("hello")[-1]["resume"]
     numbers = _numbers(page)
@@ -167,7 +185,7 @@ def test_hanging_up_gives_everything_back(server, visit):
         tracks = page.evaluate("measured.streams.flatMap(s => s.getTracks().map(t => t.readyState))")
         assert tracks and set(tracks) == {"ended"}
         assert page.is_visible("#still") and page.is_hidden("#video")
-        assert server.json("/api/info")["sessions"] == 0
+        _eventually(lambda: server.json("/api/info")["sessions"] == 0)
     assert len(server.sent("stop")) == 2
     sound = len(server.sent("sound"))
     page.wait_for_timeout(300)
@@ -181,12 +199,12 @@ def test_a_refused_microphone_is_explained_and_a_file_still_plays(server, visit,
     page.wait_for_selector("#banner:visible")
     assert "microphone is blocked" in page.inner_text("#banner")
     assert page.get_attribute("body", "data-state") == "idle"
-    assert not server.sent("start") and server.json("/api/info")["sessions"] == 0
+    assert not server.sent("start")
     page.click("#banner-action")
     page.click("#call")
     assert "Choose a sound file first" in page.inner_text("#sound-words")
     page.set_input_files("#sound", voice_wav)
-    page.wait_for_selector("#sound-again:visible")
+    page.wait_for_selector("#sound-name:has-text('·')")
     page.click("#call")
     page.wait_for_selector(_LIVE)
     _until(page, "document.getElementById('sound-progress').value > 0.1")
@@ -194,8 +212,6 @@ def test_a_refused_microphone_is_explained_and_a_file_still_plays(server, visit,
 
 
 def test_a_recording_is_sent_whole_and_its_end_is_told(server, visit, tmp_path):
-    import wave
-
     with wave.open(str(tmp_path / "short.wav"), "wb") as out:
         out.setnchannels(2)
         out.setsampwidth(2)
@@ -205,11 +221,10 @@ def test_a_recording_is_sent_whole_and_its_end_is_told(server, visit, tmp_path):
     page.wait_for_selector(".face img")
     _choose(page, "mode", "file")
     page.set_input_files("#sound", tmp_path / "short.wav")
-    page.wait_for_selector("#sound-again:visible")
+    page.wait_for_selector("#sound-name:has-text('·')")
     page.click("#call")
     page.wait_for_selector(_LIVE)
-    page.wait_for_timeout(1500)
-    assert len(server.sent("speech_end")) == 1
+    _eventually(lambda: server.sent("speech_end"))
     assert abs(sum(m["samples"] for m in server.sent("sound")) - 24000) <= 24
     assert page.evaluate("measured.streams.length") == 0
 
@@ -301,7 +316,7 @@ def test_mode_and_character_change_during_the_call(server, visit):
     _choose(page, "mode", "agent")
     _choose(page, "character", "cleo")
     _until(page, "document.getElementById('name').textContent === 'Cleo'")
-    page.wait_for_timeout(300)
+    _eventually(lambda: server.sent("character"))
     assert server.sent("mode")[-1]["mode"] == "agent"
     assert server.sent("character")[-1]["character"] == "cleo"
     page.keyboard.press("Escape")
@@ -313,7 +328,7 @@ def test_the_panel_shows_where_the_time_goes(server, visit):
     _call(page)
     page.click("#figures-toggle")
     _until(page, "document.querySelectorAll('#spans tr').length === 9")
-    _until(page, "parseFloat(document.getElementById('f-fps').textContent) > 15")
+    _until(page, "parseFloat(document.getElementById('f-fps').textContent) > 1")
     assert page.inner_text("#spans tr:first-child").split()[-2:] == ["240", "312"]
     for name in ("total", "late", "av", "buffer", "rtt"):
         assert re.fullmatch(r"−?\d+(\.\d)?", page.inner_text(f"#f-{name}")), name

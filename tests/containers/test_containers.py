@@ -7,8 +7,7 @@ import pathlib
 import re
 
 import pytest
-
-yaml = pytest.importorskip("yaml")
+import yaml  # Comes with flax.
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _FOLDER = _ROOT / "containers"
@@ -228,3 +227,19 @@ def test_callers_stick_to_a_pod_and_load_scales_it(kinds):
     assert metric == "tm_jax_load"
     assert '"load": (' in _text("tm_jax", "serving", "exchange.py")
     assert 'f"tm_jax_{name}"' in _text("tm_jax", "serving", "metrics.py")
+
+
+@pytest.mark.parametrize("page", ["agents.md", "capacity.md", "plugins.md"])
+def test_pages_name_flags_and_files_that_exist(page):
+    text = _text("docs", page)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (_ROOT / "docs" / target).exists(), target
+    known = _flags() | {"help"}
+    for node in ast.walk(ast.parse(_text("launch", "bench_server.py"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flags.DEFINE_"):
+            known.add(node.args[0].value)
+    assert set(re.findall(r"--([a-z]\w+)", text)) <= known
+    for path in re.findall(r"`(tm_jax/[\w/]+\.py)`", text):
+        assert (_ROOT / path).is_file(), path
+    for route in re.findall(r"GET (/\w+)`", text):
+        assert route in _routes(), route

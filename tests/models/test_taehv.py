@@ -16,6 +16,9 @@ from tm_jax.weights import mapping
 from tm_jax.weights import taehv
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from experiments.parity import autoencoders as parity
 
 _CONFIG = config_lib.PRESETS["pico"]
 _MODEL = autoencoder.TAEHV(_CONFIG)
@@ -23,74 +26,9 @@ _SCALE = 1e-4  # Of the reference's largest value. Measured 1e-6.
 _STREAM = 1e-5  # Streamed against whole. Measured 1e-6.
 
 
-class _Memory(torch.nn.Module):
-    """Frames [T, C, H, W]; every frame also sees the input of the frame before it."""
-
-    def __init__(self, width):
-        super().__init__()
-        layers = [_conv(2 * width, width)]
-        for _ in range(2):
-            layers += [torch.nn.ReLU(), _conv(width, width)]
-        self.conv = torch.nn.Sequential(*layers)
-
-    def forward(self, x):
-        shifted = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
-        return torch.relu(self.conv(torch.cat([x, shifted], 1)) + x)
-
-
-class _Time(torch.nn.Module):
-    """1x1 map of channels that joins `before` frames and splits into `after`."""
-
-    def __init__(self, width, before, after):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(width * before, width * after, 1, bias=False)
-        self.before, self.after = before, after
-
-    def forward(self, x):
-        x = self.conv(x.flatten(0, 1).unflatten(0, (-1, self.before * x.shape[1])))
-        return x.flatten(0, 1).unflatten(0, (-1, x.shape[1] // self.after))
-
-
-class _Soft(torch.nn.Module):
-    def forward(self, x):
-        return 3 * torch.tanh(x / 3)
-
-
-def _conv(inputs, outputs, **options):
-    return torch.nn.Conv2d(inputs, outputs, 3, padding=1, **options)
-
-
-def _reference(c):
-    """Both halves as sequences, so that names are positions."""
-    encoder = [_conv(3, c.encoder_width), torch.nn.ReLU()]
-    for pool in c.encoder_pools:
-        encoder.append(_Time(c.encoder_width, pool, 1))
-        encoder.append(_conv(c.encoder_width, c.encoder_width, stride=2, bias=False))
-        encoder += [_Memory(c.encoder_width) for _ in range(c.num_blocks)]
-    encoder.append(_conv(c.encoder_width, c.latent_channels))
-    decoder = [_Soft(), _conv(c.latent_channels, c.decoder_widths[0]), torch.nn.ReLU()]
-    for grow, width, after in zip(c.decoder_grows, c.decoder_widths, c.decoder_widths[1:]):
-        decoder += [_Memory(width) for _ in range(c.num_blocks)]
-        decoder += [torch.nn.Upsample(scale_factor=2), _Time(width, 1, grow)]
-        decoder.append(_conv(width, after, bias=False))
-    decoder += [torch.nn.ReLU(), _conv(c.decoder_widths[-1], 3)]
-    return torch.nn.ModuleDict(
-        {"encoder": torch.nn.Sequential(*encoder), "decoder": torch.nn.Sequential(*decoder)}
-    )
-
-
 @pytest.fixture(scope="module")
 def reference():
-    """Gains of about one, so that the memory of early frames is not lost on the way."""
-    torch.manual_seed(0)
-    model = _reference(_CONFIG)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if name.endswith("weight"):
-                value.mul_(1.8)
-        model["decoder"][-1].bias.add_(0.5)  # The middle of the range of pixels.
-        model["decoder"][-1].weight.mul_(0.1)
-    return model
+    return parity.taehv_reference(_CONFIG)
 
 
 def _shapes(config):
@@ -109,13 +47,6 @@ def params(reference):
     for name, value in source.items():
         np.testing.assert_array_equal(written[name], value, err_msg=name)
     return tree
-
-
-@torch.no_grad()
-def _theirs(part, x):
-    """One half on [B, T, H, W, C], clip by clip."""
-    clips = [part(clip).permute(0, 2, 3, 1) for clip in torch.tensor(x).permute(0, 1, 4, 2, 3)]
-    return torch.stack(clips).numpy()
 
 
 @functools.cache
@@ -141,12 +72,12 @@ def _close(actual, expected):
 def test_encoding(reference, params, frames):
     x = np.random.default_rng(frames).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
     padded = np.concatenate([x] + [x[:, -1:]] * (-frames % 4), 1)
-    _close(_ours(params, "encode", x), _theirs(reference["encoder"], (padded + 1) / 2))
+    _close(_ours(params, "encode", x), parity.by_clips(reference["encoder"], (padded + 1) / 2))
 
 
 def _decoded(reference, z):
     """The reference's pixels in -1..1, without the three frames that come before the clip."""
-    y = _theirs(reference["decoder"], z)[:, 3:]
+    y = parity.by_clips(reference["decoder"], z)[:, 3:]
     assert np.mean((y > 0) & (y < 1)) > 0.8  # Clipped values would hide differences.
     return np.clip(y, 0, 1) * 2 - 1
 
@@ -167,7 +98,7 @@ def test_streams_reproduce_the_whole_clip(reference, params, direction):
         assert expected.shape == (2, 25, 16, 24, 3)
     else:
         x, latent = rng.uniform(-1, 1, (2, 28, 16, 24, 3)).astype(np.float32), 4
-        expected = _theirs(reference["encoder"], (x + 1) / 2)
+        expected = parity.by_clips(reference["encoder"], (x + 1) / 2)
     whole = np.asarray(_ours(params, direction, x))
     _close(whole, expected)
     for chunk in (1, 2, 3):
@@ -188,10 +119,10 @@ def test_streams_reproduce_the_whole_clip(reference, params, direction):
 
 
 def test_the_published_size():
-    """Names and shapes of `taew2_1.pth`, whose layers `_reference` lists; 11.3 M parameters."""
+    """Names and shapes of `taew2_1.pth`, whose layers `taehv_layers` lists; 11.3 M parameters."""
     config = config_lib.PRESETS["taew-2.1"]
     with torch.device("meta"):
-        published = _reference(config).state_dict()
+        published = parity.taehv_layers(config).state_dict()
     shapes = _shapes(config)
     mapping.check(published, taehv.rows(config), shapes)
     assert {"encoder.2.conv.weight", "encoder.17.bias", "decoder.22.weight"} <= published.keys()

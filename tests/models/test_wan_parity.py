@@ -6,7 +6,6 @@ be. The reference's random weights come through its own files and the converter'
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,7 +59,7 @@ def test_complete_loops():
 def _run(name, params=None, **changes):
     _, model, own = parity.pair(parity.CASES[name])
     i = {**parity.inputs(parity.CASES[name]), **changes}
-    return np.asarray(jax.jit(functools.partial(parity.velocity, model))(params or own, i))
+    return np.asarray(compare.jit(functools.partial(parity.velocity, model))(params or own, i))
 
 
 def _changed(params, start, value):
@@ -133,7 +132,7 @@ def test_student_window_that_sees_everything():
             i["x"], i["condition"], i["sigma"], i["mode"], context, audio, lambda layer: window
         )[0]
 
-    actual = jax.jit(lambda p: model.apply({"params": p}, method=run))(params)
+    actual = compare.jit(lambda p: model.apply({"params": p}, method=run))(params)
     expected = _run("t2v-128")
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

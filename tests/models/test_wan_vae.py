@@ -25,7 +25,9 @@ from tm_jax.weights import mapping
 from tm_jax.weights import wan_vae
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+
+from experiments.parity import autoencoders as parity
 
 _CONFIG = config_lib.PRESETS["pico"]
 _MODEL = autoencoder.WanVAE(_CONFIG)
@@ -45,18 +47,7 @@ def _frames(seed, *shape):
 
 @pytest.fixture(scope="module")
 def reference():
-    """Random weights everywhere; queries and keys large enough for sharp attention."""
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKLWan(
-        base_dim=_CONFIG.base_width, num_res_blocks=_CONFIG.num_res_blocks
-    ).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if name.endswith("gamma"):
-                value.add_(0.2 * torch.randn_like(value))
-            if "to_qkv" in name:
-                value.mul_(6)
-    return model
+    return parity.vae_reference(_CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +62,6 @@ def _shapes(config):
     model = autoencoder.WanVAE(config)
     frames = jax.ShapeDtypeStruct((1, 1, 8, 8, 3), jnp.float32)
     return rules.unbox(jax.eval_shape(model.init, jax.random.key(0), frames)["params"])
-
-
-@torch.no_grad()
-def _their_moments(reference, frames):
-    """[B, T, h, w, 2 C] of the reference for channels-last frames."""
-    posterior = reference.encode(torch.tensor(frames).permute(0, 4, 1, 2, 3)).latent_dist
-    return torch.cat([posterior.mean, posterior.logvar], 1).permute(0, 2, 3, 4, 1).numpy()
-
-
-@torch.no_grad()
-def _their_frames(reference, z):
-    """Frames of the reference for normalised latents, channels last."""
-    raw = z * np.float32(_CONFIG.latent_std) + np.float32(_CONFIG.latent_mean)
-    raw = torch.tensor(raw, dtype=reference.dtype).permute(0, 4, 1, 2, 3)
-    frames = reference.decode(raw).sample.float().permute(0, 2, 3, 4, 1).numpy()
-    assert np.mean(np.abs(frames) == 1) < 0.2  # Clipped values would hide differences.
-    return frames
 
 
 @functools.cache
@@ -113,7 +87,7 @@ def clip(reference):
     """
     x, z = _frames(0, 2, 81, 16, 24), _normal(1, 2, 21, 2, 3, 16)
     return {
-        "moments": (x, _their_moments(reference, x)), "decode": (z, _their_frames(reference, z))
+        "moments": (x, parity.their_moments(reference, x)), "decode": (z, parity.their_frames(reference, z))
     }
 
 
@@ -172,9 +146,9 @@ def test_bf16_keeps_norms_exact_and_stays_near(reference, params):
 
     z = _normal(5, 2, 1, 2, 3, 16)
     half, _ = _ours(params, "decode_first", z, model=autoencoder.WanVAE(_CONFIG, jnp.bfloat16))
-    exact = _their_frames(reference, z)
+    exact = parity.their_frames(reference, z)
     theirs = copy.deepcopy(reference).to(torch.bfloat16)
-    expected = np.abs(_their_frames(theirs, z) - exact).mean()
+    expected = np.abs(parity.their_frames(theirs, z) - exact).mean()
     actual = np.abs(half - exact).mean()
     assert half.dtype == jnp.float32
     # Measured 1.0 times the reference's own loss in bf16; it did compute in bf16.
@@ -347,7 +321,7 @@ def test_eight_devices_equal_one(params, reference):
 
     with rules.use(mesh):
         y, state = decode(placed, z)
-    _close(y, _their_frames(reference, z))
+    _close(y, parity.their_frames(reference, z))
     # Nothing but the constraints can have split the rows: no input is split.
     assert {s.data.shape for s in y.addressable_shards} == {(1, 5, 8, 16, 3)}
     past = state["up_3_res_0"][1]

@@ -73,7 +73,7 @@ def test_a_stream_equals_its_twin_for_whole_clips(heard, clip):
     expected = windowed(clip)
     # Six chunks; of each one frame before, two of its own, one after.
     assert expected.shape == (2, 6, 4, 64)
-    # Measured 2e-6 of values up to 4.
+    # Measured 4e-6 of values up to 4.
     np.testing.assert_allclose(_streamed(step, clip), expected, rtol=0, atol=1e-5)
 
 

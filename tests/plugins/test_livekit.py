@@ -199,3 +199,34 @@ def test_an_interrupted_agent_reports_what_was_played_once(make_fake):
     assert count == 2 and [e for e in events if e == "started"] == ["started"] * 2
     print(f"stopped after {1000 * took:.0f} ms")
     assert took < 0.3
+
+
+def test_a_real_agent_session_speaks_and_is_interrupted(make_fake):
+    """LiveKit's own agent, without a room of its own: `say`, then `interrupt`."""
+    from livekit import agents
+
+    async def sound(seconds):
+        for _ in range(round(seconds / 0.1)):
+            yield _speech(0.1)
+
+    async def run():
+        room = _Room()
+        session = agents.AgentSession()
+        face = livekit.AvatarSession(avatar_lib.Avatar(make_fake(size=16), 0.2))
+        await face.start(session, room)
+        await session.start(agent=agents.Agent(instructions="None."))
+        async with asyncio.timeout(20):
+            first = session.say("Hello there.", audio=sound(0.6))
+            await first.wait_for_playout()
+            second = session.say("A long story.", audio=sound(8))
+            while session.agent_state != "speaking":
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.5)
+            await session.interrupt()
+            await second.wait_for_playout()
+        said = [item.interrupted for item in session.history.items if item.type == "message"]
+        await session.aclose()
+        await face.aclose()
+        return first.interrupted, second.interrupted, said
+
+    assert asyncio.run(run()) == (False, True, [False, True])

@@ -1,9 +1,11 @@
 """Models on slices of simulated devices: same frames as a session, whatever the placement."""
 
 import dataclasses
+import io
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tm_jax.inference import bundle as bundle_lib
@@ -92,6 +94,48 @@ def test_every_placement_gives_the_frames_of_a_session(bundle, expected, name):
     # Rounding of float sums in another order may move a pixel by one level.
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     assert np.abs(expected[0].astype(int) - expected[1].astype(int)).mean() > 5
+
+
+def test_a_call_with_models(net, bundle):
+    """Through engine, protocol and socket: the frames of a plain session, one by one."""
+    pytest.importorskip("aiohttp")
+    from tm_jax.serving import app
+    from tm_jax.serving import capacity
+    from tm_jax.serving import client
+    from tm_jax.serving import engine
+    from tm_jax.serving import exchange
+    from tm_jax.serving import pictures
+    from tm_jax.serving import protocol
+    from tm_jax.serving import security
+
+    backend = devices_lib.ModelBackend(bundle)
+    capacity.measure(backend, 1)  # Compiles, as a server does before its first caller.
+    motor = engine.Engine(backend)
+    faces = [pictures.character("x", "X", picture(5))]
+    calls = exchange.Exchange(motor, pictures.Gallery(faces, 64, 64))
+    pcm = (8000 * np.sin(np.arange(30000) / 9)).astype("<i2").tobytes()
+
+    async def go():
+        running = await app.start(app.build(app.Site(exchange=calls, guard=security.Guard())), "127.0.0.1", 0)
+        found = []
+        async with client.connect(f"http://127.0.0.1:{running.port}") as call:
+            await call.start(mode="file", avatar="speak")
+            await call.send_sound(pcm)
+            await call.send(protocol.SpeechEnd())
+            while len(found) < 60:
+                found.append(await call.wait_for(protocol.Frames, 60))
+        await running.close()
+        return found
+
+    found = net.run(go(), 120)
+    motor.close()
+    assert [f.frame for f in found] == list(range(60))
+    heard = np.concatenate([np.frombuffer(f.pcm, "<i2") for f in found])
+    spoken = np.flatnonzero(heard)
+    assert heard[spoken[0] :][:29999].tobytes() == pcm[2:60000]  # Whole, after a sample of 0.
+    shown = [np.asarray(PIL.Image.open(io.BytesIO(f.jpegs[0])), int) for f in found]
+    changes = [np.abs(a - b).mean() for a, b in zip(shown, shown[1:])]
+    assert shown[0].shape == (64, 64, 3) and min(changes) > 0.05  # It never freezes.
 
 
 def test_poses_and_interruption_decide_the_mode():

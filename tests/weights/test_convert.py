@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import types
 
 import jax
 import ml_dtypes
@@ -222,6 +223,19 @@ def test_a_failure_midway_leaves_nothing(tmp_path, part, original, monkeypatch):
             convert.convert(part, original, str(tmp_path / name), to="original")
         assert len(count) == 20
     assert os.listdir(tmp_path) == ["original"]
+
+
+def test_a_full_disk_is_told_first(tmp_path, part, original, published, monkeypatch):
+    size = sum(x.nbytes for x in published.values())
+    for to, needed in (("original", size), ("orbax", 2 * size)):
+        free = types.SimpleNamespace(free=needed - 1)
+        monkeypatch.setattr(convert.shutil, "disk_usage", lambda folder: free)
+        with pytest.raises(ValueError, match=f"{tmp_path}: expected room for"):
+            convert.convert(part, original, str(tmp_path / "out"), to=to, dry_run=True)
+        free.free += 1
+        convert.convert(part, original, str(tmp_path / "out"), to=to, dry_run=True)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        convert.convert(part, original, str(tmp_path / "no" / "out"), dry_run=True)
 
 
 def test_full_sizes_are_planned_without_memory():

@@ -143,8 +143,9 @@ class Conversation(voice.Silent):
     # Out.
 
     def _post(self, event: dict) -> None:
-        self._outbox.append(event)
-        self._wake.set()
+        if self._open:  # A new connection knows nothing of what an old one was told.
+            self._outbox.append(event)
+            self._wake.set()
 
     async def _send(self) -> None:
         while True:
@@ -170,7 +171,7 @@ class Conversation(voice.Silent):
             if handler is not None:
                 try:
                     handler(self, event)
-                except (KeyError, TypeError, ValueError) as error:
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
                     logging.warning("Realtime: %s is malformed (%r).", event["type"], error)
 
     async def _reopen(self, lost: endpoints.Lost) -> None:
@@ -242,8 +243,9 @@ class Conversation(voice.Silent):
         self._show("thinking")
 
     def _on_transcribed(self, event: dict) -> None:
-        if event["transcript"].strip():
-            self.line.caption("caller", event["item_id"], event["transcript"].strip(), True)
+        text = _text(event, "transcript").strip()
+        if text:
+            self.line.caption("caller", _text(event, "item_id"), text, True)
 
     def _on_response(self, event: dict) -> None:
         self._response = event["response"]["id"]
@@ -263,17 +265,17 @@ class Conversation(voice.Silent):
     def _on_words(self, event: dict) -> None:
         if event["response_id"] not in self._dropped:
             item = self._item(event)
-            item.text += event["delta"]
+            item.text += _text(event, "delta")
             self.line.caption("avatar", event["item_id"], item.text, False)
 
     def _on_all_words(self, event: dict) -> None:
         if event["response_id"] not in self._dropped:
             item = self._item(event)
-            item.text = event["transcript"]
+            item.text = _text(event, "transcript")
             self.line.caption("avatar", event["item_id"], item.text, True)
 
     def _on_all_sound(self, event: dict) -> None:
-        if event["response_id"] not in self._dropped:
+        if event["response_id"] not in self._dropped and event["item_id"] in self._items:
             self.line.finish(event["item_id"])
 
     def _on_done(self, event: dict) -> None:
@@ -308,7 +310,7 @@ class Conversation(voice.Silent):
     # Barge-in.
 
     def _item(self, event: dict) -> _Item:
-        item = self._items.setdefault(event["item_id"], _Item(event["response_id"]))
+        item = self._items.setdefault(_text(event, "item_id"), _Item(event["response_id"]))
         item.content = event.get("content_index", 0)
         return item
 
@@ -330,12 +332,18 @@ class Conversation(voice.Silent):
         self._items.clear()
 
 
+def _text(event: dict, name: str) -> str:
+    if not isinstance(event[name], str):
+        raise TypeError(f"{name} is {event[name]!r:.60}")
+    return event[name]
+
+
 def _heard(text: str, heard_ms: int, sent_ms: int) -> str:
     """Returns about the words that were heard, with a mark where they broke off."""
-    if heard_ms >= sent_ms:
+    if sent_ms and heard_ms >= sent_ms:
         return text
-    words = text.split()
-    return " ".join(words[: round(len(words) * heard_ms / sent_ms)] + ["…"])
+    words = text.split() if sent_ms else []
+    return " ".join(words[: round(len(words) * heard_ms / max(1, sent_ms))] + ["…"])
 
 
 _HANDLERS = {

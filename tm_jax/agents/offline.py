@@ -113,9 +113,10 @@ class Offline:
 
     async def send(self, event: dict) -> None:
         """Takes an event of the client."""
-        handler = _HANDLERS.get(event.get("type"))
+        kind = event.get("type")
+        handler = _HANDLERS.get(kind) if isinstance(kind, str) else None
         if handler is None:
-            self._refuse(event, "unknown_event", f"Unknown event {event.get('type')!r}.")
+            self._refuse(event, "unknown_event", f"Unknown event {str(kind)[:60]!r}.")
             return
         try:
             handler(self, event)

@@ -214,7 +214,9 @@ class Avatar:
         """
         silence = np.zeros(self._model_window, np.float32)
         for _ in range(2):
+            started = time.monotonic()
             frames = await self._call(self._make, silence, False)
+        self._took_s.append(time.monotonic() - started)  # Without compilation.
         await self._call(self._session.reset)
         return frames.shape[1:3]
 

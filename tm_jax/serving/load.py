@@ -6,10 +6,13 @@ measures from the capture of a sample to the frame that moves with it.
 
 import asyncio
 import dataclasses
+import pathlib
 import time
 
 import numpy as np
 
+from tm_jax.media import audio
+from tm_jax.media import resampling
 from tm_jax.serving import client
 from tm_jax.serving import pacing
 from tm_jax.serving import protocol
@@ -77,6 +80,17 @@ class Player:
             self._anchor = now_s + self._buffer_s / 2, frames.pts
             return now_s
         return due_s
+
+
+def speech(path: str | None = None) -> np.ndarray:
+    """A sound file, or a bundled recording, as int16 [n] at 24 kHz."""
+    if path is None:
+        path = pathlib.Path(__file__).parents[1] / "assets" / "voices" / "dashwood_leisure.flac"
+    with audio.open_speech(path) as blocks:
+        samples = np.concatenate([block.speech for block in blocks])
+    resampler = resampling.Resampler(audio.SPEECH_RATE, protocol.SAMPLE_RATE)
+    pcm = resampling.to_pcm16(resampler.push(samples, last=True))
+    return np.frombuffer(pcm, "<i2")
 
 
 async def visit(

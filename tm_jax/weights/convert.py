@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import os
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -201,6 +202,8 @@ def convert(
         written=(len(items), sum(map(sinks.nbytes, items.values()))),
         notes=tuple(_notes(part, ours, source, layout, to)),
     )
+    # Orbax gets its tree from an interim file (`_write_orbax`).
+    _check_space(out, report.written[1] * (2 if to == "orbax" else 1))
     if not dry_run:
         with sinks.replacing(out) as temporary:
             if to == "orbax":
@@ -208,6 +211,24 @@ def convert(
             else:
                 _write(temporary, part, to, items, ours, rows, shard_bytes)
     return report
+
+
+def _check_space(out: str, size: int):
+    """Whether the disk has room: better now than after an hour.
+
+    Raises:
+      FileNotFoundError: No folder to write into.
+      ValueError: There is too little room.
+    """
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder}: no such folder.")
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"{folder}: expected room for {size / 1e9:.3g} GB, got {free / 1e9:.3g} GB; choose "
+            "another disk."
+        )
 
 
 def _items(ours: Parameters, rows, part, dtype) -> dict[str, Shape]:

@@ -88,7 +88,7 @@ class _File:
         self._left = set(items)
         self._stream = open(path, "wb")
         self._stream.write(struct.pack("<Q", len(text)) + text)
-        self._stream.truncate(self._start + offset)  # The disk may refuse now, not later.
+        self._stream.truncate(self._start + offset)
 
     def write(self, name: str, value: np.ndarray):
         self._stream.seek(self._start + self._places[name])

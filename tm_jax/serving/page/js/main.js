@@ -18,6 +18,8 @@ import * as theme from "./theme.js";
 import { ofCode } from "./words.js";
 
 const DOING = { listening: "Listening", thinking: "Thinking", speaking: "Speaking" };
+const QUIET = new Set(["too_fast", "bad_state", "bad_message", "unknown_session"]);
+const TITLE = document.title;
 const BLOCKED = { title: "The sound is off", text: "The browser waits for a click before it plays sound." };
 
 class Page {
@@ -85,6 +87,9 @@ class Page {
     this.stage.shape(width, height);
     for (const radio of document.querySelectorAll("[name=mode]")) {
       radio.disabled = !modes.includes(radio.value);
+      if (radio.disabled) {
+        radio.parentElement.querySelector("small").textContent = "This server does not offer it.";
+      }
     }
     const options = agents.map(({ id, name }) => new Option(name, id));
     byId("agent").replaceChildren(...options);
@@ -280,7 +285,8 @@ class Page {
     this.generation = started.generation;
     if (started.resumed) this.player.flush(started.generation);
     else this.player.restart(started.generation);
-    if (this.mode === "file" && !started.resumed) this.sources.playRecording();
+    if (started.resumed) this.sources.pauseRecording(false);
+    else if (this.mode === "file") this.sources.playRecording();
     // What was chosen while the connection was away.
     if (started.mode !== this.mode) this.#sendMode();
     const id = this.faces.chosen?.id;
@@ -344,8 +350,15 @@ class Page {
     if (reason === "barge_in" || reason === "client") this.captions.cut();
   }
 
-  #error(message) {
+  async #error(message) {
     if (message.fatal) return; // the end of the call tells it
+    if (message.code === "unknown_character") {
+      // An upload of half an hour ago may be forgotten: bring it again.
+      const character = await this.faces.renew(this.faces.chosen?.id);
+      if (character) return this.call.send({ type: "character", character });
+    }
+    // Nothing that a visitor could do about it.
+    if (QUIET.has(message.code)) return console.warn(`${message.code}: ${message.message}`);
     this.stage.tell(ofCode(message.code, message.message));
   }
 
@@ -354,6 +367,7 @@ class Page {
   #state(state, detail) {
     document.body.dataset.state = state;
     byId("setup-title").textContent = state === "idle" ? "Who would you like to call?" : "Character and mode";
+    document.title = state === "idle" ? TITLE : `${byId("name").textContent} · ${TITLE}`;
     const show = { calling: this.#calling, live: this.#live, lost: this.#lost, idle: this.#ended };
     show[state].call(this, detail);
   }
@@ -376,6 +390,7 @@ class Page {
   }
 
   #lost() {
+    this.sources.pauseRecording(true);
     this.stage.status("busy", "Reconnecting");
     this.stage.doing("Reconnecting");
     this.stage.tell(
@@ -396,7 +411,7 @@ class Page {
     this.stage.clear();
     this.stage.doing(wasLive ? `Call ended after ${this.stage.length}` : "Ready when you are");
     this.stage.status("quiet", "Ready");
-    byId("call").focus();
+    byId("call").focus({ preventScroll: true });
     if (code === "stopped") return;
     this.stage.status("bad", "Call ended");
     this.stage.tell(ofCode(code, message), { action: "Try again", onAction: () => this.dial() });

@@ -17,6 +17,7 @@ export class Socket {
     this.sequence = 0;
     this.position = 0;
     this.kind = "websocket";
+    this.live = false; // whether frames came: before `start`, a ping is out of place
   }
 
   /** Connects; `resume` names a session to go on with. */
@@ -39,7 +40,7 @@ export class Socket {
 
   #watch() {
     if (performance.now() - this.heard > SILENT_MS) this.#down(1006);
-    else this.send({ type: "ping", t: performance.now() });
+    else if (this.live) this.send({ type: "ping", t: performance.now() });
   }
 
   #take(data) {
@@ -52,8 +53,10 @@ export class Socket {
       this.#down(1011);
       return;
     }
-    if (Array.isArray(message)) this.events.onFrames(message);
-    else if (message.type === "pong") this.events.onRoundTrip?.(performance.now() - message.t);
+    if (Array.isArray(message)) {
+      this.live = true;
+      this.events.onFrames(message);
+    } else if (message.type === "pong") this.events.onRoundTrip?.(performance.now() - message.t);
     else this.events.onMessage(message);
   }
 

@@ -4,6 +4,7 @@ import { byId, say, setIcon } from "./dom.js";
 import { Microphone } from "./microphone.js";
 import { SAMPLE_RATE } from "./protocol.js";
 import * as recording from "./recording.js";
+import { clockTime } from "./stage.js";
 import { ofMicrophone } from "./words.js";
 
 export class Sources {
@@ -100,6 +101,7 @@ export class Sources {
       say(byId("sound-words"), error.message);
       return;
     }
+    byId("sound-name").textContent = `${file.name} · ${clockTime(this.pcm.length / SAMPLE_RATE)}`;
     byId("sound-again").hidden = false;
     if (this.inCall) this.playRecording();
   }
@@ -124,6 +126,12 @@ export class Sources {
     this.player.start();
   }
 
+  /** The connection broke, or is back: the recording waits meanwhile. */
+  pauseRecording(paused) {
+    if (paused) this.player?.stop();
+    else if (this.player && this.player.sent < this.player.pcm.length) this.player.start();
+  }
+
   stopRecording() {
     this.player?.stop();
     this.player = null;
@@ -139,7 +147,13 @@ export class Sources {
   }
 }
 
+const LEVEL_MS = 60; // an eye needs no more
+let levelShown = 0;
+
 function showLevel(level) {
+  const now = performance.now();
+  if (level && now - levelShown < LEVEL_MS) return;
+  levelShown = now;
   byId("meter-fill").style.transform = `scaleX(${level.toFixed(3)})`;
   byId("meter").setAttribute("aria-valuenow", String(Math.round(100 * level)));
   byId("mute").style.setProperty("--level", level.toFixed(2));

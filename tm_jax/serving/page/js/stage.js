@@ -104,7 +104,8 @@ export class Stage {
   }
 }
 
-function clockTime(seconds) {
+/** Seconds as 1:05. */
+export function clockTime(seconds) {
   const whole = Math.floor(seconds);
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }

@@ -5,7 +5,7 @@
 // during silence, where a few milliseconds less are not heard.
 
 const FLOOR = 0.004; // s; a piece this close to its time would start in the past
-const JUMP = 1.5; // s; a larger buffer means that the sender's clock jumped
+const JUMP = 3; // s; a larger buffer means that the sender's clock jumped
 
 export class Timeline {
   /**

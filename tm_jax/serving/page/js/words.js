@@ -15,7 +15,6 @@ const CODES = {
   bad_message: ["The server hung up", "It could not read what this page sent. Load the page again."],
   internal: ["The server made a mistake", "The call goes on by itself in a moment."],
   slow: ["This connection is too slow", "Pictures did not arrive in time. The call starts again by itself."],
-  too_fast: ["Too much sound was sent", "A part of it was left out."],
   unreachable: ["The server cannot be reached", "Check the network, or whether the server runs."],
   gone: ["The connection is lost", "The server did not come back. Call again when it is there."],
   silent: ["The server does not answer", "It took the call, but no picture came. Try again."],

@@ -1,0 +1,138 @@
+"""The page's own arithmetic: messages, resampling, and the play-out buffer."""
+
+import numpy as np
+import pytest
+
+from tm_jax.serving import protocol
+
+
+@pytest.fixture
+def run(server, visit):
+    """`run(script, argument)`: the value of a function of the page's modules."""
+    page = visit(server.url)
+
+    def evaluate(module, body, argument=None):
+        source = f"async (given) => {{ const m = await import('/page/js/{module}.js'); {body} }}"
+        return page.evaluate(source, argument)
+
+    return evaluate
+
+
+def test_messages_are_those_of_the_server(run):
+    rng = np.random.default_rng(0)
+    pcm = rng.integers(-32768, 32767, 2 * 960).astype("<i2")
+    jpegs = (b"first picture", b"the second one")
+    message = protocol.frames_to_bytes(protocol.Frames(
+        generation=3, frame=4_000_000_000, pts=96000, source=700, first=True, speaking=True,
+        own_voice=True, pcm=pcm.tobytes(), jpegs=jpegs,
+    ))  # fmt: skip
+    frames = run("protocol", """
+      const frames = m.unpackFrames(Uint8Array.from(given).buffer);
+      return Promise.all(frames.map(async (f) => ({ ...f, pcm: [...f.pcm], picture: await f.picture.text() })));
+    """, list(message))  # fmt: skip
+    assert [f["number"] for f in frames] == [4_000_000_000, 4_000_000_001]
+    assert [f["pts"] for f in frames] == pytest.approx([4.0, 4.04])
+    assert [f["source"] for f in frames] == [700, 1660]
+    assert [f["picture"].encode() for f in frames] == list(jpegs)
+    assert sum((f["pcm"] for f in frames), []) == pcm.tolist()
+    assert all(f["own"] and f["speaking"] and f["generation"] == 3 for f in frames)
+    packed = run("protocol", "return [...new Uint8Array(m.packSound(Int16Array.from(given), 5, 2 ** 32 - 1, 1234.6))]", pcm[:480].tolist())
+    sound = protocol.sound_from_bytes(bytes(packed))
+    assert (sound.sequence, sound.position, sound.captured_ms) == (5, 2**32 - 1, 1235)
+    assert sound.pcm == pcm[:480].tobytes()
+
+
+def test_damaged_messages_of_frames_are_refused(run):
+    good = protocol.frames_to_bytes(protocol.Frames(
+        generation=0, frame=0, pts=0, pcm=bytes(1920), jpegs=(b"picture",)
+    ))
+    broken = [good[:20], good[:-1], b"\0" + good[1:], good[:20] + b"\x09" + good[21:]]
+    refused = run("protocol", """
+      return given.map((bytes) => {
+        try { m.unpackFrames(Uint8Array.from(bytes).buffer); return false; }
+        catch (error) { return error instanceof RangeError; }
+      });
+    """, [list(b) for b in broken])  # fmt: skip
+    assert refused == [True] * len(broken)
+
+
+def test_waiting_times_and_close_codes_are_those_of_the_protocol(run):
+    waits = run("protocol", "return [0, 1, 2, 3, 4, 20].map((n) => [m.backoff(n, () => 0), m.backoff(n, () => 1)])")
+    assert waits == [pytest.approx([0.8 * s, 1.2 * s]) for s in (0.5, 1, 2, 4, 5, 5)]
+    ends = run("protocol", "return given.map(m.endOf)", [1000, 4000, 4001, 4002, 4003, 4009, 1001, 1006, 1009, 1011, 4008, 4012])
+    assert all(ends[:6]) and not any(ends[6:])
+
+
+@pytest.mark.parametrize("rate", [48000, 44100, 16000, 24000])
+def test_resampling_keeps_voices_and_folds_nothing_back(run, rate):
+    """Against the same sine at the new rate, in pieces of the worklet's size."""
+    seconds, kept_hz = 0.3, 1000
+    measured = run("resampler", """
+      const [rate, seconds, tones] = given;
+      return tones.map((hz) => {
+        const input = Float32Array.from({ length: rate * seconds }, (_, n) => Math.sin(2 * Math.PI * hz * n / rate));
+        const one = new m.Resampler(rate, 24000);
+        const pieces = new m.Resampler(rate, 24000);
+        const joined = [];
+        for (let at = 0; at < input.length; at += 128) joined.push(...pieces.push(input.subarray(at, at + 128)));
+        return [[...one.push(input)], joined];
+      });
+    """, [rate, seconds, [kept_hz, 15000]])  # fmt: skip
+    (whole, joined), (high, _) = measured
+    np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-6)
+    n = np.arange(len(whole))
+    truth = np.sin(2 * np.pi * kept_hz * n / 24000)
+    inside = slice(200, len(whole) - 200)
+    assert np.abs(np.array(whole) - truth)[inside].max() < 2e-3  # -54 dB
+    if rate > 30000:  # 15 kHz cannot exist at 24 kHz; unfiltered it would return as 9 kHz
+        assert np.abs(np.array(high))[inside].max() < 0.02
+
+
+_PLAY = """
+  const timeline = new m.Timeline();
+  return given.map(([pts, now, quiet]) => timeline.place(pts, 0.04, now, quiet));
+"""
+
+
+def test_the_buffer_starts_between_100_and_150_ms_and_keeps_its_pace(run):
+    """Pieces that arrive in time are played one after the other, whatever their jitter."""
+    rng = np.random.default_rng(1)
+    pieces = [[0.04 * i, 5 + 0.04 * i + rng.uniform(0, 0.08), False] for i in range(200)]
+    places = run("timeline", _PLAY, pieces)
+    at = np.array([p["at"] for p in places])
+    assert 0.1 <= at[0] - pieces[0][1] <= 0.15
+    np.testing.assert_allclose(np.diff(at), 0.04, rtol=0, atol=1e-9)
+    assert not any(p["late"] for p in places)
+    assert all(p["at"] > now for p, (_, now, _) in zip(places, pieces))
+
+
+def test_the_buffer_grows_after_an_underrun(run):
+    """A stall of 300 ms delays the stream once; the same stall again does not."""
+    stalls = {100: 0.3, 150: 0.3}
+    pieces = [[0.04 * i, 5 + 0.04 * i + stalls.get(i, 0), False] for i in range(250)]
+    places = run("timeline", _PLAY, pieces)
+    late = [i for i, p in enumerate(places) if p["late"]]
+    assert late == [100]
+    before, after = (places[i]["at"] - pieces[i][1] for i in (99, 101))
+    assert after - before > 0.25
+
+
+def test_the_buffer_gives_time_back_in_silence_only(run):
+    def buffers(quiet):
+        pieces = [[0.04 * i, 5 + 0.04 * i + (0.3 if i == 20 else 0), quiet] for i in range(600)]
+        places = run("timeline", _PLAY, pieces)
+        played = sum(p["play"] for p in places[21:])
+        return places[-1]["at"] - pieces[-1][1], played
+
+    loud, played_loud = buffers(False)
+    silent, played_silent = buffers(True)
+    assert played_loud == pytest.approx(0.04 * 579)
+    assert silent < loud - 0.2 and silent > 0.05
+    # Pieces follow each other without gap or overlap: what is saved was not played.
+    assert played_loud - played_silent == pytest.approx(loud - silent, abs=0.1)
+
+
+def test_a_jump_of_the_sender_is_followed_at_once(run):
+    pieces = [[0.04 * i + (100 if i >= 50 else 0), 5 + 0.04 * i, False] for i in range(100)]
+    places = run("timeline", _PLAY, pieces)
+    assert places[50]["at"] - pieces[50][1] == pytest.approx(0.17, abs=0.05)
