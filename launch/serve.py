@@ -207,10 +207,8 @@ def main() -> None:
     print(f"Loading {_PRESET.value} and measuring this host ...", flush=True)
     backend, plan, engine = _engine()
     size = backend.height, backend.width
-    if _CHARACTERS.value:
-        faces = pictures.from_folder(_CHARACTERS.value, *size)
-    else:
-        faces = pictures.drawn(*size)
+    folder = (_CHARACTERS.value,) if _CHARACTERS.value else ()
+    faces = pictures.from_folder(*size, *folder)
     exchange = exchange_lib.Exchange(
         engine, pictures.Gallery(faces, *size), _agents(), limits
     )

@@ -98,7 +98,7 @@ async def interrupt(world: World) -> str:
         messages = (
             protocol.Interrupt(), protocol.Mode(mode="mirror"), protocol.Mode(mode="file"),
             protocol.Avatar(avatar="speak"), protocol.Avatar(avatar="auto"), protocol.Reset(),
-            protocol.Character(character="clay"), protocol.SpeechEnd(),
+            protocol.Character(character="ada"), protocol.SpeechEnd(),
         )  # fmt: skip
         for _ in range(20):
             await call.send(world.random.choice(messages))

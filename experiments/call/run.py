@@ -126,9 +126,11 @@ def main(argv: list[str]) -> None:
     with contextlib.nullcontext(_URL.value) if _URL.value else server() as url:
         found = asyncio.run(part(url))
         alive = figures(url)["ready"] == 1
+        with urllib.request.urlopen(url + "/api/info", timeout=30) as answer:
+            preset = json.load(answer)["preset"]
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "server_ready": alive,
-        "load_average_at_end": os.getloadavg()[0], "preset": _WHICH.value,
+        "load_average_at_end": os.getloadavg()[0], "preset": preset,
         **found,
     }
     path = pathlib.Path(_OUT.value or _HERE / "results" / f"{_PART.value}.json")

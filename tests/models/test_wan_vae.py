@@ -33,8 +33,8 @@ _CONFIG = config_lib.PRESETS["pico"]
 _MODEL = autoencoder.WanVAE(_CONFIG)
 # These models are tiny: optimising their programs would take ten times longer than running them.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-_SCALE = 1e-4  # Of the reference's largest value. Measured 1e-6 encoding, 5e-6 decoding.
-_STREAM = 1e-5  # Streamed against whole. Measured 2e-6.
+_SCALE = 1e-4  # Of the reference's largest value. Measured 2e-6 encoding, 3e-5 decoding.
+_STREAM = 1e-5  # Streamed against whole, 8 devices against one. Measured 5e-6 and 7e-6.
 
 
 def _normal(seed, *shape):
@@ -151,7 +151,7 @@ def test_bf16_keeps_norms_exact_and_stays_near(reference, params):
     expected = np.abs(parity.their_frames(theirs, z) - exact).mean()
     actual = np.abs(half - exact).mean()
     assert half.dtype == jnp.float32
-    # Measured 1.0 times the reference's own loss in bf16; it did compute in bf16.
+    # Measured 0.86 times the reference's own loss in bf16; it did compute in bf16.
     assert 0.5 * expected < actual < 1.2 * expected
 
 
@@ -305,7 +305,7 @@ def test_tiles_must_fit_the_stride(local):
 # Many devices
 
 
-def test_eight_devices_equal_one(params, reference):
+def test_eight_devices_equal_one(params):
     """Batch and rows are split; convolutions exchange the rows at their borders."""
     z = _normal(10, 2, 2, 4, 2, 16)
     mesh = rules.make_mesh(jax.devices(), data=2, seq=4)
@@ -321,7 +321,8 @@ def test_eight_devices_equal_one(params, reference):
 
     with rules.use(mesh):
         y, state = decode(placed, z)
-    _close(y, parity.their_frames(reference, z))
+    alone = _stream(params, "decode", z, 1)
+    np.testing.assert_allclose(y, alone, rtol=0, atol=_STREAM)
     # Nothing but the constraints can have split the rows: no input is split.
     assert {s.data.shape for s in y.addressable_shards} == {(1, 5, 8, 16, 3)}
     past = state["up_3_res_0"][1]

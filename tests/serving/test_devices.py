@@ -59,9 +59,8 @@ def windows(bundle, seed):
 PLACEMENTS = {
     "one device": (1, {}),
     "disaggregated": (2, {"mode": "disaggregated"}),
-    "sequence": (2, {"sequence": 2}),
+    "sequence and streams shared": (4, {"sequence": 2}),
     "disaggregated, sequence": (3, {"mode": "disaggregated", "sequence": 2}),
-    "streams shared": (2, {}),
 }
 
 

@@ -249,6 +249,18 @@ def test_old_uploads_make_room_and_expire():
     assert error.value.code == "unknown_character"
 
 
+def test_characters_come_from_a_folder_and_from_the_package(tmp_path):
+    bundled = pictures.from_folder(48, 40)
+    assert [c.id for c in bundled] == ["ada", "bea", "carl", "dora"]
+    assert all(c.picture.shape == (48, 40, 3) and c.picture.std() > 20 for c in bundled)
+    (tmp_path / "my_face.png").write_bytes(png())
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = pictures.from_folder(16, 16, tmp_path)
+    assert [(c.id, c.name) for c in found] == [("my_face", "My Face")]
+    with pytest.raises(ValueError, match="expected a folder"):
+        pictures.from_folder(16, 16, tmp_path / "nothing")
+
+
 def test_a_session_made_over_http_is_joined_and_deleted(net):
     async def go():
         async with net.serve() as server:

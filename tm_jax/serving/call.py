@@ -23,6 +23,7 @@ from tm_jax.serving import voice as voice_lib
 
 _TICK_S = 0.1  # Utterances that were heard out are noticed within this time.
 _STATS_S = 2.0
+_CLOSE_VOICE_S = 5.0
 _SLOW_VOICE_S = 5.0  # Sound that waits for a slow voice; more is dropped.
 _LOUD = 0.01  # Root mean square of sound that counts as somebody being there.
 _HEAVY = 0.5, 3.0  # New characters and resets a second, and at once: devices work for them.
@@ -279,12 +280,16 @@ class Call:
                 self._hearing.get_nowait()
             self._waiting = 0
             self.send(protocol.State(state="listening"))
+            voice = None
             try:
                 voice = self._make()
                 self.stream.set_live(voice.live)
                 line = _Line(self, voice)
                 await voice.start(line)
-            except Exception as error:  # A voice may be anything; the call must go on.
+            except BaseException as error:  # A voice may be anything; the call must go on.
+                await _shut(voice)
+                if not isinstance(error, Exception):
+                    raise
                 logging.warning("The voice did not start: %s", error)
                 self.stream.set_live(False)
                 self.send(protocol.Error(code="agent_failed", message=_sentence(error)))
@@ -301,11 +306,7 @@ class Call:
         if self._line is not None:
             self._line.cut = True
             self._line = None
-        if voice is not None:
-            try:
-                await asyncio.wait_for(voice.close(), 5)
-            except Exception as error:  # As in `_switch`.
-                logging.warning("The voice did not close: %s", error)
+        await _shut(voice)
 
     async def _listen(self) -> None:
         """Hands the caller's sound to the voice, piece by piece."""
@@ -529,6 +530,15 @@ class _Line:
     def queued_s(self) -> float:
         """See `voice.Line`."""
         return 0.0 if self._dead else self._call.stream.queued_s
+
+
+async def _shut(voice: voice_lib.Voice | None) -> None:
+    """Closes a voice, whatever it does."""
+    if voice is not None:
+        try:
+            await asyncio.wait_for(voice.close(), _CLOSE_VOICE_S)
+        except Exception as error:  # As in `_switch`.
+            logging.warning("A voice did not close: %s", error)
 
 
 def _sentence(error: BaseException) -> str:

@@ -5,6 +5,7 @@ self-contained, both are the same. Everything is dispatched without waiting: lat
 between the slices by `device_put` while the host goes on.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -123,14 +124,20 @@ class ModelBackend:
             least = placement.sequence + (placement.mode == "disaggregated")
             devices = jax.devices()[:least]
         self._bundle = bundle
-        self._score_mesh, self._decode_mesh = placement.meshes(devices)
+        meshes = placement.meshes(devices)
+        self._shares = meshes[0].shape["data"]
         self._apart = placement.mode == "disaggregated"
-        boxed = _boxed_shapes(bundle.models)
-        self._params = _place(self._score_mesh, boxed, bundle.params)
-        self._decode_params = self._params
-        if self._apart:
-            parts = {"vae": bundle.params["vae"]}
-            self._decode_params = _place(self._decode_mesh, boxed, parts)
+        # Without a mesh the programs that an earlier process has compiled are used.
+        alone = list(devices) == jax.local_devices()[:1]
+        self._score_mesh, self._decode_mesh = (None, None) if alone else meshes
+        self._params = self._decode_params = bundle.params
+        if not alone:
+            boxed = _boxed_shapes(bundle.models)
+            self._params = _place(self._score_mesh, boxed, bundle.params)
+            self._decode_params = self._params
+            if self._apart:
+                parts = {"vae": bundle.params["vae"]}
+                self._decode_params = _place(self._decode_mesh, boxed, parts)
         preset = bundle.preset
         self.height, self.width = preset.height, preset.width
         self.fps, self.chunk_frames = preset.timing.fps, preset.timing.frames_per_chunk
@@ -141,10 +148,9 @@ class ModelBackend:
 
     def lane(self, batch: int) -> _Lane:
         """See `backend.Backend`."""
-        shares = self._score_mesh.shape["data"]
-        if batch % shares:
+        if batch % self._shares:
             raise ValueError(
-                f"a batch of {batch} streams cannot be shared by {shares} devices; use a "
+                f"a batch of {batch} streams cannot be shared by {self._shares} devices; use a "
                 "multiple, or give all devices to the sequence."
             )
         return _Lane(batch)
@@ -153,53 +159,57 @@ class ModelBackend:
         """See `backend.Backend`."""
         bundle = self._bundle
         keys = bundle_lib.stream_key(seed, chunk)[None]
-        with rules.use(self._score_mesh):
+        with _within(self._score_mesh):
             start, state, decoder = bundle.begin(self._params, picture[None], keys)
-        decoder = jax.device_put(decoder, _everywhere(self._decode_mesh))
+        decoder = _everywhere(decoder, self._decode_mesh)
         if lane.state is None:
-            lane.start = self._spread(start, lane.batch, self._score_mesh)
-            lane.state = self._spread(state, lane.batch, self._score_mesh)
-            lane.decoder = self._spread(decoder, lane.batch, self._decode_mesh)
-            held = jnp.zeros(lane.batch, jnp.int32)
-            lane.held = jax.device_put(held, _everywhere(self._score_mesh))
+            lane.start = _spread(start, lane.batch, self._score_mesh)
+            lane.state = _spread(state, lane.batch, self._score_mesh)
+            lane.decoder = _spread(decoder, lane.batch, self._decode_mesh)
+            lane.held = _everywhere(jnp.zeros(lane.batch, jnp.int32), self._score_mesh)
             return
-        with rules.use(self._score_mesh):
+        with _within(self._score_mesh):
             lane.start = bundle.insert(lane.start, slot, start)
             lane.state = bundle.insert(lane.state, slot, state)
-        with rules.use(self._decode_mesh):
+        with _within(self._decode_mesh):
             lane.decoder = bundle.insert(lane.decoder, slot, decoder)
-
-    def _spread(self, one, batch: int, mesh: Mesh):
-        """Copies one stream into every slot, placed by the rules; never shares buffers."""
-
-        def place(x):
-            return NamedSharding(mesh, _batch_spec(x.ndim, batch, mesh))
-
-        repeated = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
-        return jax.tree.map(lambda x: jax.device_put(x, place(x)), repeated)
 
     def step(self, lane: _Lane, sounds, poses, clear) -> _Job:
         """See `backend.Backend`."""
         bundle, params = self._bundle, self._params
-        with rules.use(self._score_mesh):
+        with _within(self._score_mesh):
             windows, voice = bundle.hear(params, sounds)
             mode, lane.held = _decide(voice, lane.held, poses, clear)
             latents, lane.state = bundle.score(params, lane.state, lane.start, windows, mode)
         moved = latents
         if self._apart:
-            moved = jax.device_put(latents, _everywhere(self._decode_mesh))
-        with rules.use(self._decode_mesh):
+            moved = _everywhere(latents, self._decode_mesh)
+        with _within(self._decode_mesh):
             frames, lane.decoder = bundle.decode(self._decode_params, moved, lane.decoder)
         return _Job(latents, moved, frames, mode)
 
 
-def _batch_spec(ndim: int, batch: int, mesh: Mesh) -> PartitionSpec:
-    """The batch axis over the devices that share a batch; all else replicated."""
+def _within(mesh: Mesh | None):
+    """Makes a mesh active, if there is one."""
+    return contextlib.nullcontext() if mesh is None else rules.use(mesh)
+
+
+def _everywhere(tree, mesh: Mesh | None):
+    """Copies a tree to all devices of a mesh; returns before it has arrived."""
+    if mesh is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _spread(one, batch: int, mesh: Mesh | None):
+    """Copies one stream into every slot of a batch, shared by the devices as the rules say."""
+    many = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
+    if mesh is None:
+        return many
     names = dict(rules.RULES)[axes.BATCH]
     shared = int(np.prod([mesh.shape[name] for name in names]))
-    if not ndim or batch % shared:
-        return PartitionSpec()
-    return PartitionSpec(names)
+    spec = PartitionSpec(names) if batch % shared == 0 else PartitionSpec()
+    return jax.device_put(many, NamedSharding(mesh, spec))
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -221,10 +231,6 @@ def _decide(voice, held, poses, clear):
     held = jnp.where(poses == backend_lib.AUTO, follow, held)
     mode = jnp.where(poses == backend_lib.AUTO, held > 0, poses == backend_lib.SPEAK).astype(jnp.int32)
     return jnp.broadcast_to(mode[:, None], voice.shape), held
-
-
-def _everywhere(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def _boxed_shapes(models: networks.Models) -> dict:

@@ -7,6 +7,7 @@ import pathlib
 import secrets
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 
 import numpy as np
@@ -20,11 +21,7 @@ _QUALITY = 85
 _MOST_PIXELS = 40_000_000  # Of an upload; a phone's camera makes half of it.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-# Seeds of held-out characters, one in each style of drawing.
-_DRAWN = (
-    ("clay", "Ada", 9, "clay"), ("flat", "Ben", 19, "flat"),
-    ("sketch", "Cleo", 29, "sketch"), ("paint", "Dario", 39, "paint"),
-)  # fmt: skip
+_BUNDLED = pathlib.Path(__file__).parents[1] / "assets" / "characters"
 
 
 def to_jpeg(frame: np.ndarray) -> bytes:
@@ -57,22 +54,15 @@ def character(id_: str, name: str, picture: np.ndarray) -> Character:
     return Character(id=id_, name=name, picture=picture, preview=to_jpeg(np.asarray(small)))
 
 
-def drawn(height: int, width: int) -> list[Character]:
-    """The bundled characters, drawn in the size of the models."""
-    from tm_jax.data import characters  # Brings JAX in, which tests of the rest do without.
-
-    found = []
-    for id_, name, seed, style in _DRAWN:
-        side = max(height, width)
-        image = PIL.Image.fromarray(characters.draw(seed, style, side))
-        left, top = (side - width) // 2, (side - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-        found.append(character(id_, name, np.asarray(image)))
-    return found
-
-
-def from_folder(folder: str, height: int, width: int) -> list[Character]:
+def from_folder(
+    height: int, width: int, folder: str | pathlib.Path = _BUNDLED
+) -> list[Character]:
     """A character for every picture file of a folder, named after it.
+
+    Args:
+      height: Height of the models' pictures.
+      width: Width of the models' pictures.
+      folder: The folder; that of the package by default.
 
     Raises:
       ValueError: No such folder, no picture in it, or one that cannot be read.
@@ -84,8 +74,11 @@ def from_folder(folder: str, height: int, width: int) -> list[Character]:
             f"characters: expected a folder with {', '.join(_SUFFIXES)} files, got {folder}."
         )
     return [
-        character(f"p{i}", p.stem.replace("_", " "), picture_files.load(p, height, width))
-        for i, p in enumerate(files)
+        character(
+            urllib.parse.quote(p.stem, safe="")[:64], p.stem.replace("_", " ").title(),
+            picture_files.load(p, height, width),
+        )
+        for p in files
     ]
 
 
