@@ -2,7 +2,11 @@
 
   python launch/generate.py --image=face.png --audio=speech.wav --out=clip.mp4
 
-Without --audio the character listens for --seconds.
+Without --audio the character listens for --seconds. Presets of full size take a folder of
+converted weights:
+
+  python launch/generate.py --preset=tm-18b --weights=FOLDER --image=face.png \
+    --audio=speech.wav --out=clip.mp4 [--sampler=teacher --steps=50 --guidance=5]
 """
 
 import pathlib
@@ -32,16 +36,69 @@ _SECONDS = flags.DEFINE_float(
     "seconds", None, "Duration; by default that of the sound. The rest is listening."
 )
 
+# Of presets of full size alone; what is not given is left to the library.
+_FULL = {
+    "prompt": flags.DEFINE_string("prompt", None, "wan-1.3b, tm-18b: what the video shows."),
+    "face": flags.DEFINE_string(
+        "face", None, "wan-1.3b, tm-18b: top,left,bottom,right in 0..1 of the video, the part "
+        "that listens to the sound; by default all of it.",
+    ),
+    "aspect": flags.DEFINE_string(
+        "aspect", None, "wan-1.3b, tm-18b: WIDTH:HEIGHT, such as 9:16, of the same area."
+    ),
+    "sampler": flags.DEFINE_enum(
+        "sampler", None, ["student", "teacher"], "wan-1.3b, tm-18b: the causal student chunk "
+        "by chunk (default), or the teacher in clips of 81 frames.",
+    ),
+    "steps": flags.DEFINE_integer(
+        "steps", None, "Steps of --sampler=teacher, by default 50.", lower_bound=1
+    ),
+    "guidance": flags.DEFINE_float(
+        "guidance", None, "Guidance of --sampler=teacher, by default 5; 1 is without."
+    ),
+    "decoder": flags.DEFINE_enum(
+        "decoder", None, ["wan", "tiny"], "wan-1.3b, tm-18b: Wan's own decoder (default), or "
+        "the tiny one.",
+    ),
+}
+
+
+def _options() -> dict:
+    """The given options of presets of full size."""
+    options = {name: flag.value for name, flag in _FULL.items() if flag.value is not None}
+    for name, separator, count in (("face", ",", 4), ("aspect", ":", 2)):
+        if name in options:
+            options[name] = _numbers(name, options[name], separator, count)
+    if "aspect" in options:
+        width, height = options["aspect"]
+        if min(width, height) <= 0:
+            raise ValueError(f"--aspect: expected two numbers above 0, got {width}:{height}.")
+        options["aspect"] = width / height
+    return options
+
+
+def _numbers(name: str, text: str, separator: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(number) for number in text.split(separator))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise ValueError(
+            f"--{name}: expected {count} numbers with {separator!r} between them, got {text!r}."
+        )
+    return numbers
+
 
 def main() -> None:
     """Generates the clip that the flags describe."""
     from tm_jax.inference import offline  # Brings no JAX: wrong inputs are told at once.
 
+    options = _options()
     offline.check(_IMAGE.value, _AUDIO.value, _OUT.value, _MODE.value, _SECONDS.value)
     common.cache_compilations()
-    from tm_jax.inference import bundle
+    from tm_jax.inference import loading
 
-    models = bundle.load(_PRESET.value, _WEIGHTS.value)
+    models, session_factory = loading.prepare(_PRESET.value, _WEIGHTS.value, options)
     with tqdm.tqdm(unit="frame", disable=None, dynamic_ncols=True) as bar:
 
         def progress(done: int, expected: int | None) -> None:
@@ -57,6 +114,7 @@ def main() -> None:
             mode=_MODE.value,
             seconds=_SECONDS.value,
             progress=progress,
+            session_factory=session_factory,
         )
     print(f"Wrote {_OUT.value}: {report.line()}.")
 

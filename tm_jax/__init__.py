@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 # Public name -> (module, attribute); imported on first use, because JAX takes seconds.
 _PUBLIC = {
-    "load": ("tm_jax.inference.bundle", "load"),
+    "load": ("tm_jax.inference.loading", "load"),
     "Session": ("tm_jax.inference.session", "Session"),
     "generate": ("tm_jax.inference.offline", "generate"),
     "draw_character": ("tm_jax.data.characters", "draw"),

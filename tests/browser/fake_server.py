@@ -199,6 +199,7 @@ class Server:
         changes = await request.json()
         if changes.pop("reset", False):
             self.log.clear()
+            self.sessions.clear()
             self.options.update(_OPTIONS)
         if changes.pop("drop", False):
             for session in self.sessions.values():

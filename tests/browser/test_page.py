@@ -65,12 +65,11 @@ def test_frames_come_in_order_on_time_and_in_step_with_the_sound(server, visit, 
     numbers = _numbers(page)
     assert numbers == sorted(set(numbers))
     expected = numbers[-1] - numbers[0] + 1
-    assert expected > 120
     offsets = np.abs(page.evaluate("measured.offsets()"))
     played = server.sent("played")[-1]
-    assert 50 < played["playout_ms"] and numbers[0] <= played["frame"] <= numbers[-1]
+    assert 50 < played["playout_ms"] and played["frame"] >= numbers[0]
     with on_time():
-        assert first_s < 1.5
+        assert first_s < 1.5 and expected > 140
         assert len(numbers) > 0.97 * expected
         assert len(offsets) >= 4 and offsets.max() < 60
         assert played["late"] + played["dropped"] < 0.03 * expected

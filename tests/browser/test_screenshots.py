@@ -55,10 +55,12 @@ def test_screenshots(shown, visit, tmp_path):
     page.wait_for_timeout(1000)  # the picture in its full size arrives
     take(page, "desktop")
     _call(page, "mirror")
+    page.wait_for_timeout(6000 if _FOLDER else 1000)
+    take(page, "call")
     page.click("#figures-toggle")
     page.wait_for_selector("#spans tr th")
-    page.wait_for_timeout(6000 if _FOLDER else 1500)
-    take(page, "call")
+    page.wait_for_timeout(3000 if _FOLDER else 500)
+    take(page, "figures")
     page.click("#hangup")
 
     page = open_page(_MOBILE, "dark")

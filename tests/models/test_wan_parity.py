@@ -5,6 +5,8 @@ be. The reference's random weights come through its own files and the converter'
 """
 
 import functools
+import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from experiments.parity import compare
+from experiments.parity import run
 from experiments.parity import schedule
 from experiments.parity import transformer as parity
 from tm_jax.core import trees
@@ -141,6 +144,20 @@ def test_own_parameters_are_audio_and_modes_alone():
     _, _, params = parity.pair(parity.CASES["i2v"])
     own = [n for n in trees.flatten(params) if wan.is_own(n)]
     assert own and all("audio" in n or "mode" in n for n in own)
+
+
+def test_the_published_table():
+    """The page is what the results say, and they keep their limits."""
+    folder = pathlib.Path(run.__file__).parent
+    results = json.loads((folder / "results.json").read_text())
+    memory = json.loads((folder / "memory.json").read_text())
+    assert (folder / "README.md").read_text() == run.render(results, memory)
+    assert all(run.within(row) is not False for row in results["rows"])
+    assert {"torch", "diffusers", "transformers", "jax"} <= results["versions"].keys()
+    for row in results["rows"]:
+        assert set(row) == {"part", "config", "dtype", "max_abs", "max_rel", "mean_rel"}
+    late = {**results, "rows": [{**results["rows"][0], "max_rel": 2 * _FORWARD}]}
+    assert "above its limit" in run.render(late, None)
 
 
 def test_a_comparison_can_fail():

@@ -1,6 +1,7 @@
 """Models on slices of simulated devices: same frames as a session, whatever the placement."""
 
 import dataclasses
+import functools
 import io
 
 import jax
@@ -17,6 +18,15 @@ from tm_jax.serving import devices as devices_lib
 
 CHUNKS = 3
 STEP = 7680
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Optimising the machine code of these tiny models takes longer than running it."""
+    with pytest.MonkeyPatch.context() as patch:
+        options = {"xla_backend_optimization_level": 0}
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def generate(
     """Writes an MP4 in which the character of a picture speaks a recording.
 
     Args:
-      bundle: Models and preset, from `bundle.load`.
+      bundle: Models and preset, from `loading.load`.
       picture: A picture file, or uint8 RGB of the preset's size, [H, W, 3].
       audio: A sound file; None makes a clip that only listens and needs `seconds`.
       out: The .mp4 file to write. It appears when it is complete, or not at all.
@@ -103,7 +103,8 @@ def generate(
         the character listens. Without it the clip is as long as the recording.
       progress: Called after each chunk with the frames made and the frames expected,
         which is None where the sound file does not tell its duration.
-      session_factory: Makes the session; `session.Session` if left out.
+      session_factory: Makes the session; that of the preset (`loading.session_of`) if left
+        out.
 
     Returns:
       What was made, and how fast.
@@ -115,9 +116,9 @@ def generate(
     start_s = time.perf_counter()
     check(picture, audio, out, mode, seconds)
     if session_factory is None:
-        from tm_jax.inference import session  # Brings JAX in, which the rest can do without.
+        from tm_jax.inference import loading  # Brings JAX in, which the rest can do without.
 
-        session_factory = session.Session
+        session_factory = loading.session_of(bundle)
     preset = bundle.preset
     fps = preset.timing.fps
     if not isinstance(picture, np.ndarray):

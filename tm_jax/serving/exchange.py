@@ -9,10 +9,13 @@ from collections.abc import Callable
 from tm_jax.serving import call as call_lib
 from tm_jax.serving import config as config_lib
 from tm_jax.serving import engine as engine_lib
+from tm_jax.serving import memory
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pictures
 from tm_jax.serving import protocol
 from tm_jax.serving import voice as voice_lib
+
+_TRIM_S = 10.0  # After the end of a call, its memory goes back to the system.
 
 
 class Exchange:
@@ -44,6 +47,7 @@ class Exchange:
         self._by_secret: dict[str, call_lib.Call] = {}
         self._per_address: collections.Counter[str] = collections.Counter()
         self.draining = False
+        self._trimming: asyncio.Task | None = None
         self.metrics.watch(self._gauges)
 
     @property
@@ -128,6 +132,8 @@ class Exchange:
             del self._per_address[call.address]
         self.metrics.ended.labels(call.ended).inc()
         self.metrics.forget(call.id)
+        if self._trimming is None or self._trimming.done():
+            self._trimming = asyncio.get_running_loop().create_task(_give_back())
 
     async def drain(self, grace_s: float) -> None:
         """Takes no more calls, tells the callers, and ends what is left after a while."""
@@ -154,3 +160,9 @@ class Exchange:
             "dispatch_late_p95_seconds": ("Lateness of chunks at dispatch.", late["p95"]),
             "uploads_kept": ("Uploaded pictures in memory.", len(self.gallery)),
         }
+
+
+async def _give_back() -> None:
+    """Returns the memory of ended calls, once for all that end at about the same time."""
+    await asyncio.sleep(_TRIM_S)
+    await asyncio.to_thread(memory.give_back)

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import os
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from tm_jax.core import trees
 
 _MARK = "_METADATA"
-_IN_FLIGHT_GB = 1  # Orbax copies what it writes; this bounds the copies.
+_DATA_FILE = 2**28  # Bytes of a data file; Orbax gathers one in memory before it writes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,19 @@ def write(folder: str, tensors: Mapping):
       tensors: Host arrays by path. They may be mapped from disk: only what is being written
         is in memory.
     """
-    tree = jax.tree.map(np.asarray, trees.unflatten(dict(tensors)))
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_IN_FLIGHT_GB)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(os.path.abspath(folder), args=ocp.args.PyTreeSave(tree))
+    views = {name: np.asarray(x).view(_ReadOnly) for name, x in tensors.items()}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            os.path.abspath(folder),
+            args=ocp.args.PyTreeSave(
+                trees.unflatten(views), ocdbt_target_data_file_size=_DATA_FILE
+            ),
+        )
+
+
+class _ReadOnly(np.ndarray):
+    """A view that nobody writes to, so that a copy of it would be a waste of memory."""
+
+    def __deepcopy__(self, memo):
+        """Orbax copies host arrays before it writes them; this one need not be."""
+        return self

@@ -1,0 +1,143 @@
+"""Writes random weights of a full-size preset at reduced depth and width.
+
+  python -m experiments.parity.reduced --preset=tm-18b --layers=2 --width=256 --out=FOLDER
+
+The folder holds every part as launch/convert.py writes it, a small tokenizer, and
+`preset.json` with the sizes; `launch/generate.py --preset=tm-18b --weights=FOLDER` then runs
+the code of the full preset. What it shows is noise: nothing was trained.
+"""
+
+import dataclasses
+import math
+import os
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from tm_jax.core import trees
+from tm_jax.inference import wan_weights
+from tm_jax.models import presets
+from tm_jax.models.clip import config as clip_config
+from tm_jax.models.taehv import config as taehv_config
+from tm_jax.models.umt5 import config as umt5_config
+from tm_jax.models.wan_vae import config as vae_config
+from tm_jax.models.wav2vec2 import config as wav2vec2_config
+from tm_jax.parallel import rules
+from tm_jax.weights import sinks
+
+_PRESET = flags.DEFINE_enum("preset", "tm-18b", ["wan-1.3b", "tm-18b"], "Which preset.")
+_LAYERS = flags.DEFINE_integer("layers", 2, "Layers of the transformer.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 256, "Its width, a multiple of 32.", lower_bound=32)
+_VAE_WIDTH = flags.DEFINE_integer(
+    "vae_width", 16, "Base width of Wan's autoencoder, a multiple of 2; 96 as published."
+)
+_SIDE = flags.DEFINE_integer("side", 128, "Side of the video in pixels, a multiple of 16.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the large products.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.")
+_OUT = flags.DEFINE_string("out", None, "New folder.", required=True)
+
+_CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'-"
+_ENCODER_WIDTH = 64  # Of the text and image encoders.
+_SPEECH_WIDTH = 32
+
+
+def sizes(
+    preset: str, layers: int, width: int, *, side: int = 128, vae_width: int = 16,
+    dtype: str = "float32",
+) -> wan_weights.Sizes:
+    """Sizes of all parts; heads keep the preset's width where it divides `width`."""
+    base = presets.get(preset)
+    head = base.dit.head_width if width % base.dit.head_width == 0 else 32
+    if width % head:
+        raise ValueError(f"width must be a multiple of {head}, got {width}.")
+    image = clip_config.CLIPConfig(
+        width=_ENCODER_WIDTH, num_layers=2, num_heads=2, mlp_width=128, picture=56
+    )
+    speech = wav2vec2_config.Wav2Vec2Config(
+        width=_SPEECH_WIDTH, num_layers=2, num_heads=2, mlp_width=64, channels=(16,) * 7,
+        position_taps=16, position_groups=4,
+    )
+    changes = {
+        "width": width, "num_heads": width // head, "num_layers": layers,
+        "mlp_width": base.dit.mlp_width * width // base.dit.width,
+        "text_width": _ENCODER_WIDTH, "text_length": 32,
+        "audio_feature_width": speech.features, "audio_hidden": width,
+        "audio_width": min(width, base.dit.audio_width),
+    }
+    if base.dit.image_width is not None:
+        changes.update(image_width=image.width, image_length=image.tokens)
+    return wan_weights.Sizes(
+        preset=dataclasses.replace(
+            base, dit=dataclasses.replace(base.dit, **changes), height=side, width=side,
+            dtype=dtype,
+        ),
+        vae=vae_config.WanVAEConfig(base_width=vae_width, num_res_blocks=1),
+        taehv=taehv_config.PRESETS["pico"],
+        text=umt5_config.UMT5Config(
+            vocab=len(_CHARACTERS) + 3, width=_ENCODER_WIDTH, num_layers=2, num_heads=2,
+            head_width=32, mlp_width=128,
+        ),
+        image=image, audio=speech,
+    )
+
+
+def write(sizes: wan_weights.Sizes, folder: str, seed: int = 0) -> None:
+    """Writes random weights of all parts, the tokenizer and `preset.json` into a new folder.
+
+    Every layer gets random values, also those that start at zero in training: an untrained
+    output would be zero whatever the inputs are.
+    """
+    os.makedirs(folder)
+    names = ["transformer", "vae", "taehv", "text", "audio"]
+    if sizes.preset.dit.image_width is not None:
+        names.append("image")
+    for i, name in enumerate(names):
+        part = sizes.part(name)
+        shapes = trees.flatten(rules.unbox(part.boxed))
+        rng = np.random.default_rng((seed, i))
+        sinks.write_safetensors(
+            os.path.join(folder, name), shapes,
+            ((path, _random(rng, path, shape)) for path, shape in shapes.items()),
+            metadata={"part": part.name},
+        )
+    _write_tokenizer(os.path.join(folder, wan_weights.TOKENIZERS[0]))
+    wan_weights.write_sizes(sizes, folder)
+
+
+def _random(rng, path: str, leaf) -> np.ndarray:
+    """Matrices of about unit gain, scales around one, the rest small."""
+    value = rng.standard_normal(leaf.shape, np.float32)
+    if leaf.ndim > 1:
+        value /= math.sqrt(math.prod(leaf.shape[:-1]))
+    elif path.endswith("scale"):
+        value = 1 + 0.2 * value
+    else:
+        value *= 0.1
+    return value.astype(leaf.dtype)
+
+
+def _write_tokenizer(folder: str) -> None:
+    """A tokenizer whose pieces are single characters, in the format of UMT5's."""
+    import tokenizers
+
+    os.makedirs(folder)
+    pieces = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>", *_CHARACTERS)]
+    model = tokenizers.models.Unigram(pieces, unk_id=2)
+    tokenizers.Tokenizer(model).save(os.path.join(folder, "tokenizer.json"))
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    reduced = sizes(
+        _PRESET.value, _LAYERS.value, _WIDTH.value, side=_SIDE.value,
+        vae_width=_VAE_WIDTH.value, dtype=_DTYPE.value,
+    )
+    write(reduced, _OUT.value, _SEED.value)
+    print(f"Wrote {_OUT.value}: {reduced.preset.dit.num_layers} layers of width "
+          f"{reduced.preset.dit.width}, random weights.")
+
+
+if __name__ == "__main__":
+    app.run(main)
