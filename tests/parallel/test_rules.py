@@ -16,7 +16,7 @@ from tm_jax.models.vae import autoencoder
 from tm_jax.parallel import rules
 
 # Statistics of latents, one number per channel: set from data, never trained.
-_REPLICATED = ("vae/mean", "vae/std")
+_REPLICATED = ("vae/mean", "vae/std", "vae/fade")
 
 
 def _boxed_parameters(preset_shapes):
