@@ -169,9 +169,10 @@ def test_after_warming_nothing_is_left_to_compile(bundle, picture, speech, monke
     monkeypatch.setattr(programs_lib.Program, "_make", never)
     one = _begin(bundle, [picture], [1])
     streams = bundle.insert(_begin(bundle, [picture, picture], [1, 2]), 1, one)
-    samples = np.resize(speech, (2, bundle.before + 7680 + bundle.after))
-    (_, frames), _ = _step(bundle, streams, samples, np.ones((2, 3), np.int32))
-    np.testing.assert_array_equal(frames[0], frames[1])
+    heard = speech[: bundle.before + 7680 + bundle.after]
+    (_, frames), _ = _step(bundle, streams, np.stack([heard, heard]), np.ones((2, 3), np.int32))
+    # One began in a batch of two, the other alone: they may round another way.
+    assert np.abs(frames[0].astype(int) - frames[1]).max() <= 1
     with pytest.raises(AssertionError, match="compiled"):
         _begin(bundle, 3 * [picture], [1, 2, 3])
 
