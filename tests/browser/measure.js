@@ -30,12 +30,20 @@ function watch() {
 }
 requestAnimationFrame(watch);
 
-// When sound begins after silence, on the clock of the context.
+// When sound begins after silence. The clocks are compared while it is heard: a starved sound
+// card stops the one of the context, and later comparisons would count that in.
+function noteTone(at, context) {
+  setTimeout(() => {
+    const { contextTime, performanceTime } = context.getOutputTimestamp();
+    window.measured.tones.push(performanceTime + (at - contextTime) * 1000);
+  }, Math.max(0, at - context.currentTime) * 1000);
+}
+
 let silentBefore = true;
 const start = AudioBufferSourceNode.prototype.start;
 AudioBufferSourceNode.prototype.start = function (at, ...rest) {
   const loud = this.buffer.getChannelData(0).some((sample) => Math.abs(sample) > 0.05);
-  if (loud && silentBefore) window.measured.tones.push({ at, context: this.context });
+  if (loud && silentBefore) noteTone(at, this.context);
   silentBefore = !loud;
   return start.call(this, at, ...rest);
 };
@@ -79,9 +87,7 @@ if (devices) {
 window.measured.offsets = () => {
   const { shown, tones } = window.measured;
   const flashes = shown.filter((s, i) => s.flash && i > 0 && !shown[i - 1].flash).map((s) => s.ms);
-  return tones.map(({ at, context }) => {
-    const { contextTime, performanceTime } = context.getOutputTimestamp();
-    const heard = performanceTime + (at - contextTime) * 1000;
+  return tones.map((heard) => {
     const near = flashes.map((ms) => ms - heard).sort((a, b) => Math.abs(a) - Math.abs(b));
     return near[0];
   }).filter((ms) => Math.abs(ms) < 450); // a burst at an end of the measurement has no flash

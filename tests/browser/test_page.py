@@ -249,7 +249,7 @@ def test_blocked_sound_is_said_and_one_click_turns_it_on(server, visit):
     page.wait_for_selector(_LIVE)
     page.wait_for_selector("#banner:visible")
     assert "sound is off" in page.inner_text("#banner")
-    page.wait_for_function("measured.shown.length > 10")  # the picture moves meanwhile
+    _until(page, "measured.shown.length > 10")  # the picture moves meanwhile
     page.evaluate("window.clicked = true")
     page.click("#banner-action")
     _until(page, "measured.level() > 0.1")

@@ -133,6 +133,12 @@ def test_listening_without_sound(launch, capsys):
         (["--seconds=-1"], "above 0"),
         (["--seconds=nan"], "above 0"),
         (["--noaudio"], "seconds"),
+        (["--sampler=teacher"], "--sampler belongs to presets of full size"),
+        (["--aspect=wide"], "expected 2 numbers"),
+        (["--aspect=0:1"], "above 0"),
+        (["--face=0,0,1"], "expected 4 numbers"),
+        (["--preset=tm-18b"], "name a folder of converted ones with --weights"),
+        (["--preset=tm-18b", "--steps=3"], "--steps needs --sampler=teacher"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(launch, folder, changed, text):

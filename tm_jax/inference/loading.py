@@ -62,7 +62,6 @@ def prepare(preset: str, weights: str | None, options: dict) -> tuple[Any, Calla
             )
         return load(preset, weights), None
     from tm_jax.inference import wan
-    from tm_jax.inference import wan_session
 
     sampler = options.get("sampler", "student")
     if sampler not in SAMPLERS:
@@ -73,8 +72,10 @@ def prepare(preset: str, weights: str | None, options: dict) -> tuple[Any, Calla
     chosen = {"face": options["face"]} if "face" in options else {}
     if sampler == "teacher":
         chosen["plan"] = wan.Plan(**teacher)
-    session = wan_session.Teacher if sampler == "teacher" else wan_session.Student
     loaded = wan.load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
+    from tm_jax.inference import wan_session
+
+    session = wan_session.Teacher if sampler == "teacher" else wan_session.Student
     return loaded, functools.partial(session, **chosen)
 
 

@@ -18,7 +18,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tm_jax.diffusion import samplers
 from tm_jax.inference import wan_inputs
@@ -128,6 +128,11 @@ class WanBundle:
         if self.decoder == "tiny":
             return taehv.TAEHV(self.sizes.taehv, self.dtype), "taehv"
         return self.vae, "vae"
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Placement of what every device holds."""
+        return NamedSharding(self.mesh, PartitionSpec())
 
     def grid(self, latents: int) -> patterns.Grid:
         """Token grid of one latent frame, for chunks of `latents`."""

@@ -1,6 +1,7 @@
 """Arithmetic of what goes into presets of full size: picture sizes, face boxes, pixels."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ def with_aspect(preset: presets.Preset, aspect: float) -> presets.Preset:
     if not 0.25 <= aspect <= 4:
         raise ValueError(f"aspect must be between 1:4 and 4:1, got {aspect:g}.")
     step, area = preset.spatial_stride * preset.dit.patch, preset.height * preset.width
-    width = step * max(1, round((area * aspect) ** 0.5 / step))
-    height = step * max(1, area // (width * step))
+    widths = range(step, area // step + 1, step)
+    pairs = [(width, area // (width * step) * step) for width in widths]
+    fitting = [(width, height) for width, height in pairs if height]
+    width, height = min(fitting, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
     return dataclasses.replace(preset, height=height, width=width)
 
 

@@ -129,7 +129,11 @@ class _Stream:
             self._samples = np.pad(self._samples, (0, needed - len(self._samples)))
         started = time.perf_counter()
         if self._heard is None:
-            self._heard = stream.begin(self._window, jnp.asarray(self._samples[None, :ahead]))
+            # Placed like what `hear` returns, or the second chunk would compile it again.
+            self._heard = jax.device_put(
+                stream.begin(self._window, jnp.asarray(self._samples[None, :ahead])),
+                self._bundle.everywhere,
+            )
         samples, self._samples = np.split(self._samples[ahead:], [needed - ahead])
         ours = np.concatenate([np.asarray(self._heard.samples[0]), samples])
         first = self._window.past_frames * self._timing.samples_per_frame

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import ssl
 import time
+import weakref
 
 from absl import logging
 from aiohttp import web
@@ -55,7 +56,7 @@ class Site:
 
 SITE = web.AppKey("site", Site)
 _DECODING = web.AppKey("decoding", asyncio.Semaphore)
-_SEEN = web.AppKey("seen", set)
+_SEEN = web.AppKey("seen", weakref.WeakSet)
 _OPEN = web.AppKey("open", collections.Counter)
 
 
@@ -76,7 +77,7 @@ def build(site: Site) -> web.Application:
     app = web.Application(middlewares=[_answers, _guards], client_max_size=_JSON_BYTES)
     app[SITE] = site
     app[_DECODING] = asyncio.Semaphore(_DECODERS)
-    app[_SEEN] = set()
+    app[_SEEN] = weakref.WeakSet()
     app[_OPEN] = collections.Counter()
     app.add_routes([
         web.get("/", _index), web.get("/page/{name:.+}", _file), web.get("/ws", _socket),
@@ -122,15 +123,15 @@ async def start(
     return Running(runner, sweeper)
 
 
-async def _sweep(runner: web.AppRunner, seen: set) -> None:
-    """Closes connections that never ask for anything; `seen` are those that did."""
+async def _sweep(runner: web.AppRunner, seen: weakref.WeakSet) -> None:
+    """Closes connections that never ask for anything; `seen` are transports that did."""
     first: dict = {}
     while True:
         await asyncio.sleep(_SILENT_S / 4)
         now_s = time.monotonic()
-        connections = set(runner.server.connections) if runner.server else set()
-        seen &= connections
-        first = {c: first.get(c, now_s) for c in connections - seen}
+        connections = runner.server.connections if runner.server else ()
+        silent = [c for c in connections if c.transport is not None and c.transport not in seen]
+        first = {c: first.get(c, now_s) for c in silent}
         for connection, since_s in first.items():
             if now_s - since_s > _SILENT_S:
                 connection.force_close()
@@ -147,7 +148,8 @@ async def _shut(app: web.Application) -> None:
 @web.middleware
 async def _answers(request: web.Request, handler):
     """Turns errors into JSON and adds the headers of `security.HEADERS`."""
-    request.app[_SEEN].add(request.protocol)
+    if request.transport is not None:
+        request.app[_SEEN].add(request.transport)
     try:
         response = await handler(request)
     except Refused as error:
