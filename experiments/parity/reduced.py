@@ -26,17 +26,6 @@ from tm_jax.models.wav2vec2 import config as wav2vec2_config
 from tm_jax.parallel import rules
 from tm_jax.weights import sinks
 
-_PRESET = flags.DEFINE_enum("preset", "tm-18b", ["wan-1.3b", "tm-18b"], "Which preset.")
-_LAYERS = flags.DEFINE_integer("layers", 2, "Layers of the transformer.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 256, "Its width, a multiple of 32.", lower_bound=32)
-_VAE_WIDTH = flags.DEFINE_integer(
-    "vae_width", 16, "Base width of Wan's autoencoder, a multiple of 2; 96 as published."
-)
-_SIDE = flags.DEFINE_integer("side", 128, "Side of the video in pixels, a multiple of 16.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the large products.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.")
-_OUT = flags.DEFINE_string("out", None, "New folder.", required=True)
-
 _CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'-"
 _ENCODER_WIDTH = 64  # Of the text and image encoders.
 _SPEECH_WIDTH = 32
@@ -131,13 +120,28 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     reduced = sizes(
-        _PRESET.value, _LAYERS.value, _WIDTH.value, side=_SIDE.value,
-        vae_width=_VAE_WIDTH.value, dtype=_DTYPE.value,
+        flags.FLAGS.preset, flags.FLAGS.layers, flags.FLAGS.width, side=flags.FLAGS.side,
+        vae_width=flags.FLAGS.vae_width, dtype=flags.FLAGS.dtype,
     )
-    write(reduced, _OUT.value, _SEED.value)
-    print(f"Wrote {_OUT.value}: {reduced.preset.dit.num_layers} layers of width "
+    write(reduced, flags.FLAGS.out, flags.FLAGS.seed)
+    print(f"Wrote {flags.FLAGS.out}: {reduced.preset.dit.num_layers} layers of width "
           f"{reduced.preset.dit.width}, random weights.")
 
 
+def define_flags():
+    """Defines the flags of the command; importing this file defines none."""
+    flags.DEFINE_enum("preset", "tm-18b", ["wan-1.3b", "tm-18b"], "Which preset.")
+    flags.DEFINE_integer("layers", 2, "Layers of the transformer.", lower_bound=1)
+    flags.DEFINE_integer("width", 256, "Its width, a multiple of 32.", lower_bound=32)
+    flags.DEFINE_integer(
+        "vae_width", 16, "Base width of Wan's autoencoder, a multiple of 2; 96 as published."
+    )
+    flags.DEFINE_integer("side", 128, "Side of the video in pixels, a multiple of 16.")
+    flags.DEFINE_string("dtype", "float32", "Dtype of the large products.")
+    flags.DEFINE_integer("seed", 0, "Seed of the weights.")
+    flags.DEFINE_string("out", None, "New folder.", required=True)
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -23,9 +23,6 @@ _FOLDER = pathlib.Path(__file__).parent
 _LIMIT = 1e-4  # Of the output's scale, one forward pass in float32.
 _GRADIENT_LIMIT = 1e-3
 
-_ONLY = flags.DEFINE_list("only", list(_MODULES), "Which comparisons to run.")
-_OUT = flags.DEFINE_string("out", str(_FOLDER), "Folder of results.json and README.md.")
-
 _TITLE = """# Parity with the PyTorch reference
 
 Claim: every part of the Wan2.1 family computes what its reference in diffusers or
@@ -91,20 +88,20 @@ def _render_memory(memory: dict) -> list[str]:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    unknown = set(_ONLY.value) - set(_MODULES)
+    unknown = set(flags.FLAGS.only) - set(_MODULES)
     if unknown:
         raise app.UsageError(f"--only knows {', '.join(_MODULES)}, got {sorted(unknown)}.")
     logging.set_verbosity(logging.WARNING)
-    folder = pathlib.Path(_OUT.value)
+    folder = pathlib.Path(flags.FLAGS.out)
     path = folder / "results.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     found = {}
-    for name in _ONLY.value:
+    for name in flags.FLAGS.only:
         module = importlib.import_module(f"experiments.parity.{name}")
         for row in map(dataclasses.asdict, module.rows()):
             found[row["part"], row["config"], row["dtype"]] = row
             print(f"{row['max_rel']:.1e}  {row['part']}: {row['config']} {row['dtype']}", flush=True)
-    if set(_ONLY.value) != set(_MODULES):
+    if set(flags.FLAGS.only) != set(_MODULES):
         old = {(r["part"], r["config"], r["dtype"]): r for r in kept}
         found = {**old, **found}
     versions = {"python": platform.python_version()}
@@ -119,5 +116,12 @@ def main(argv):
         raise SystemExit(f"{len(late)} rows are above their limit; see {path}.")
 
 
+def define_flags():
+    """Defines the flags of the command; importing this file defines none."""
+    flags.DEFINE_list("only", list(_MODULES), "Which comparisons to run.")
+    flags.DEFINE_string("out", str(_FOLDER), "Folder of results.json and README.md.")
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
