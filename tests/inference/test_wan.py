@@ -16,6 +16,7 @@ pytest.importorskip("ftfy")
 
 import tm_jax
 from experiments.parity import reduced
+from tm_jax.core import trees
 from tm_jax.inference import loading
 from tm_jax.inference import wan
 from tm_jax.inference import wan_inputs
@@ -25,6 +26,8 @@ from tm_jax.models import presets
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan_vae import config as vae_config
 from tm_jax.parallel import rules
+from tm_jax.weights import convert
+from tm_jax.weights import wan as wan_table
 
 _SIDE = 64
 _CHUNK_SAMPLES = 7680
@@ -200,8 +203,16 @@ def test_sound_must_be_known_beyond_a_chunk(bundle, picture):
     session.push_audio(np.zeros(_CHUNK_SAMPLES + 3199, np.float32))
     assert session.pull() is None
     session.push_audio(np.zeros(1, np.float32))
-    assert not session.pull().speaking  # Silence.
+    chunk = session.pull()
+    assert not chunk.speaking  # Silence.
     assert session.pull() is None
+    session.push_audio(np.ones(_CHUNK_SAMPLES - 1, np.float32))
+    session.interrupt()  # Forgets it.
+    session.push_audio(np.zeros(_CHUNK_SAMPLES, np.float32))
+    assert not session.pull().speaking
+    session.reset()
+    session.end_audio()
+    np.testing.assert_array_equal(session.pull().frames, chunk.frames)
 
 
 def test_the_teacher_makes_clips(bundle, picture, sound):
@@ -295,6 +306,28 @@ def test_a_missing_part_is_named_with_its_command(folders, tmp_path, name):
     shutil.rmtree(os.path.join(folder, name))
     with pytest.raises(FileNotFoundError, match=rf"has no {name}; .*--part={name} --preset=tm-18b"):
         wan.load("tm-18b", folder, decoder="tiny")
+
+
+def test_published_files_are_used_as_they_are(bundle, folders, tmp_path):
+    """The original layout: the transformer's files at the top, the VAE as .pth beside them."""
+    folder = str(tmp_path / "w")
+    shutil.copytree(folders["tm-18b"], folder)
+    for name, out, layout in (
+        ("vae", "Wan2.1_VAE.pth", "original"), ("transformer", "t", "original"),
+    ):
+        here = os.path.join(folder, name)
+        convert.convert(
+            bundle.sizes.part(name), here, os.path.join(folder, out), to=layout
+        )
+        shutil.rmtree(here)
+    for file in os.listdir(os.path.join(folder, "t")):
+        os.replace(os.path.join(folder, "t", file), os.path.join(folder, file))
+    loaded = wan.load("tm-18b", folder)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params["vae"], bundle.params["vae"])
+    ours, theirs = (trees.flatten(b.params["transformer"]) for b in (bundle, loaded))
+    same = {n for n in ours if np.array_equal(ours[n], theirs[n])}
+    assert {n for n in ours if not wan_table.is_own(n)} <= same
+    assert not np.any(theirs["blocks_0/cross/v_audio/kernel"])  # New layers do nothing yet.
 
 
 def test_without_a_text_encoder_features_are_zeros(folders, tmp_path, caplog):

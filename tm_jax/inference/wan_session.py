@@ -23,8 +23,8 @@ _FUTURE = 5  # Frames of sound after a chunk that the speech encoder hears.
 _MOST_DECODED = 4  # Latents of a teacher's clip that are decoded at once.
 
 
-class _Stream:
-    """What student and teacher share: the sound, the mode, the clock.
+class _Stream(session.Session):
+    """What student and teacher share: how sound is heard, and the clock.
 
     Attributes:
       fps: Frames per second.
@@ -47,68 +47,17 @@ class _Stream:
         self._picture = self._checked(picture)
         self.reset()
 
-    def _checked(self, picture):
-        preset = self._bundle.preset
-        picture = np.asarray(picture)
-        expected = (preset.height, preset.width, 3)
-        if picture.shape != expected or picture.dtype != np.uint8:
-            raise ValueError(
-                f"picture: expected uint8 {expected}, got {picture.dtype} {picture.shape}; "
-                "media.picture.load crops and resizes."
-            )
-        return picture
-
     def reset(self):
         """Starts again from the picture, at frame 0, without any sound."""
-        self._samples = np.zeros(0, np.float32)
+        self._sound = np.zeros(0, np.float32)
         self._heard = None  # Begins with the first chunk, which must know its look-ahead.
         self._ended = False
         self._chunk = self._held = 0
-        self._start(self._picture)
-
-    def set_character(self, picture: np.ndarray):
-        """Goes on with another picture from the next chunk; sound and clock stay.
-
-        Raises:
-          ValueError: Wrong picture size or type.
-        """
-        self._picture = self._checked(picture)
-        self._start(self._picture)
-
-    def set_mode(self, mode: str):
-        """Sets "auto", "speak" or "listen" from the next chunk on.
-
-        Raises:
-          ValueError: Another mode.
-        """
-        if mode not in session.MODES:
-            raise ValueError(f"mode must be one of {', '.join(session.MODES)}, got {mode!r}.")
-        self._mode = mode
-
-    def push_audio(self, samples: np.ndarray):
-        """Appends sound: float32 [n] in -1..1, mono at 16 kHz; any n.
-
-        Raises:
-          ValueError: Not a one-dimensional array of finite numbers.
-          RuntimeError: After `end_audio`.
-        """
-        if self._ended:
-            raise RuntimeError("push_audio after end_audio; call reset first.")
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1 or not np.isfinite(samples).all():
-            raise ValueError(
-                "samples: expected finite float32 [n], mono at 16 kHz, got shape "
-                f"{samples.shape}."
-            )
-        self._samples = np.concatenate([self._samples, samples])
-
-    def end_audio(self):
-        """Says that no more sound will come: what is missing is silence."""
-        self._ended = True
+        self._start_stream()
 
     def interrupt(self):
         """Forgets sound that has not been shown yet; the clock goes on."""
-        self._samples = self._samples[:0]
+        self._sound = self._sound[:0]
         self._held = 0
         if self._heard is not None:
             samples = self._heard.samples.at[:, -self._window.future_samples :].set(0)
@@ -123,21 +72,21 @@ class _Stream:
         """
         ahead = self._window.future_samples if self._heard is None else 0
         needed = ahead + self._timing.samples_per_chunk
-        if len(self._samples) < needed:
+        if len(self._sound) < needed:
             if not self._ended:
                 return None
-            self._samples = np.pad(self._samples, (0, needed - len(self._samples)))
+            self._sound = np.pad(self._sound, (0, needed - len(self._sound)))
         started = time.perf_counter()
         if self._heard is None:
             # Placed like what `hear` returns, or the second chunk would compile it again.
             self._heard = jax.device_put(
-                stream.begin(self._window, jnp.asarray(self._samples[None, :ahead])),
+                stream.begin(self._window, jnp.asarray(self._sound[None, :ahead])),
                 self._bundle.everywhere,
             )
-        samples, self._samples = np.split(self._samples[ahead:], [needed - ahead])
+        samples, self._sound = np.split(self._sound[ahead:], [needed - ahead])
         ours = np.concatenate([np.asarray(self._heard.samples[0]), samples])
         first = self._window.past_frames * self._timing.samples_per_frame
-        speaking = self._speaks(ours[first : first + len(samples)])
+        speaking = self._speaks(self._voice(ours[first : first + len(samples)]))
         windows, self._heard = self._bundle.hear(
             self._window, self._bundle.params["audio"], self._heard, samples[None]
         )
@@ -155,13 +104,10 @@ class _Stream:
         self._chunk += 1
         return session.Chunk(frames, number, seconds, speaking)
 
-    def _speaks(self, samples: np.ndarray) -> bool:
-        if self._mode != "auto":
-            return self._mode == "speak"
-        level = np.sqrt(np.square(samples.reshape(self.chunk_frames, -1)).mean(1))
-        loud = (level > LOUD).any()
-        self._held = session.HOLD + 1 if loud else max(0, self._held - 1)
-        return bool(self._held > 0)
+    def _voice(self, samples: np.ndarray) -> np.ndarray:
+        """Whether each frame of a chunk is loud, [F] of 0 or 1."""
+        frames = np.square(samples.reshape(self.chunk_frames, -1))
+        return (np.sqrt(frames.mean(1)) > LOUD).astype(np.float32)
 
     def _context(self, character: wan.Character, text):
         params = self._bundle.params["transformer"]
@@ -197,9 +143,9 @@ class Student(_Stream):
         latents = bundle.preset.timing.latents_per_chunk
         super().__init__(bundle, picture, latents, seed=seed, mode=mode, face=face)
 
-    def _start(self, picture):
+    def _start_stream(self):
         bundle = self._bundle
-        character = bundle.character(picture, self._face)
+        character = bundle.character(self._picture, self._face)
         self._conditioning = self._context(character, bundle.prompt)
         self._state = bundle.begin(
             bundle.params["transformer"], character.reference, self._conditioning,
@@ -255,14 +201,14 @@ class Teacher(_Stream):
         self._plan = plan
         super().__init__(bundle, picture, plan.latents - 1, seed=seed, mode=mode, face=face)
 
-    def _start(self, picture):
+    def _start_stream(self):
         bundle = self._bundle
-        character = bundle.character(picture, self._face)
+        character = bundle.character(self._picture, self._face)
         self._conditioning = self._context(character, bundle.prompt)
         self._negative = None
         if self._plan.guidance != 1:
             self._negative = self._context(character, bundle.negative)
-        self._next, self._reference = picture, character.reference
+        self._next, self._reference = self._picture, character.reference
 
     def _score(self, windows, mode):
         bundle = self._bundle
