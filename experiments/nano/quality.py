@@ -103,7 +103,8 @@ class Autoencoder:
         for at in range(0, len(frames), step):
             part = frames[at : at + step]
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
-            latents = self._encode(np.concatenate([picture[None], part]))[:, 1:]
+            before = frames[at - 1 : at] if at else picture[None]
+            latents = self._encode(np.concatenate([before, part]))[:, 1:]
             z = bundle_lib.Scored(latents=latents, pose=still, face=whole, picture=picture[None])
             pixels, state = bundle.decode(bundle.params, z, state)
             shown.append(np.asarray(pixels[0]))
