@@ -149,9 +149,10 @@ def voice_wav(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(voice_wav):
-    """Chromium without a window."""
+    """Chromium without a window. While it is open this thread has a running event loop, which
+    tests outside of this folder must not meet."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if _CHROMIUM is None:
         pytest.skip("needs a browser: apt-get install chromium")
