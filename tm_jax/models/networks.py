@@ -96,8 +96,8 @@ def models(preset: presets.Preset) -> Models:
     """
     if preset.vae is None or preset.audio is None or preset.motion is None:
         raise ValueError(
-            f"preset {preset.name} needs the Wan VAE, text, image and speech encoders, "
-            "which this version does not contain; use preset nano."
+            f"preset {preset.name} needs the Wan VAE, text, image and speech encoders and "
+            "cannot be trained or served here yet; tm_jax.load and launch/generate.py run it."
         )
     dtype = jnp.dtype(preset.dtype)
     return Models(

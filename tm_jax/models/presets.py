@@ -80,7 +80,11 @@ class Preset:
 
     @property
     def lookahead_s(self) -> float:
-        """Seconds of sound after a frame that must be known to draw it."""
+        """Seconds of sound after a frame that must be known to draw it.
+
+        Where wav2vec2 is used, that of its audio windows alone: the encoder's own comes on
+        top (`models/wav2vec2/config.py`).
+        """
         from tm_jax.models.wan import audio as dit_audio
 
         _, after = dit_audio.margins(self.dit.audio_window, self.timing)
