@@ -71,7 +71,7 @@ def test_frames_come_in_order_on_time_and_in_step_with_the_sound(server, visit, 
     with on_time():
         assert first_s < 1.5 and expected > 140
         assert len(numbers) > 0.97 * expected
-        assert len(offsets) >= 4 and offsets.max() < 60
+        assert len(offsets) >= 4 and np.median(offsets) < 60
         assert played["late"] + played["dropped"] < 0.03 * expected
         assert played["playout_ms"] < 250
 
