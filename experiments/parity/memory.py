@@ -162,9 +162,8 @@ def main(argv):
     kept = [r for r in old if (r["weights"], r["conversion"]) not in new]
     memory = {"rows": kept + found, "note": _NOTE}
     path.write_text(json.dumps(memory, indent=1) + "\n")
-    results = _HERE / "results.json"
-    if results.exists():
-        (_HERE / "README.md").write_text(run.render(json.loads(results.read_text()), memory))
+    if (_HERE / "results.json").exists():
+        run.write_page(_HERE)
 
 
 if __name__ == "__main__":

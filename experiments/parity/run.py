@@ -32,6 +32,7 @@ libraries: its reference is PyTorch with the published layers (`autoencoders.py`
 
     python -m experiments.parity.run       # this table, a few minutes on two cores
     python -m experiments.parity.memory    # memory of conversions, needs 12 GB of disk
+    python -m experiments.parity.speed     # speed against PyTorch on two cores
 
 `max_rel` is the largest absolute difference over the reference's largest absolute value,
 `mean_rel` the mean absolute difference over the reference's mean absolute value; of several
@@ -49,7 +50,7 @@ def within(row: dict) -> bool | None:
     return row["max_rel"] <= limit
 
 
-def render(results: dict, memory: dict | None) -> str:
+def render(results: dict, memory: dict | None, speed: dict | None = None) -> str:
     """The page for people, from what is in the JSON files alone."""
     lines = [_TITLE.format(limit=_LIMIT, gradient=_GRADIENT_LIMIT)]
     lines += ["| part | configuration | dtype | max_abs | max_rel | mean_rel |"]
@@ -64,6 +65,8 @@ def render(results: dict, memory: dict | None) -> str:
     lines += ["", f"Versions: {versions}."]
     if memory is not None:
         lines += ["", *_render_memory(memory)]
+    if speed is not None:
+        lines += ["", *_render_speed(speed)]
     return "\n".join(lines) + "\n"
 
 
@@ -83,6 +86,45 @@ def _render_memory(memory: dict) -> list[str]:
             f"{row['seconds']:.0f} |"
         )
     return [*lines, "", memory["note"]]
+
+
+def _render_speed(speed: dict) -> list[str]:
+    lines = [
+        "## Speed on CPU", "",
+        "Jitted float32 on both cores of one machine. In every round each program runs once, in "
+        "turn. The ratio is the reference's time over ours: above 1 ours is faster. `others` is "
+        "the median share of the processors that other programs took meanwhile; undisturbed are "
+        "calls during which it was below 10%.", "",
+        "| part | reference | ours ms | reference ms | ratio of medians | ratio per round: "
+        "median (min to max) | ratio of undisturbed calls (their number) | others: ours, reference | "
+        "max_rel |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in speed["rows"]:
+        each, counts = row["ratio_per_round"], "{} and {}".format(*row["quiet_calls"])
+        quiet = "none" if row["quiet_ratio"] is None else f"{row['quiet_ratio']:.2f}"
+        lines.append(
+            f"| {row['part']} | {row['reference']} | {row['ours_ms']:.0f} | "
+            f"{row['reference_ms']:.0f} | {row['ratio']:.2f} | {each['median']:.2f} "
+            f"({each['min']:.2f} to {each['max']:.2f}) | {quiet} ({counts}) | "
+            f"{row['ours_others']:.0%}, "
+            f"{row['reference_others']:.0%} | {row['max_rel']:.1e} |"
+        )
+    machine = speed["machine"]
+    loads = " ".join(f"{load:.1f}" for load in machine["load_average"])
+    return [
+        *lines, "",
+        f"{machine['cpu']}, {machine['threads']} threads each, {speed['rounds']} rounds after "
+        f"warm-up, load average {loads}.", "", speed["note"],
+    ]
+
+
+def write_page(folder: pathlib.Path) -> None:
+    """Renders README.md from the JSON files in its folder."""
+    names = ("results", "memory", "speed")
+    paths = [folder / f"{name}.json" for name in names]
+    known = [json.loads(path.read_text()) if path.exists() else None for path in paths]
+    (folder / "README.md").write_text(render(*known))
 
 
 def main(argv):
@@ -108,9 +150,7 @@ def main(argv):
     versions.update((name, importlib.metadata.version(name)) for name in _PACKAGES)
     results = {"rows": list(found.values()), "versions": versions}
     path.write_text(json.dumps(results, indent=1) + "\n")
-    memory = folder / "memory.json"
-    known = json.loads(memory.read_text()) if memory.exists() else None
-    (folder / "README.md").write_text(render(results, known))
+    write_page(folder)
     late = [row for row in results["rows"] if within(row) is False]
     if late:
         raise SystemExit(f"{len(late)} rows are above their limit; see {path}.")

@@ -41,6 +41,8 @@ class Case:
       width: Latent width.
       time: "one" for all, one per "sample", or one per latent "frame".
       layers: Transformer blocks.
+      mlp_width: Width of the feed-forward layers; odd sizes by default.
+      text_width: Width of text features.
     """
 
     heads: int
@@ -52,6 +54,8 @@ class Case:
     width: int
     time: str = "sample"
     layers: int = 2
+    mlp_width: int | None = None
+    text_width: int = 40
 
     @property
     def words(self) -> str:
@@ -81,8 +85,9 @@ def config(case: Case) -> config_lib.DiTConfig:
     """Our sizes of a case. Text is 512 tokens long, as the reference takes for granted."""
     return config_lib.DiTConfig(
         width=case.heads * case.head_width, num_heads=case.heads, num_layers=case.layers,
-        mlp_width=3 * case.heads * case.head_width + 8,
-        condition_channels=20 if case.image else 0, frequency_width=64, text_width=40,
+        mlp_width=case.mlp_width or 3 * case.heads * case.head_width + 8,
+        condition_channels=20 if case.image else 0, frequency_width=64,
+        text_width=case.text_width,
         image_width=24 if case.image else None, audio_feature_width=12, audio_hidden=16,
         audio_tokens=3, audio_width=20,
     )

@@ -67,3 +67,20 @@ def test_returns_the_dtype_of_the_query():
     # Measured 0.007: bfloat16 keeps 8 bits of inputs of size about 3.
     expected = reference(*(np.asarray(x, np.float32) for x in (q, k, v)))
     np.testing.assert_allclose(np.float32(out), expected, rtol=0, atol=0.04)
+
+
+def test_large_heads_one_after_another(monkeypatch):
+    q, k, v = _inputs()
+    shared = k[:, :1], v[:, :1]
+    expected = reference(q, k, v), reference(q, *(x[:, [0, 0, 0]] for x in shared))
+    taken = []
+    whole = attention._head_by_head
+    monkeypatch.setattr(attention, "_LARGE", 1)
+    monkeypatch.setattr(
+        attention, "_head_by_head", lambda *a: taken.append(a[0].shape) or whole(*a)
+    )
+    for (keys, values), wanted in zip([(k, v), shared], expected):
+        actual = attention.attend(q, keys, values)
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=_ATOL)
+    # Frames that share their keys are one sequence.
+    assert taken == [(2, 3, 5, 2, 8), (2, 15, 2, 8)]
