@@ -97,8 +97,8 @@ def _render_speed(speed: dict) -> list[str]:
         "calls during which it was below 10%.", "",
         "| part | reference | ours ms | reference ms | ratio of medians | ratio per round: "
         "median (min to max) | ratio of undisturbed calls (their number) | others: ours, reference | "
-        "max_rel |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "load average | rounds | max_rel |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in speed["rows"]:
         each, counts = row["ratio_per_round"], "{} and {}".format(*row["quiet_calls"])
@@ -108,14 +108,13 @@ def _render_speed(speed: dict) -> list[str]:
             f"{row['reference_ms']:.0f} | {row['ratio']:.2f} | {each['median']:.2f} "
             f"({each['min']:.2f} to {each['max']:.2f}) | {quiet} ({counts}) | "
             f"{row['ours_others']:.0%}, "
-            f"{row['reference_others']:.0%} | {row['max_rel']:.1e} |"
+            f"{row['reference_others']:.0%} | {row['load_average'][0]:.1f} | "
+            f"{len(row['ours_runs'])} | {row['max_rel']:.1e} |"
         )
     machine = speed["machine"]
-    loads = " ".join(f"{load:.1f}" for load in machine["load_average"])
     return [
         *lines, "",
-        f"{machine['cpu']}, {machine['threads']} threads each, {speed['rounds']} rounds after "
-        f"warm-up, load average {loads}.", "", speed["note"],
+        f"{machine['cpu']}, {machine['threads']} threads each, after warm-up.", "", speed["note"],
     ]
 
 

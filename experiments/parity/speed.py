@@ -207,7 +207,7 @@ def _row(part, reference, ours, theirs, max_rel) -> dict:
             "median": statistics.median(each), "min": min(each), "max": max(each),
         },
         "quiet_ratio": alone, "quiet_calls": [len(quiet[0]), len(quiet[1])],
-        "ours_others": others[0], "reference_others": others[1],
+        "load_average": list(os.getloadavg()), "ours_others": others[0], "reference_others": others[1],
         "ours_runs": [dataclasses.asdict(x) for x in ours],
         "reference_runs": [dataclasses.asdict(x) for x in theirs], "max_rel": max_rel,
     }
@@ -245,10 +245,8 @@ def main(argv):
                 rows += compared(name, programs(), _ROUNDS.value)
         else:
             rows += [row for row in kept if row["part"] == name]
-    machine = {
-        "cpu": _cpu(), "threads": _THREADS.value, "load_average": list(os.getloadavg()),
-    }
-    result = {"rows": rows, "rounds": _ROUNDS.value, "machine": machine, "note": _NOTE}
+    machine = {"cpu": _cpu(), "threads": _THREADS.value}
+    result = {"rows": rows, "machine": machine, "note": _NOTE}
     path.write_text(json.dumps(result, indent=1) + "\n")
     run.write_page(_HERE)
     for row in rows:
