@@ -74,8 +74,10 @@ def test_a_wrong_file_is_one_line(tmp_path, published):
 
 
 # The command, made to wait after some tensors.
+# Whoever runs the tests in the background ignores SIGINT, and that is inherited.
 _SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv.pop(1))
 mark = sys.argv.pop(1)
 from launch import common, convert
@@ -101,8 +103,6 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path, published, number, code):
         [sys.executable, "-c", _SLOW, str(_ROOT), str(mark), "--preset=pico",
          f"--source={published}", f"--out={work / 'out'}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-        # Whoever runs the tests in the background ignores SIGINT, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         end = time.monotonic() + 120
