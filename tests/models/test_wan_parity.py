@@ -150,8 +150,8 @@ def test_the_published_table():
     """The page is what the results say, and they keep their limits."""
     folder = pathlib.Path(run.__file__).parent
     results = json.loads((folder / "results.json").read_text())
-    memory = json.loads((folder / "memory.json").read_text())
-    assert (folder / "README.md").read_text() == run.render(results, memory)
+    memory, speed = (json.loads((folder / f"{n}.json").read_text()) for n in ("memory", "speed"))
+    assert (folder / "README.md").read_text() == run.render(results, memory, speed)
     assert all(run.within(row) is not False for row in results["rows"])
     assert {"torch", "diffusers", "transformers", "jax"} <= results["versions"].keys()
     for row in results["rows"]:
