@@ -3,8 +3,8 @@
   python launch/train.py --preset=nano --stage=vae --workdir=runs/nano
   python launch/train.py --preset=nano --stage=teacher --workdir=runs/nano --set batch=4
 
-The stages follow one another in one work directory: vae and audio (in any order), teacher,
-student. A stage that was interrupted goes on where it stopped.
+The stages follow one another in one work directory: vae, locator and audio (in any
+order), motion, teacher, student. A stage that was interrupted goes on where it stopped.
 """
 
 import pathlib
@@ -25,9 +25,9 @@ except ModuleNotFoundError as error:
 from tm_jax.configs import overrides
 from tm_jax.models import presets
 
-STAGES = ("vae", "audio", "motion", "teacher", "student")
+STAGES = ("vae", "locator", "audio", "motion", "teacher", "student")
 # Steps of the shipped nano weights.
-_STEPS = {"vae": 130, "audio": 1500, "motion": 4000, "teacher": 1800, "student": 300}
+_STEPS = {"vae": 1200, "locator": 800, "audio": 1500, "motion": 4000, "teacher": 1800, "student": 300}
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.", required=True)

@@ -318,7 +318,8 @@ def regions(character: Character, motion: jax.Array) -> dict[str, jax.Array]:
       motion: Motion curves, [B, T, M].
 
     Returns:
-      `mouth` [B, T, 4], which holds the mouth at any opening, and `face` [B, T, 4].
+      `mouth` [B, T, 4], which holds the mouth at any opening, `eyes` [B, T, 4], which holds
+      them and the brows wherever these go, and `face` [B, T, 4].
     """
     _check(character, motion)
 
@@ -340,6 +341,10 @@ def regions(character: Character, motion: jax.Array) -> dict[str, jax.Array]:
         high = 0.30 * tall + 1.5 * c.mouth[3] + bow + 0.004
         mouth = around(at.yaw - half, middle - high, at.yaw + half, middle + low)
         face = around(-fw * 1.03, -fh * 1.03, fw * 1.03, fh * 1.03)
-        return dict(mouth=mouth, face=face)
+        wide = (c.eyes[0] + jnp.maximum(c.eyes[2], c.brow[3])) * fw + 0.01
+        top = (c.eyes[1] - c.brow[0] - 0.15) * fh + at.pitch
+        bottom = c.eyes[1] * fh + c.eyes[3] * fw + 0.01 + at.pitch
+        eyes = around(at.yaw - wide, top, at.yaw + wide, bottom)
+        return dict(mouth=mouth, eyes=eyes, face=face)
 
     return jax.vmap(lambda c, ms: jax.vmap(lambda m: one(c, m))(ms))(character, motion)

@@ -18,6 +18,8 @@ import numpy as np
 
 from tm_jax.core import trees
 from tm_jax.inference import programs
+from tm_jax.models import face as face_lib
+from tm_jax.models import locator
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder
@@ -205,6 +207,21 @@ def _programs(models: networks.Models) -> programs.Programs:
     return programs.Programs(bound, repr(models.preset))
 
 
+@flax.struct.dataclass
+class Place:
+    """A picture and its face.
+
+    Attributes:
+      picture: uint8 [B, H, W, 3].
+      face: Box of the face (y0, x0, y1, x1) in 0..1, [B, 4].
+      square: Box of the aligned square around it, likewise.
+    """
+
+    picture: jax.Array
+    face: jax.Array
+    square: jax.Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -212,15 +229,13 @@ class Start:
 
     Attributes:
       context: Constant conditioning of the transformer.
-      reference: Latent of the picture, [B, H, W, C].
-      face: Box of the face (y0, x0, y1, x1) in 0..1, [B, 4].
-      picture: The picture, uint8 [B, H, W, 3].
+      reference: Code of the aligned face, [B, H, W, A].
+      place: Where it is in the picture.
     """
 
     context: object
     reference: jax.Array
-    face: jax.Array
-    picture: jax.Array
+    place: Place
 
 
 @flax.struct.dataclass
@@ -243,46 +258,42 @@ class Scored:
     Attributes:
       latents: [B, T, H, W, C].
       pose: Pose of head and chest in every frame, [B, F, 6].
-      face: As in `Start`.
-      picture: As in `Start`.
+      place: As in `Start`.
     """
 
     latents: jax.Array
     pose: jax.Array
-    face: jax.Array
-    picture: jax.Array
+    place: Place
 
 
 def _begin(models, params, pictures, keys):
     from tm_jax.data import drawn  # Slow to import; a program that is kept needs it not.
 
     preset = models.preset
-    frames = drawn.to_float(pictures)[:, None]  # [B, 1, H, W, 3]
-    z = models.vae.apply({"params": params["vae"]}, frames, method=models.vae.encode)
-    logits = models.locator.apply({"params": params["locator"]}, z[:, 0])
-    face = (logits > 0).astype(jnp.float32)
+    frames = drawn.to_float(pictures)
+    face = locator.boxes(models.locator.apply({"params": params["locator"]}, frames))
+    place = Place(picture=pictures, face=face, square=face_lib.square(face))
+    aligned = face_lib.cut(frames[:, None], place.square, preset.crop)[:, 0]
+    variables = {"params": params["vae"]}
+    reference = models.vae.apply(variables, aligned, method=models.vae.appearance)
     context = models.dit.apply(
-        {"params": params["dit"]}, face_mask=face, method=models.dit.context
+        {"params": params["dit"]}, method=models.dit.context,
+        face_mask=face_lib.tokens(face, place.square, models.grid.rows, models.grid.columns),
     )
     keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.key(key[0]), key[1]))(keys)
-    neutral = jnp.zeros((z.shape[0], 1, preset.dit.expression_channels))
-    condition = conditioning.condition(z[:, 0], neutral)
+    neutral = jnp.zeros((len(pictures), 1, preset.dit.expression_channels))
+    condition = conditioning.condition(reference, neutral)
+    rest = jnp.zeros((len(pictures), *preset.latent_shape))
     state = student.begin(
-        models.dit, params["dit"], z[:, 0], condition[:, 0], context, keys,
+        models.dit, params["dit"], rest, condition[:, 0], context, keys,
         preset.timing.latents_per_chunk, preset.student.num_steps, preset.student.policy,
     )
     motion_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MOTION))(keys)
     state = ScoreState(
         student=state, motion=motion_network.initial_state(preset.motion, motion_keys)
     )
-    # The picture is the first latent of the decoder's clip; its frame is not shown.
-    _, decoder = models.vae.apply(
-        {"params": params["vae"]}, z, autoencoder.initial_state(preset.vae, z.shape),
-        method=models.vae.decode_chunk,
-    )
-    box = pose.face_box(face, models.grid.rows, models.grid.columns)
-    start = Start(context=context, reference=z[:, 0], face=box, picture=pictures)
-    return start, state, decoder
+    start = Start(context=context, reference=reference, place=place)
+    return start, state, autoencoder.begin(preset.vae, aligned)
 
 
 def _hear(models, params, samples):
@@ -310,7 +321,7 @@ def _score(models, params, state, start, windows, mode):
         conditioning.condition(start.reference, expression), windows, mode, start.context,
         preset.sigmas, preset.student.policy,
     )
-    scored = Scored(latents=latents, pose=moved, face=start.face, picture=start.picture)
+    scored = Scored(latents=latents, pose=moved, place=start.place)
     return scored, ScoreState(student=cache, motion=motion_state)
 
 
@@ -320,8 +331,10 @@ def _decode(models, params, scored, state):
     pixels, state = models.vae.apply(
         {"params": params["vae"]}, scored.latents, state, method=models.vae.decode_chunk
     )
-    frames = pose.composite(pixels, drawn.to_float(scored.picture), scored.face)
-    return drawn.to_uint8(pose.warp(frames, scored.pose, scored.face)), state
+    place, picture = scored.place, drawn.to_float(scored.place.picture)
+    change = pixels - state.picture[:, None]
+    frames = face_lib.paste(change, picture, place.square, place.face)
+    return drawn.to_uint8(pose.warp(frames, scored.pose, place.face)), state
 
 
 def _insert(batch, index, one):

@@ -53,13 +53,13 @@ class Models:
         height, width, channels = self.preset.latent_shape
         if part == "vae":
             frames = jnp.zeros((1, 1 + self.preset.vae.frames_per_latent, 32, 32, 3))
-            return self.vae.init(key, frames)["params"]
+            return self.vae.init(key, frames, frames[:, 0])["params"]
         if part == "audio":
             frames = self.preset.audio.history + 1 + self.preset.audio.future
             samples = jnp.zeros((1, frames * encoder.FRAME + 2 * encoder.MARGIN))
             return self.audio.init(key, samples, method=self.audio.train)["params"]
         if part == "locator":
-            return self.locator.init(key, jnp.zeros((1, height, width, channels)))["params"]
+            return self.locator.init(key, jnp.zeros((1, 64, 64, 3)))["params"]
         if part == "motion":
             m = self.preset.motion
             columns = len(motion_config.COLUMNS)
@@ -104,7 +104,7 @@ def models(preset: presets.Preset) -> Models:
         preset=preset, dit=transformer.DiT(preset.dit, dtype),
         vae=autoencoder.VideoAutoencoder(preset.vae, dtype),
         audio=encoder.AudioEncoder(preset.audio),
-        locator=locator_lib.FaceLocator(preset.dit.patch),
+        locator=locator_lib.FaceLocator(),
         motion=motion_network.MotionModel(preset.motion),
     )
 

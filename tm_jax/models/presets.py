@@ -41,6 +41,8 @@ class Preset:
       vae: Own small autoencoder; None where the Wan VAE is used.
       audio: Own small speech encoder; None where wav2vec2 is used.
       motion: Own motion model; None where the transformer draws all motion.
+      crop: Side in pixels of the aligned face that is generated; None where it is the whole
+        picture.
       spatial_stride: Pixels per latent.
       timing: Clocks.
       schedule: Noise levels.
@@ -55,6 +57,7 @@ class Preset:
     vae: vae_config.VAEConfig | None = None
     audio: audio_config.AudioEncoderConfig | None = None
     motion: motion_config.MotionConfig | None = None
+    crop: int | None = None
     spatial_stride: int = 16
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow.Schedule = flow.Schedule()
@@ -65,7 +68,8 @@ class Preset:
     def latent_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one latent frame."""
         stride = self.spatial_stride
-        return self.height // stride, self.width // stride, self.dit.latent_channels
+        height, width = (self.crop or self.height), (self.crop or self.width)
+        return height // stride, width // stride, self.dit.latent_channels
 
     @property
     def tokens(self) -> int:
@@ -98,15 +102,15 @@ PRESETS = {
     # Unit tests: random weights, seconds to compile. Has text and image inputs, so that
     # tests cover every branch of the transformer.
     "pico": Preset(
-        name="pico", height=64, width=64,
+        name="pico", height=64, width=64, crop=64,
         dit=dit_config.DiTConfig(
             width=32, num_heads=2, num_layers=2, mlp_width=64,
-            latent_channels=8, condition_channels=32, frequency_width=32,
+            latent_channels=8, condition_channels=32, expression_channels=24, frequency_width=32,
             text_width=24, text_length=6, image_width=20, image_length=5,
             audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
             audio_width=16, reference_std=0.5,
         ),
-        vae=vae_config.VAEConfig(latent_channels=8),
+        vae=vae_config.VAEConfig(latent_channels=8, appearance_channels=8, width=8, layers=1),
         audio=audio_config.AudioEncoderConfig(mels=20, width=16, features=16),
         motion=motion_config.MotionConfig(
             width=16, mlp_width=16, layers=1, history=2, steps=2
@@ -114,14 +118,15 @@ PRESETS = {
     ),
     # The embedded default: trained by this repository, weights shipped.
     "nano": Preset(
-        name="nano", height=256, width=256,
+        name="nano", height=256, width=256, crop=128,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
-            latent_channels=256, condition_channels=280, text_width=None, image_width=None,
+            latent_channels=96, condition_channels=88, expression_channels=24, patch=1,
+            text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
             audio_width=128, reference_std=1.0,
         ),
-        vae=vae_config.VAEConfig(latent_channels=256),
+        vae=vae_config.VAEConfig(latent_channels=96, appearance_channels=64),
         audio=audio_config.AudioEncoderConfig(),
         motion=motion_config.MotionConfig(),
     ),

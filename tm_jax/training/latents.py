@@ -18,9 +18,15 @@ from tm_jax.data import characters
 from tm_jax.data import drawn
 from tm_jax.data import motion as motion_lib
 from tm_jax.data import tracks
+from tm_jax.models import face as face_lib
 from tm_jax.models import networks
 from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.wan import audio as dit_audio
+from tm_jax.training import aligned
+
+NAMES = (
+    "latents", "reference", "features", "mouth", "eyes", "face", "mode", "expression"
+)  # fmt: skip
 
 _BLOCK = 8
 
@@ -32,7 +38,7 @@ class LatentConfig:
     Attributes:
       corpus: Folder written by `launch/corpus.py`.
       clips: Number of clips.
-      latents: Latent frames per clip after the reference.
+      latents: Latent frames per clip.
       listening: Fraction of listening clips.
       overheard: Fraction of listening clips in which somebody else is heard.
       sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
@@ -82,6 +88,7 @@ def describe(config: LatentConfig, models: networks.Models, voices, rng, charact
         "character": character, "motion": motion.astype(np.float32), "mode": np.int32(mode),
         "samples": np.pad(damaged, encoder.MARGIN).astype(np.float32),
         "audio": sound[start : start + frames * encoder.FRAME].astype(np.float32),
+        "jitter": drawn.jitter(rng),
     }
 
 
@@ -96,25 +103,28 @@ def make_encoder(models: networks.Models, params: dict):
     """Compiles (batch of descriptions) -> arrays of the store, for `params` of vae and audio."""
     preset = models.preset
     height, width, _ = preset.latent_shape
-    size, group = preset.height, preset.timing.frames_per_latent
+    group = preset.timing.frames_per_latent
 
     @jax.jit
     def encode(params, batch):
-        frames = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
-        z = models.vae.apply({"params": params["vae"]}, frames, method=models.vae.encode)
+        seen = aligned.squares(preset, batch)
+        frames, variables = seen["frames"], {"params": params["vae"]}
+        z = models.vae.apply(variables, frames, frames[:, 0], method=models.vae.encode)
+        looks = models.vae.apply(variables, frames[:, 0], method=models.vae.appearance)
         features = models.audio.apply({"params": params["audio"]}, batch["samples"])
-        boxes = characters.regions(batch["character"], batch["motion"])
-        mouth = drawn.box_mask(boxes["mouth"][:, 1:], height)  # [B, F, H, W]
-        mouth = mouth.reshape(mouth.shape[0], -1, group, height, width).max(2)
-        face = drawn.box_mask(boxes["face"][:, 0], height)
-        patch = preset.dit.patch
-        face = face.reshape(-1, height // patch, patch, width // patch, patch).max((2, 4))
+
+        def mask(name):
+            cells = face_lib.coverage(seen[name][:, 1:], height, width)  # [B, F, H, W]
+            cells = cells.reshape(cells.shape[0], -1, group, height, width).max(2)
+            return jnp.round(cells * 255).astype(jnp.uint8)
+
+        expression = batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)]
         return {
-            "latents": z.astype(jnp.float16), "features": features.astype(jnp.float16),
-            "mouth": (mouth * 255).astype(jnp.uint8),
-            "face": (face.reshape(face.shape[0], -1) * 255).astype(jnp.uint8),
-            "mode": batch["mode"].astype(jnp.uint8),
-            "expression": batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)].astype(jnp.float16),
+            "latents": z.astype(jnp.float16), "reference": looks.astype(jnp.float16),
+            "features": features.astype(jnp.float16),
+            "mouth": mask("mouth"), "eyes": mask("eyes"),
+            "face": jnp.round(seen["face"] * 255).astype(jnp.uint8),
+            "mode": batch["mode"].astype(jnp.uint8), "expression": expression.astype(jnp.float16),
         }
 
     return lambda batch: encode({k: params[k] for k in ("vae", "audio")}, batch)
@@ -168,7 +178,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     bar.close()
     return {
         name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
-        for name in ("latents", "features", "mouth", "face", "mode", "expression")
+        for name in NAMES
     }
 
 
@@ -176,8 +186,8 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
     """Cuts `latents` latent frames of clip `index` and what belongs to them.
 
     Returns:
-      Dictionary of `reference` [H, W, C], `x0` [T, H, W, C], `windows` [T, R, U],
-      `mouth` [T, H, W], `face` [P], `mode` and `expression` [T, X].
+      Dictionary of `reference` [H, W, A], `x0` [T, H, W, C], `windows` [T, R, U],
+      `mouth` and `eyes` [T, H, W], `face` [P], `mode` and `expression` [T, X].
     """
     preset = models.preset
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
@@ -188,10 +198,11 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
     expression = np.asarray(store["expression"][index, frames], np.float32)
     offsets = np.arange(latents)[:, None] * group + np.arange(preset.dit.audio_window)
     return {
-        "reference": np.asarray(store["latents"][index, 0], np.float32),
-        "x0": np.asarray(store["latents"][index, 1 + start : 1 + start + latents], np.float32),
+        "reference": np.asarray(store["reference"][index], np.float32),
+        "x0": np.asarray(store["latents"][index, start : start + latents], np.float32),
         "windows": features[offsets],
         "mouth": np.asarray(store["mouth"][index, start : start + latents], np.float32) / 255,
+        "eyes": np.asarray(store["eyes"][index, start : start + latents], np.float32) / 255,
         "face": np.asarray(store["face"][index], np.float32) / 255,
         "mode": np.int32(store["mode"][index]),
         "expression": expression.reshape(latents, -1),

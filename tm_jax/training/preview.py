@@ -9,7 +9,7 @@ from tm_jax.data import characters
 from tm_jax.data import drawn
 from tm_jax.data import tracks
 from tm_jax.evaluation import mouth
-from tm_jax.models import networks
+from tm_jax.training import aligned
 from tm_jax.training import latents as latents_lib
 
 
@@ -20,7 +20,7 @@ class Preview:
       models: Networks.
       params: Parameters of `vae` and `audio`.
       config: Latent settings; `clips` is the number of previewed clips.
-      latents: Latent frames per clip after the reference.
+      latents: Latent frames per clip.
     """
 
     def __init__(self, models, params, config, latents: int, seed: int = 9):
@@ -38,24 +38,20 @@ class Preview:
             latents_lib.window(arrays, i, 0, latents, models) for i in range(config.clips)
         ]
         self.batch = latents_lib.collate(windows)
-        self._decode = jax.jit(
-            lambda p, z: drawn.to_uint8(models.vae.apply({"params": p}, z, method=models.vae.decode))
-        )
-        self.truth = np.asarray(
-            characters.render(
-                self._batch["character"], self._batch["motion"], models.preset.height
-            )
-        )
-        self._boxes = np.asarray(
-            characters.regions(self._batch["character"], self._batch["motion"])["mouth"]
-        )
+        self._decode = jax.jit(lambda p, z, x: drawn.to_uint8(
+            models.vae.apply({"params": p}, z, x, method=models.vae.decode)
+        ))
+        seen = jax.jit(lambda batch: aligned.squares(models.preset, batch))(self._batch)
+        self._pictures = np.asarray(seen["frames"][:, 0])
+        self.truth = np.asarray(drawn.to_uint8(seen["frames"]))[:, 1:]
+        self._boxes = np.asarray(seen["mouth"])[:, 1:]
 
     def show(self, x0, path: str) -> dict:
         """Writes frames and a clip of samples x0 [B, T, H, W, C]; returns measures."""
-        z = np.concatenate([self.batch["reference"][:, None], np.asarray(x0)], 1)
         video = np.concatenate(
-            [np.asarray(self._decode(self._params["vae"], jnp.asarray(z[i : i + 2])))
-             for i in range(0, len(z), 2)]
+            [np.asarray(self._decode(
+                self._params["vae"], jnp.asarray(x0[i : i + 2]), self._pictures[i : i + 2]
+            )) for i in range(0, len(x0), 2)]
         )
         frames = video.shape[1]
         truth = self.truth[:, :frames]
@@ -69,10 +65,10 @@ class Preview:
         around = np.concatenate([boxes[..., :2].min(1), boxes[..., 2:].max(1)], -1)
         correlations, openings = [], {0: [], 1: []}
         for i in range(len(video)):
-            measured = mouth.opening(video[i, 1:], around[i])
+            measured = mouth.opening(video[i], around[i])
             mode = int(self.batch["mode"][i])
             openings[mode].append(np.mean(np.abs(np.diff(measured))))
-            true = self._batch["motion"][i, 1:frames, 0]
+            true = self._batch["motion"][i, 1 : 1 + frames, 0]
             if mode and np.std(true) > 0.05:
                 spread = np.std(measured) > 1e-6
                 correlations.append(np.corrcoef(measured, true)[0, 1] if spread else 0.0)

@@ -17,7 +17,7 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
     Args:
       models: Networks.
       params: Parameters of the transformer.
-      batch: `reference` [B, H, W, C], `expression` [B, T, X], `mode` [B], `face` [B, P].
+      batch: `reference` [B, H, W, A], `expression` [B, T, X], `mode` [B], `face` [B, P].
       x: Noisy latents [B, T, H, W, C].
       sigma: Noise level of each sample, [B].
       windows: Audio windows [B, T, R, U].
@@ -27,7 +27,7 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
       [B, T, H, W, C], float32.
     """
     frames = x.shape[1]
-    sink, windows, mode = with_sink(batch["reference"], windows, batch["mode"])
+    sink, windows, mode = with_sink(models, windows, batch["mode"])
     variables = {"params": params}
     conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
     if context is None:
@@ -45,9 +45,14 @@ def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, 
     return velocity[:, 1:]
 
 
-def with_sink(reference, windows, mode):
+def rest(models: networks.Models, batch: int) -> jax.Array:
+    """Latents of the reference picture, which are changes from it: zeros [B, H, W, C]."""
+    return jnp.zeros((batch, *models.preset.latent_shape))
+
+
+def with_sink(models: networks.Models, windows, mode):
     """Sink latents [B, 1, ...], and windows and modes with a silent frame 0 in front."""
-    sink = reference[:, None]
+    sink = rest(models, len(windows))[:, None]
     windows = jnp.concatenate([jnp.zeros_like(windows[:, :1]), windows], 1)
     return sink, windows, jnp.repeat(mode[:, None].astype(jnp.int32), windows.shape[1], 1)
 
@@ -106,7 +111,7 @@ def student_forward(models, params, batch, context_x0, x, sigmas):
     expression = batch["expression"]
     expression = jnp.concatenate([expression[:, : (chunks - 1) * c], expression], 1)
     sink, windows, mode = with_sink(
-        batch["reference"], jnp.concatenate([clean, batch["windows"]], 1), batch["mode"]
+        models, jnp.concatenate([clean, batch["windows"]], 1), batch["mode"]
     )
     level = jnp.repeat(sigmas, c, 1)  # [B, T]
     quiet = jnp.zeros((x.shape[0], 1 + (chunks - 1) * c))
@@ -130,7 +135,7 @@ def student_sample(models, params, batch, key):
     )
     conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
     state = student_lib.begin(
-        models.dit, params, batch["reference"], conditions[:, 0], context,
+        models.dit, params, rest(models, size), conditions[:, 0], context,
         jax.random.split(key, size), c, preset.student.num_steps, policy,
     )
     mode = jnp.repeat(batch["mode"][:, None].astype(jnp.int32), c, 1)

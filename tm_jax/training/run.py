@@ -6,6 +6,7 @@ from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.training import audio_stage
 from tm_jax.training import latents
+from tm_jax.training import locator_stage
 from tm_jax.training import loop
 from tm_jax.training import motion_stage
 from tm_jax.training import student_stage
@@ -13,15 +14,15 @@ from tm_jax.training import teacher_stage
 from tm_jax.training import vae_stage
 from tm_jax.weights import files
 
-# Parts that a stage trains, and parts that it reads.
+# The part that a stage trains, and parts that it reads.
 _TRAINS = {
-    "vae": ("vae",), "audio": ("audio",), "motion": ("motion",),
-    "teacher": ("dit", "locator"), "student": ("dit",),
+    "vae": "vae", "locator": "locator", "audio": "audio", "motion": "motion",
+    "teacher": "dit", "student": "dit",
 }
 _READS = {
-    "vae": {}, "audio": {}, "motion": {"audio": "audio"},
+    "vae": {}, "locator": {}, "audio": {}, "motion": {"audio": "audio"},
     "teacher": {"vae": "vae", "audio": "audio"},
-    "student": {"vae": "vae", "audio": "audio", "dit": "teacher", "locator": "teacher"},
+    "student": {"vae": "vae", "audio": "audio", "dit": "teacher"},
 }
 
 
@@ -29,6 +30,8 @@ def config(stage: str, corpus: str):
     """Default settings of a stage with speech from the folder `corpus`."""
     if stage == "vae":
         return vae_stage.VAEStageConfig()
+    if stage == "locator":
+        return locator_stage.LocatorStageConfig()
     if stage == "audio":
         return audio_stage.AudioStageConfig(corpus=corpus)
     if stage == "motion":
@@ -66,6 +69,8 @@ def make(preset: presets.Preset, stage: str, settings, workdir: str) -> loop.Sta
     """Prepares a stage: reads earlier stages' weights, fills the latent store."""
     if stage == "vae":
         return vae_stage.make(preset, settings)
+    if stage == "locator":
+        return locator_stage.make(preset, settings)
     if stage == "audio":
         return audio_stage.make(preset, settings)
     models = networks.models(preset)
@@ -89,7 +94,7 @@ def train(
 
     Args:
       preset: What to train.
-      stage: "vae", "audio", "teacher" or "student".
+      stage: A key of `_TRAINS`.
       settings: Result of `config`, perhaps with overrides.
       workdir: Folder of the run.
       steps: Updates in all.
@@ -108,16 +113,15 @@ def train(
     result = loop.run(built, workdir, steps, loop_config)
     if result is None:
         return False
-    parts = _TRAINS[stage]
-    trained = result if len(parts) > 1 else {parts[0]: result}
-    for part, params in trained.items():
-        # float32 here, so that a later stage starts from exactly what was trained.
-        files.save(_published(workdir, stage, part), params, "float32", preset=preset.name)
+    part = _TRAINS[stage]
+    # float32 here, so that a later stage starts from exactly what was trained.
+    files.save(_published(workdir, stage, part), result, "float32", preset=preset.name)
     if export:
         os.makedirs(export, exist_ok=True)
+        trained = {part: result}
         if stage == "student":
-            rest = {**_READS[stage], "motion": "motion"}
-            trained = {**_collect(networks.models(preset), workdir, "export", rest), **trained}
+            rest = {**_READS[stage], "motion": "motion", "locator": "locator"}
+            trained = _collect(networks.models(preset), workdir, "export", rest) | trained
         for part, params in trained.items():
             files.save(os.path.join(export, f"{part}.safetensors"), params, preset=preset.name)
     return True

@@ -39,7 +39,7 @@ class StudentStageConfig:
       context_noise: Largest standard deviation of the noise on the clean context, which
         stands for the errors of the student's own chunks.
       mouth_weight: Extra weight of the latents around the mouth.
-      face_weight: Extra weight of the latents of the face.
+      eyes_weight: The same around eyes and brows.
       channel_power: See `TeacherStageConfig`.
       previews: Held-out clips in a preview.
       optimizer: Optimiser.
@@ -52,8 +52,8 @@ class StudentStageConfig:
     teacher_steps: int = 4
     guidance: float = 1.0
     context_noise: float = 0.15
-    mouth_weight: float = 25.0
-    face_weight: float = 8.0
+    mouth_weight: float = 8.0
+    eyes_weight: float = 4.0
     channel_power: float = 1.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
@@ -194,7 +194,7 @@ def make(models: networks.Models, params: dict, store, paths, config) -> loop.St
         clean = clean + strength * jax.random.normal(keys[2], clean.shape)
         x0 = rollouts.student_forward(models, dit, batch, clean, x, levels[step])
         error = jnp.square(x0 - target)
-        error = error * teacher_stage.pixel_weights(models, batch, config) * channels
+        error = error * teacher_stage.pixel_weights(batch, config) * channels
         if preset.dit.reference_std is not None:
             error = error / preset.dit.reference_std**2
         per_frame = error.mean((2, 3, 4))

@@ -26,10 +26,9 @@ class TeacherStageConfig:
       batch: Clips per step.
       chunks: Chunks per clip; the sink comes on top.
       mouth_weight: Extra weight of the latents around the mouth.
-      face_weight: Extra weight of the latents of the face.
+      eyes_weight: The same around eyes and brows.
       channel_power: Channels are weighted by their effect on pixels to this power.
       audio_dropout: Fraction of samples that train without audio, for guidance.
-      locator_weight: Weight of the face locator's loss.
       sample_steps: Steps of the sampler for previews.
       previews: Held-out clips in a preview.
       optimizer: Optimiser.
@@ -38,11 +37,10 @@ class TeacherStageConfig:
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
     batch: int = 4
     chunks: int = 2
-    mouth_weight: float = 25.0
-    face_weight: float = 8.0
+    mouth_weight: float = 8.0
+    eyes_weight: float = 4.0
     channel_power: float = 1.0
     audio_dropout: float = 0.08
-    locator_weight: float = 0.1
     sample_steps: int = 12
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
@@ -53,18 +51,15 @@ class TeacherStageConfig:
 
 def channel_weights(models: networks.Models, params: dict, power: float) -> np.ndarray:
     """Effect of every normalised latent channel on pixels, to a power; mean 1, [C]."""
-    rows = np.asarray(params["vae"]["uncode"]["kernel"], np.float32)
+    rows = np.asarray(params["vae"]["components"], np.float32)
     effect = np.asarray(params["vae"]["std"]) * np.linalg.norm(rows, axis=1)
     weights = effect**power
     return (weights / weights.mean()).astype(np.float32)
 
 
-def pixel_weights(models: networks.Models, batch, config) -> jax.Array:
+def pixel_weights(batch, config) -> jax.Array:
     """Weights [B, T, H, W, 1] of latents by region, mean 1 in every sample."""
-    grid, patch = models.grid, models.preset.dit.patch
-    face = batch["face"].reshape(-1, grid.rows, grid.columns)
-    face = jnp.repeat(jnp.repeat(face, patch, 1), patch, 2)[:, None]  # [B, 1, H, W]
-    weight = 1 + config.face_weight * face + config.mouth_weight * batch["mouth"]
+    weight = 1 + config.mouth_weight * batch["mouth"] + config.eyes_weight * batch["eyes"]
     return (weight / weight.mean((1, 2, 3), keepdims=True))[..., None]
 
 
@@ -102,8 +97,7 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     std = preset.dit.reference_std
 
     def init(key):
-        keys = jax.random.split(key)
-        return {p: models.init(p, k) for p, k in zip(("dit", "locator"), keys)}
+        return models.init("dit", key)
 
     def loss(params, frozen, batch, key):
         keys = jax.random.split(key, 3)
@@ -114,21 +108,17 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
         keep = jax.random.uniform(keys[2], (x0.shape[0],)) >= config.audio_dropout
         windows = batch["windows"] * keep[:, None, None, None]
         velocity = rollouts.teacher_velocity(
-            models, params["dit"], batch, x, sigma, windows
+            models, params, batch, x, sigma, windows
         )
         error = jnp.square(velocity - flow.velocity(x0, noise))
-        error = error * pixel_weights(models, batch, config) * channels
+        error = error * pixel_weights(batch, config) * channels
         per_sample = error.mean((1, 2, 3, 4))
         if std is not None:
             per_sample = per_sample * preconditioning.loss_weight(sigma, std)
-        logits = models.locator.apply({"params": params["locator"]}, batch["reference"])
-        locator = jnp.mean(jax.nn.softplus(logits) - batch["face"] * logits)
         high = sigma > 0.8
-        metrics = {
-            "flow": per_sample.mean(), "locator": locator,
-            "flow_high": jnp.sum(per_sample * high) / jnp.maximum(high.sum(), 1),
+        return per_sample.mean(), {
+            "flow_high": jnp.sum(per_sample * high) / jnp.maximum(high.sum(), 1)
         }
-        return per_sample.mean() + config.locator_weight * locator, metrics
 
     preview = preview_lib.Preview(
         models, params, dataclasses.replace(config.data, clips=config.previews), latents
@@ -139,7 +129,7 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     )
 
     def sample(params, frozen, path):
-        return preview.show(draw(params["dit"], preview.batch, jax.random.key(1)), path)
+        return preview.show(draw(params, preview.batch, jax.random.key(1)), path)
 
     return loop.Stage(
         name="teacher", init=init, loss=loss, frozen={},

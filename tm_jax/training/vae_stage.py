@@ -1,4 +1,7 @@
-"""Stage `vae`: the autoencoder of a small preset, on drawn characters."""
+"""Stage `vae`: the autoencoder of a small preset, on drawn characters.
+
+The linear code is fitted at once; the steps train the convolutions that clean frames up.
+"""
 
 import dataclasses
 
@@ -7,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import characters
 from tm_jax.data import drawn
+from tm_jax.models import face as face_lib
 from tm_jax.models import presets
 from tm_jax.models.vae import autoencoder
+from tm_jax.training import aligned
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 
@@ -21,59 +25,57 @@ class VAEStageConfig:
 
     Attributes:
       batch: Clips per step.
-      latents: Latent frames per clip, the first one included.
-      crop: Side of the square that the loss looks at.
-      mouth_weight: Extra weight of the pixels around the mouth.
+      latents: Latent frames per clip.
+      mouth_weight: Extra weight of the pixels around the mouth, in the fit and in the loss.
+      eyes_weight: The same for eyes and brows.
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
       time_weight: Weight of the error of differences between frames, which hides the borders
         of latents.
-      square_weight: Weight of the squared error beside the absolute one.
-      noise: Largest standard deviation of noise on normalised latents, which stands for the
+      noise: Largest noise on latents, in units of each channel's spread: it stands for the
         errors of the transformer.
-      fit_mouth: Extra weight of the mouth in the fit of the linear code.
-      fit_face: The same for the face.
-      fit_frames: Frames of each clip used to fit the linear code.
-      fit_clips: Clips used to fit the linear code.
+      fade: Largest share of a latent that is lost, likewise.
+      fit_clips: Clips used to fit the linear code, of two latents each.
       optimizer: Optimiser.
     """
 
     batch: int = 4
-    latents: int = 3
-    crop: int = 128
-    mouth_weight: float = 3.0
-    edge_weight: float = 0.3
+    latents: int = 2
+    mouth_weight: float = 8.0
+    eyes_weight: float = 4.0
+    edge_weight: float = 0.5
     time_weight: float = 0.3
-    square_weight: float = 10.0
-    noise: float = 0.1
-    fit_mouth: float = 20.0
-    fit_face: float = 2.0
-    fit_frames: int = 8
-    fit_clips: int = 200
+    noise: float = 0.5
+    fade: float = 0.3
+    fit_clips: int = 240
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=3e-5, beta2=0.99, weight_decay=0.0, ema_decay=0.995
+        learning_rate=1e-3, warmup_steps=50, beta2=0.99, weight_decay=0.0, ema_decay=0.99
     )
 
 
-def _describe(config, size, held_out, seed, clips, frames):
-    data = drawn.batches(seed, clips, frames, None, size, held_out)
-    return next(iter(data))
+_BLOCK = 16  # Clips drawn at once for the fit.
 
 
-def render(description: dict, size: int) -> jax.Array:
-    """Frames [B, F, size, size, 3] in -1..1 of a batch of descriptions."""
-    return drawn.to_float(
-        characters.render(description["character"], description["motion"], size)
+def weights(seen: dict, config: VAEStageConfig, rows: int) -> jax.Array:
+    """How much pixels (or latents) of `aligned.squares` matter, [B, 1 + F, rows, rows]."""
+    mouth = face_lib.coverage(seen["mouth"], rows, rows)
+    eyes = face_lib.coverage(seen["eyes"], rows, rows)
+    return 1 + config.mouth_weight * mouth + config.eyes_weight * eyes
+
+
+def fit(preset: presets.Preset, config: VAEStageConfig) -> dict:
+    """The linear code of drawn clips: parameters without the convolutions."""
+    frames = 2 * preset.vae.frames_per_latent
+    data = iter(drawn.batches(1, min(_BLOCK, config.fit_clips), frames))
+    draw = jax.jit(lambda batch: aligned.squares(preset, batch))
+    pixels, importance = [], []
+    for _ in range(-(-config.fit_clips // _BLOCK)):
+        seen = draw(next(data))
+        pixels.append(np.asarray(seen["frames"]))
+        importance.append(np.asarray(weights(seen, config, preset.crop)))
+    code = autoencoder.principal_components(
+        np.concatenate(pixels), np.concatenate(importance), preset.vae
     )
-
-
-def _cut(x, corner, crop):
-    """Cuts the square at `corner` [B, 2] out of [B, F, H, W, C]."""
-
-    def one(x, corner):
-        start = (0, corner[0], corner[1], 0)
-        return jax.lax.dynamic_slice(x, start, (x.shape[0], crop, crop, x.shape[3]))
-
-    return jax.vmap(one)(x, corner)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), code)
 
 
 def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
@@ -84,75 +86,60 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
     """
     if preset.vae is None:
         raise ValueError(f"preset {preset.name} uses the Wan VAE; there is none to train.")
-    size, group = preset.height, preset.vae.frames_per_latent
-    crop = min(config.crop, size)
     model = autoencoder.VideoAutoencoder(preset.vae)
-    frames = group * (config.latents - 1)
+    length = preset.vae.frames_per_latent * config.latents
+    code = fit(preset, config)
 
     def init(key):
-        # The fit is the start; `key` has nothing to draw.
-        return jax.tree.map(jnp.copy, start)
-
-    fit = _describe(config, size, False, 1, config.fit_clips, config.fit_frames)
-    pixels = np.asarray(render(fit, size))
-    boxes = characters.regions(fit["character"], fit["motion"])
-    importance = 1 + config.fit_mouth * np.asarray(drawn.box_mask(boxes["mouth"], size))
-    importance += config.fit_face * np.asarray(drawn.box_mask(boxes["face"], size))
-    code = autoencoder.principal_components(pixels, importance, preset.vae)
-    code = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), code)
-    start = {name: code.pop(name) for name in ("uncode", "fade")}
+        frames = jnp.zeros((1, 1 + preset.vae.frames_per_latent, 32, 32, 3))
+        return model.init(key, frames, frames[:, 0])["params"]["refine"]
 
     def loss(params, frozen, batch, key):
-        whole = drawn.to_float(characters.render(batch["character"], batch["motion"], size))
-        boxes = characters.regions(batch["character"], batch["motion"])
-        weight = 1 + config.mouth_weight * drawn.box_mask(boxes["mouth"], size)
-        x = _cut(whole, batch["corner"], crop)
-        weight = _cut(weight[..., None], batch["corner"], crop)
-        variables = {"params": {**frozen, **params}}
-        z = model.apply(variables, x, method=model.encode)
-        keys = jax.random.split(key)
-        level = config.noise * jax.random.uniform(keys[0], (z.shape[0], 1, 1, 1, 1))
-        z = z + level * jax.random.normal(keys[1], z.shape)
-        state = autoencoder.initial_state(preset.vae, z.shape)
-        y, _ = model.apply(variables, z, state, method=model.decode_chunk)
-        error = y[:, group - 1 :] - x
+        seen = aligned.squares(preset, batch)
+        x, weight = seen["frames"], weights(seen, config, preset.crop)[:, 1:, ..., None]
+        weight = weight / weight.mean()
+        variables = {"params": {**frozen, "refine": params}}
+        z = model.apply(variables, x, x[:, 0], method=model.encode)
+        keys = jax.random.split(key, 3)
+        one = (z.shape[0], 1, 1, 1, 1)
+        spread = jnp.sqrt(jnp.mean(jnp.square(z), (0, 1, 2, 3)))
+        z = z * (1 - config.fade * jax.random.uniform(keys[0], one))
+        level = config.noise * jax.random.uniform(keys[1], one) * spread
+        z = z + level * jax.random.normal(keys[2], z.shape)
+        y = model.apply(variables, z, x[:, 0], method=model.decode)
+        error = y - x[:, 1:]
         absolute = jnp.mean(weight * jnp.abs(error))
-        square = jnp.mean(weight * jnp.square(error))
-        edges = jnp.mean(
-            weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2))
-        ) + jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
-        motion = jnp.mean(weight[:, 1:] * jnp.abs(jnp.diff(error, axis=1)))
-        total = absolute + config.square_weight * square
-        total = total + config.edge_weight * edges + config.time_weight * motion
-        psnr = -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)
-        return total, {"psnr": psnr}
+        edges = jnp.mean(weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2)))
+        edges += jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
+        moved = jnp.mean(weight[:, 1:] * jnp.abs(jnp.diff(error, axis=1)))
+        total = absolute + config.edge_weight * edges + config.time_weight * moved
+        return total, {"psnr": -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)}
 
-    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    held_out = next(iter(drawn.batches(2, 12, 2 * length, held_out=True)))
+    draw = jax.jit(lambda batch: aligned.squares(preset, batch))
+    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x, x[:, 0])[0])
 
     def sample(params, frozen, path):
-        held_out = _describe(config, size, True, 2, 8, 2 * group)
-        x = render(held_out, size)
-        y = reconstruct({**frozen, **params}, x)
-        mask = drawn.box_mask(
-            characters.regions(held_out["character"], held_out["motion"])["mouth"], size
-        )[..., None]
-        square = np.square(np.clip(y, -1, 1) - x)
-        mouth = np.sum(square * mask) / (np.sum(mask) * 3)
-        rows = [np.concatenate(list(np.asarray(drawn.to_uint8(v))[:, -1]), 1) for v in (x, y)]
+        seen = draw(held_out)
+        x = seen["frames"]
+        y = reconstruct({**frozen, "refine": params}, x)
+        x, square = x[:, 1:], np.square(np.clip(y, -1, 1) - x[:, 1:])
+        mouth = np.asarray(face_lib.coverage(seen["mouth"], preset.crop, preset.crop))[:, 1:]
+        around = np.sum(square * mouth[..., None]) / (3 * np.sum(mouth))
+        pictures = [np.asarray(drawn.to_uint8(v)) for v in (x, y)]
+        rows = [np.concatenate(list(v[:, at]), 1) for at in (3, -1) for v in pictures]
         iio.imwrite(path + ".png", np.concatenate(rows))
         psnr = -10 * np.log10(square.mean((1, 2, 3, 4)) / 4)
         return {
             "psnr": float(psnr.mean()), "psnr_min": float(psnr.min()),
-            "psnr_mouth": float(-10 * np.log10(mouth / 4)),
+            "psnr_mouth": float(-10 * np.log10(around / 4)),
         }
 
     def finish(params, frozen):
-        return jax.tree.map(jnp.asarray, {**frozen, **params})
-
-    def batches(seed):
-        return drawn.batches(seed, config.batch, frames, crop, size)
+        return jax.tree.map(jnp.asarray, {**frozen, "refine": params})
 
     return loop.Stage(
-        name="vae", init=init, loss=loss, frozen=code, batches=batches, sample=sample,
-        finish=finish, optimizer=config.optimizer,
+        name="vae", init=init, loss=loss, frozen=code,
+        batches=lambda seed: drawn.batches(seed, config.batch, length),
+        sample=sample, finish=finish, optimizer=config.optimizer,
     )

@@ -1,6 +1,6 @@
-"""Puts a generated face into its picture, and moves head and chest: the pose columns.
+"""Moves head and chest: the pose columns.
 
-Frames are decoded with the head where it is in the reference picture. Here the head turns
+Frames are generated with the head where it is in the reference picture. Here the head turns
 about the neck, shifts, and its features slide over its round front when it turns or nods;
 the chest rises with the breath. Displacements fade out around the head, so the background
 stays. The sizes are those of `data/portrait.py`.
@@ -9,68 +9,14 @@ stays. The sizes are those of `data/portrait.py`.
 import jax
 import jax.numpy as jnp
 
+from tm_jax.models import face as face_lib
+
 _SHIFT = 0.03  # picture widths
 _ROLL = 0.105  # radians
 _PARALLAX = 0.1  # half widths of the face
 _NECK = 1.2  # half heights of the face, below its centre
 _BREATH = 0.012  # picture heights
-_EDGE = (0.95, 1.15)  # Half boxes of a face: where its picture begins, where it is whole.
 _BOX = 1.03  # half widths of a face in its box
-_NO_FACE = (0.25, 0.3, 0.65, 0.7)  # A box for pictures in which no face was found.
-
-
-def face_box(mask: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Box of a face.
-
-    Args:
-      mask: [B, P], 1 where a face touches a token of a grid of rows x columns, else 0.
-      rows: Rows of the grid.
-      columns: Columns of the grid.
-
-    Returns:
-      (y0, x0, y1, x1) in 0..1, [B, 4]: the rectangle with the moments of the mask, less half
-      a token on each side.
-    """
-    grid = mask.reshape(-1, rows, columns)
-    total = grid.sum((1, 2))
-
-    def extent(weight, count):
-        at = (jnp.arange(count) + 0.5) / count
-        mean = jnp.sum(weight * at, -1) / jnp.maximum(total, 1)
-        spread = jnp.sum(weight * jnp.square(at - mean[:, None]), -1) / jnp.maximum(total, 1)
-        # Of a uniform distribution; half a token off, since tokens that the face only
-        # touches count whole.
-        half = jnp.maximum(jnp.sqrt(3 * spread) - 0.5 / count, 0.5 / count)
-        return mean - half, mean + half
-
-    y0, y1 = extent(grid.sum(2), rows)
-    x0, x1 = extent(grid.sum(1), columns)
-    found = jnp.stack([y0, x0, y1, x1], -1)
-    return jnp.where(total[:, None] >= 4, found, jnp.asarray(_NO_FACE))
-
-
-def composite(frames: jax.Array, picture: jax.Array, box: jax.Array) -> jax.Array:
-    """Frames inside the face, the picture itself around it, blended at the face's edge.
-
-    With the head at rest nothing else moves, and the picture is sharper than its code.
-
-    Args:
-      frames: [B, F, H, W, C].
-      picture: [B, H, W, C].
-      box: Face (y0, x0, y1, x1) in 0..1, [B, 4].
-
-    Returns:
-      [B, F, H, W, C].
-    """
-    height, width = picture.shape[1:3]
-    y = ((jnp.arange(height) + 0.5) / height)[None, :, None]
-    x = ((jnp.arange(width) + 0.5) / width)[None, None]
-    y0, x0, y1, x1 = (box[:, i, None, None] for i in range(4))
-    u = (2 * x - x0 - x1) / jnp.maximum(x1 - x0, 1e-3)
-    v = (2 * y - y0 - y1) / jnp.maximum(y1 - y0, 1e-3)
-    weight = 1 - _step(jnp.sqrt(u * u + v * v), *_EDGE)  # [B, H, W]
-    picture = picture[:, None]
-    return picture + weight[:, None, :, :, None] * (frames - picture)
 
 
 def warp(frames: jax.Array, pose: jax.Array, box: jax.Array) -> jax.Array:
@@ -107,20 +53,14 @@ def _source(pose, box, height, width):
     dx, dy = x - centre_x - _SHIFT * shift_x, y - neck_y - _SHIFT * shift_y
     cos, sin = jnp.cos(_ROLL * roll), jnp.sin(_ROLL * roll)
     # Nearest parts, the features, slide furthest; ears and hair behind slide back.
-    slide = _PARALLAX * (1.0 - 1.4 * _step(radius, 0.55, 1.1))
+    slide = _PARALLAX * (1.0 - 1.4 * face_lib.smooth_step(radius, 0.55, 1.1))
     from_x = cos * dx + sin * dy + centre_x - slide * yaw * half_x
     from_y = cos * dy - sin * dx + neck_y - slide * pitch * half_y
-    head = (1 - _step(radius, 1.3, 2.2)) * (1 - _step(v, 1.0, 1.8))
-    chest = _step(v, 1.1, 1.7)
+    head = (1 - face_lib.smooth_step(radius, 1.3, 2.2)) * (1 - face_lib.smooth_step(v, 1.0, 1.8))
+    chest = face_lib.smooth_step(v, 1.1, 1.7)
     rows = y + head * (from_y - y) + chest * _BREATH * breath
     columns = x + head * (from_x - x)
     return rows * height - 0.5, jnp.broadcast_to(columns, rows.shape) * width - 0.5
-
-
-def _step(x, low, high):
-    """Smooth step from 0 at `low` to 1 at `high`."""
-    t = jnp.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def _bilinear(frame, y, x):

@@ -1,20 +1,20 @@
-"""Conditioning channels of a preset that repeats the reference latent on every frame."""
+"""Conditioning channels of a preset that repeats the code of its picture on every frame."""
 
 import jax
 import jax.numpy as jnp
 
 
 def condition(reference: jax.Array, expression: jax.Array, sink: bool = False) -> jax.Array:
-    """The reference latent, then the expression of the frame at every place.
+    """The code of the picture, then the expression of the frame at every place.
 
     Args:
-      reference: [B, H, W, C].
+      reference: Code of the reference picture, [B, H, W, A].
       expression: Eyes, brows and smile of every pixel frame of a latent, [B, T, X]; X may
         be 0.
       sink: Whether a frame of neutral expression, the sink's, comes first.
 
     Returns:
-      [B, T, H, W, C + X], with sink [B, 1 + T, H, W, C + X].
+      [B, T, H, W, A + X], with sink [B, 1 + T, H, W, A + X].
     """
     if sink:
         expression = jnp.pad(expression, ((0, 0), (1, 0), (0, 0)))

@@ -14,9 +14,9 @@ class DiTConfig:
       mlp_width: Hidden width of the feed-forward layers.
       latent_channels: Channels C of the latents, and of the predicted velocity.
       condition_channels: Channels concatenated to every noisy latent: 20 in Wan's
-        image-to-video (4 of mask, 16 of latent), 0 in text-to-video. Where `reference_std`
-        is set the first C are the reference latent, repeated on every frame; what follows
-        is the expression of eyes and brows (`expression_channels`).
+        image-to-video (4 of mask, 16 of latent), 0 in text-to-video. Those of a small preset
+        are the code of the reference picture, repeated on every frame, and the expression.
+      expression_channels: How many of them, the last, are the expression of eyes and brows.
       patch: Side of a square patch of latents that makes one token.
       frequency_width: Width of the sinusoidal time features.
       text_width: Width of text features, None without text.
@@ -30,8 +30,8 @@ class DiTConfig:
       audio_width: Width E of an audio token.
       modes: Number of speaking/listening modes.
       reference_std: None: the network output is the velocity, as Wan was trained. A number:
-        inputs and outputs are scaled around the reference latent, whose distance to the
-        frames has this standard deviation, so that an untrained network already predicts
+        latents are changes from the reference picture and have this standard deviation;
+        inputs and outputs are scaled by it, so that an untrained network already predicts
         the still picture (`preconditioning.py`).
     """
 
@@ -41,6 +41,7 @@ class DiTConfig:
     mlp_width: int
     latent_channels: int = 16
     condition_channels: int = 20
+    expression_channels: int = 0
     patch: int = 2
     frequency_width: int = 256
     text_width: int | None = 4096
@@ -62,21 +63,13 @@ class DiTConfig:
             )
         if (self.width // self.num_heads) % 2:
             raise ValueError(f"head width {self.width // self.num_heads} must be even.")
-        if self.reference_std is not None and (
-            self.condition_channels < self.latent_channels or self.reference_std <= 0
-        ):
+        if self.reference_std is not None and self.reference_std <= 0:
+            raise ValueError(f"reference_std must be positive, got {self.reference_std}.")
+        if not 0 <= self.expression_channels <= self.condition_channels:
             raise ValueError(
-                "reference_std needs condition_channels >= latent_channels and a positive "
-                f"value; got {self.condition_channels}, {self.latent_channels} and "
-                f"{self.reference_std}."
+                f"expression_channels={self.expression_channels} are some of the "
+                f"condition_channels={self.condition_channels}."
             )
-
-    @property
-    def expression_channels(self) -> int:
-        """Conditioning channels after the reference latent; 0 where that is not repeated."""
-        if self.reference_std is None:
-            return 0
-        return self.condition_channels - self.latent_channels
 
     @property
     def head_width(self) -> int:

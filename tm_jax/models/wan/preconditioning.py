@@ -1,13 +1,11 @@
 """Scaling of inputs and outputs around the reference picture.
 
-The network of a small preset predicts how the clean latent differs from the reference latent
-r, in units of the standard deviation s of that difference:
+Latents of a small preset are changes from the reference picture, of standard deviation s. The
+network predicts the clean latent in units of s:
 
-  x0 = r + s F,   so   v = (x - r - s F) / sigma,
+  x0 = s F,   so   v = (x - s F) / sigma,
 
-and it sees the noisy point around the reference at unit variance,
-
-  (x - (1 - sigma) r) / sqrt((1 - sigma)^2 s^2 + sigma^2).
+and it sees the noisy latent at unit variance, x / sqrt((1 - sigma)^2 s^2 + sigma^2).
 
 An untrained network (F = 0) shows the still picture at every noise level. Scaled outputs go
 back to EDM (Karras et al. 2022, eq. 7). Differs from it: nothing of the noise is passed
@@ -21,15 +19,14 @@ import jax.numpy as jnp
 _SMALLEST = 1e-3  # A velocity at sigma = 0 is never used, but must be finite.
 
 
-def scale_input(x, reference, sigma, std) -> jax.Array:
+def scale_input(x, sigma, std) -> jax.Array:
     """Network input of unit variance. All arguments broadcast to `x`."""
-    variance = jnp.square(1 - sigma) * std**2 + jnp.square(sigma)
-    return (x - (1 - sigma) * reference) / jnp.sqrt(variance)
+    return x / jnp.sqrt(jnp.square(1 - sigma) * std**2 + jnp.square(sigma))
 
 
-def to_velocity(output, x, reference, sigma, std) -> jax.Array:
+def to_velocity(output, x, sigma, std) -> jax.Array:
     """Velocity from the network's unit-scale output. All arguments broadcast to `x`."""
-    return (x - reference - std * output) / jnp.maximum(sigma, _SMALLEST)
+    return (x - std * output) / jnp.maximum(sigma, _SMALLEST)
 
 
 def loss_weight(sigma, std) -> jax.Array:

@@ -168,9 +168,9 @@ class DiT(nn.Module):
         shapes.check(mode, "B T", "mode", B=sizes["B"], T=sizes["T"])
         x = x.astype(jnp.float32)
         level = sigma[..., None, None, None]
-        inner, reference = x, condition[..., : c.latent_channels]
+        inner = x
         if c.reference_std is not None:
-            inner = preconditioning.scale_input(x, reference, level, c.reference_std)
+            inner = preconditioning.scale_input(x, level, c.reference_std)
         inner = jnp.concatenate([inner, condition.astype(jnp.float32)], -1)
         tokens = self.patch_embedding(embeddings.patchify(inner, c.patch))
         tokens = nn.with_logical_constraint(tokens, _TOKENS)
@@ -197,9 +197,9 @@ class DiT(nn.Module):
             out.astype(jnp.float32), c.patch, sizes["H"] // c.patch, c.latent_channels
         )
         if c.reference_std is not None:
-            # Outside of the face the picture is the reference, exactly and at rest.
+            # Outside of the face the picture stays, exactly and at rest.
             face = context.face_mask.reshape(-1, 1, sizes["H"] // c.patch, sizes["W"] // c.patch, 1)
             face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
             out = out * face
-            out = preconditioning.to_velocity(out, x, reference, level, c.reference_std)
+            out = preconditioning.to_velocity(out, x, level, c.reference_std)
         return out, states
