@@ -105,9 +105,7 @@ class Autoencoder:
         for at in range(0, len(frames), step):
             part = frames[at : at + step]
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
-            before = frames[at - 1 : at] if at else picture[None]
-            clip = np.concatenate([before, part])
-            z = self._encode(clip, start.place, state.picture)
+            z = self._encode(part, start.place, state.picture)
             scored = bundle_lib.Scored(latents=z, pose=still, place=start.place)
             pixels, state = bundle.decode(bundle.params, scored, state)
             shown.append(np.asarray(pixels[0]))

@@ -270,7 +270,7 @@ def test_weights_are_read_strictly(tmp_path, bundle):
         files.save(str(path), wrong, "float32")
         files.load(str(path), shapes)
     with pytest.raises(ValueError, match="tensors are missing"):
-        files.save(str(path), {"in": bundle.params["locator"]["in"]}, "float32")
+        files.save(str(path), {"out": bundle.params["locator"]["out"]}, "float32")
         files.load(str(path), shapes)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="complete safetensors file"):

@@ -1,7 +1,6 @@
 """The warp of head and chest, against the renderer that moves them for real."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,23 +52,3 @@ def test_the_background_stays(scene, warped):
     corner = warped[0, :, :8, :8]
     np.testing.assert_allclose(corner, np.repeat(scene[0][:, 0, :8, :8], 6, 0), atol=1e-4)
 
-
-def test_the_box_of_a_mask():
-    mask = np.zeros((1, 8, 8), np.float32)
-    mask[:, 2:6, 1:5] = 1
-    box = np.asarray(pose.face_box(mask.reshape(1, -1), 8, 8))[0]
-    np.testing.assert_allclose(box, [2.5 / 8, 1.5 / 8, 5.5 / 8, 4.5 / 8], atol=0.02)
-
-
-def test_without_a_face_the_box_is_a_portraits():
-    box = np.asarray(pose.face_box(jnp.zeros((2, 64)), 8, 8))
-    assert np.isfinite(box).all() and (box[:, 2:] > box[:, :2]).all()
-
-
-def test_around_the_face_the_picture_stays():
-    picture = jnp.full((1, 64, 64, 3), 0.25)
-    frames = jnp.ones((1, 2, 64, 64, 3))
-    box = jnp.array([[0.25, 0.25, 0.75, 0.75]])
-    out = np.asarray(pose.composite(frames, picture, box))
-    assert (out[:, :, 32, 32] == 1).all() and (out[:, :, :10] == 0.25).all()
-    assert ((out >= 0.25) & (out <= 1)).all()

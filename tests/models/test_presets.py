@@ -33,8 +33,8 @@ def test_parts_fit_together(name):
     preset = presets.get(name)
     assert preset.name == name
     height, width, channels = preset.latent_shape
-    assert height * preset.spatial_stride == preset.height
-    assert width * preset.spatial_stride == preset.width
+    assert height * preset.spatial_stride == (preset.crop or preset.height)
+    assert width * preset.spatial_stride == (preset.crop or preset.width)
     if preset.vae is not None:
         assert preset.vae.spatial_stride == preset.spatial_stride
         assert preset.vae.latent_channels == channels
@@ -63,8 +63,8 @@ def test_an_unknown_name_lists_the_valid_ones():
     [
         ("num_heads", 3, "width=32 is not a multiple of num_heads=3"),
         ("num_heads", 32, "head width 1 must be even"),
-        ("reference_std", -1.0, "reference_std needs .* a positive value"),
-        ("condition_channels", 4, "reference_std needs condition_channels >= latent_channels"),
+        ("reference_std", -1.0, "reference_std must be positive, got -1.0"),
+        ("condition_channels", 4, "expression_channels=24 are some of .*condition_channels=4"),
     ],
 )
 def test_bad_transformer_sizes_are_refused(field, value, message):

@@ -24,7 +24,7 @@ class Streams:
         self.inputs = pico.inputs(pico.preset, _B, frames)
         self.inputs["mode"][:, 0] = 0  # The sink listens to silence.
         self.inputs["windows"][:, 0] = 0
-        self.inputs["x"][:, 0] = self.inputs["condition"][:, 0, ..., :8]
+        self.inputs["x"][:, 0] = 0
         self.keys = jax.vmap(jax.random.key)(jnp.array([11, 12]))
         # Two chunks of condition can differ, as in image-to-video.
         noise = np.random.default_rng(9).standard_normal(self.inputs["condition"].shape)

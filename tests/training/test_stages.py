@@ -17,7 +17,8 @@ from tm_jax.training import run
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 _DATA = ["data.clips=8", "data.latents=6", "batch=4", "previews=2"]
 _SETTINGS = {
-    "vae": ["batch=2", "crop=64", "fit_clips=8", "fit_frames=4"],
+    "vae": ["batch=2", "fit_clips=8"],
+    "locator": ["batch=2", "size=64"],
     "audio": ["batch=2", "frames=30"],
     "motion": ["clips=4", "latents=12", "batch=8", "previews=2"],
     "teacher": [*_DATA, "sample_steps=2"],
@@ -56,7 +57,7 @@ def workdir(tmp_path_factory, preset):
 
 
 def test_every_stage_leaves_weights_samples_and_a_checkpoint(workdir):
-    for stage, suffix in (("vae", "png"), ("teacher", "jpg"), ("student", "jpg")):
+    for stage, suffix in (("vae", "png"), ("locator", "png"), ("teacher", "jpg"), ("student", "jpg")):
         assert os.path.getsize(os.path.join(workdir, stage, "samples", f"0000002.{suffix}"))
     for stage in _SETTINGS:
         assert os.path.isdir(os.path.join(workdir, stage, "checkpoints", "2"))

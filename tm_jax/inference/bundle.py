@@ -26,7 +26,6 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.motion import config as motion_config
 from tm_jax.models.motion import network as motion_network
 from tm_jax.models.motion import pose
-from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import student
@@ -293,7 +292,7 @@ def _begin(models, params, pictures, keys):
         student=state, motion=motion_network.initial_state(preset.motion, motion_keys)
     )
     start = Start(context=context, reference=reference, place=place)
-    return start, state, autoencoder.begin(preset.vae, aligned)
+    return start, state, models.vae.apply(variables, aligned, method=models.vae.begin)
 
 
 def _hear(models, params, samples):

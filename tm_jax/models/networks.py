@@ -52,7 +52,8 @@ class Models:
         c, tokens = self.preset.dit, self.preset.tokens
         height, width, channels = self.preset.latent_shape
         if part == "vae":
-            frames = jnp.zeros((1, 1 + self.preset.vae.frames_per_latent, 32, 32, 3))
+            vae = self.preset.vae
+            frames = jnp.zeros((1, vae.frames_per_latent, vae.side, vae.side, 3))
             return self.vae.init(key, frames, frames[:, 0])["params"]
         if part == "audio":
             frames = self.preset.audio.history + 1 + self.preset.audio.future

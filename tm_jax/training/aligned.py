@@ -2,10 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tm_jax.data import characters
 from tm_jax.data import drawn
+from tm_jax.data import motion as motion_lib
 from tm_jax.models import face as face_lib
+from tm_jax.models.vae import autoencoder
+from tm_jax.models.vae import config as vae_config
+
+# Root mean square of how far columns of motion are from a portrait's, over speech; blinks, which
+# are rare, over twice their mean.
+_SPREAD = {
+    "mouth_open": 0.37, "mouth_width": 0.31, "mouth_round": 0.29, "teeth": 0.37, "tongue": 0.21,
+    "smile": 0.14, "blink_left": 0.35, "blink_right": 0.35, "gaze_x": 0.15, "gaze_y": 0.10,
+    "brow": 0.17,
+}  # fmt: skip
 
 
 def squares(preset, batch) -> dict:
@@ -17,8 +29,8 @@ def squares(preset, batch) -> dict:
 
     Returns:
       Dictionary of `frames` [B, 1 + F, S, S, 3] in -1..1, of the boxes `mouth` and `eyes`
-      [B, 1 + F, 4] in coordinates of the square, and of `face` [B, P], how much of each
-      token is face.
+      [B, 1 + F, 4] in coordinates of the square, of `face` [B, P], how much of each token
+      is face, and of `latents` [B, F / 4, h, w, C], what labels say of the frames.
     """
     whole = characters.render(batch["character"], batch["motion"], preset.height)
     regions = characters.regions(batch["character"], batch["motion"])
@@ -30,7 +42,21 @@ def squares(preset, batch) -> dict:
         "mouth": face_lib.within(regions["mouth"], box[:, None]),
         "eyes": face_lib.within(regions["eyes"], box[:, None]),
         "face": face_lib.tokens(face, box, rows, rows),
+        "latents": _latents(preset, batch["motion"]),
     }
+
+
+def _latents(preset, motion):
+    height, width, _ = preset.latent_shape
+
+    def change(names):
+        at = np.array([motion_lib.COLUMNS.index(name) for name in names])
+        spread = jnp.asarray([_SPREAD[name] for name in names])
+        return (motion[:, 1:, at] - motion[:, :1, at]) / spread
+
+    upper, lower = change(vae_config.UPPER), change(vae_config.LOWER)
+    group = preset.vae.frames_per_latent
+    return autoencoder.labels(upper, lower, height, width, group)
 
 
 def _shaken(box: jax.Array, jitter: jax.Array) -> jax.Array:

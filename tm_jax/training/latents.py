@@ -109,7 +109,6 @@ def make_encoder(models: networks.Models, params: dict):
     def encode(params, batch):
         seen = aligned.squares(preset, batch)
         frames, variables = seen["frames"], {"params": params["vae"]}
-        z = models.vae.apply(variables, frames, frames[:, 0], method=models.vae.encode)
         looks = models.vae.apply(variables, frames[:, 0], method=models.vae.appearance)
         features = models.audio.apply({"params": params["audio"]}, batch["samples"])
 
@@ -120,7 +119,7 @@ def make_encoder(models: networks.Models, params: dict):
 
         expression = batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)]
         return {
-            "latents": z.astype(jnp.float16), "reference": looks.astype(jnp.float16),
+            "latents": seen["latents"].astype(jnp.float16), "reference": looks.astype(jnp.float16),
             "features": features.astype(jnp.float16),
             "mouth": mask("mouth"), "eyes": mask("eyes"),
             "face": jnp.round(seen["face"] * 255).astype(jnp.uint8),

@@ -40,7 +40,6 @@ class StudentStageConfig:
         stands for the errors of the student's own chunks.
       mouth_weight: Extra weight of the latents around the mouth.
       eyes_weight: The same around eyes and brows.
-      channel_power: See `TeacherStageConfig`.
       previews: Held-out clips in a preview.
       optimizer: Optimiser.
     """
@@ -54,7 +53,6 @@ class StudentStageConfig:
     context_noise: float = 0.15
     mouth_weight: float = 8.0
     eyes_weight: float = 4.0
-    channel_power: float = 1.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=5e-4, warmup_steps=50, beta2=0.98, weight_decay=0.01, ema_decay=0.98
@@ -167,9 +165,6 @@ def make(models: networks.Models, params: dict, store, paths, config) -> loop.St
     preset = models.preset
     c = preset.timing.latents_per_chunk
     latents = config.chunks * c
-    channels = jnp.asarray(
-        teacher_stage.channel_weights(models, params, config.channel_power)
-    )
     levels = jnp.asarray(preset.sigmas)
 
     def init(key):
@@ -194,7 +189,7 @@ def make(models: networks.Models, params: dict, store, paths, config) -> loop.St
         clean = clean + strength * jax.random.normal(keys[2], clean.shape)
         x0 = rollouts.student_forward(models, dit, batch, clean, x, levels[step])
         error = jnp.square(x0 - target)
-        error = error * teacher_stage.pixel_weights(batch, config) * channels
+        error = error * teacher_stage.pixel_weights(batch, config)
         if preset.dit.reference_std is not None:
             error = error / preset.dit.reference_std**2
         per_frame = error.mean((2, 3, 4))

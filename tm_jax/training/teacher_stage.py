@@ -27,7 +27,6 @@ class TeacherStageConfig:
       chunks: Chunks per clip; the sink comes on top.
       mouth_weight: Extra weight of the latents around the mouth.
       eyes_weight: The same around eyes and brows.
-      channel_power: Channels are weighted by their effect on pixels to this power.
       audio_dropout: Fraction of samples that train without audio, for guidance.
       sample_steps: Steps of the sampler for previews.
       previews: Held-out clips in a preview.
@@ -39,7 +38,6 @@ class TeacherStageConfig:
     chunks: int = 2
     mouth_weight: float = 8.0
     eyes_weight: float = 4.0
-    channel_power: float = 1.0
     audio_dropout: float = 0.08
     sample_steps: int = 12
     previews: int = 12
@@ -47,14 +45,6 @@ class TeacherStageConfig:
         learning_rate=1.5e-3, warmup_steps=100, beta2=0.98, weight_decay=0.01,
         ema_decay=0.985,
     )
-
-
-def channel_weights(models: networks.Models, params: dict, power: float) -> np.ndarray:
-    """Effect of every normalised latent channel on pixels, to a power; mean 1, [C]."""
-    rows = np.asarray(params["vae"]["components"], np.float32)
-    effect = np.asarray(params["vae"]["std"]) * np.linalg.norm(rows, axis=1)
-    weights = effect**power
-    return (weights / weights.mean()).astype(np.float32)
 
 
 def pixel_weights(batch, config) -> jax.Array:
@@ -93,7 +83,6 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     """
     preset = models.preset
     latents = config.chunks * preset.timing.latents_per_chunk
-    channels = jnp.asarray(channel_weights(models, params, config.channel_power))
     std = preset.dit.reference_std
 
     def init(key):
@@ -111,7 +100,7 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
             models, params, batch, x, sigma, windows
         )
         error = jnp.square(velocity - flow.velocity(x0, noise))
-        error = error * pixel_weights(batch, config) * channels
+        error = error * pixel_weights(batch, config)
         per_sample = error.mean((1, 2, 3, 4))
         if std is not None:
             per_sample = per_sample * preconditioning.loss_weight(sigma, std)

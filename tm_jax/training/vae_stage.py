@@ -1,7 +1,4 @@
-"""Stage `vae`: the autoencoder of a small preset, on drawn characters.
-
-The linear code is fitted at once; the steps train the convolutions that clean frames up.
-"""
+"""Stage `vae`: the autoencoder of a small preset, on drawn characters."""
 
 import dataclasses
 
@@ -26,33 +23,29 @@ class VAEStageConfig:
     Attributes:
       batch: Clips per step.
       latents: Latent frames per clip.
-      mouth_weight: Extra weight of the pixels around the mouth, in the fit and in the loss.
+      mouth_weight: Extra weight of the pixels around the mouth.
       eyes_weight: The same for eyes and brows.
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
-      time_weight: Weight of the error of differences between frames, which hides the borders
-        of latents.
-      noise: Largest noise on latents, in units of each channel's spread: it stands for the
-        errors of the transformer.
-      fade: Largest share of a latent that is lost, likewise.
-      fit_clips: Clips used to fit the linear code, of two latents each.
+      time_weight: Weight of the error of differences between frames.
+      square_weight: Weight of the squared error beside the absolute one, which a face that
+        never moves makes small too.
+      noise: Largest noise on latents: it stands for the errors of the transformer.
+      label_weight: Weight of the squared error of the latents that the encoder reads.
       optimizer: Optimiser.
     """
 
-    batch: int = 4
-    latents: int = 2
+    batch: int = 8
+    latents: int = 1
     mouth_weight: float = 8.0
     eyes_weight: float = 4.0
     edge_weight: float = 0.5
     time_weight: float = 0.3
-    noise: float = 0.5
-    fade: float = 0.3
-    fit_clips: int = 240
+    square_weight: float = 10.0
+    noise: float = 0.3
+    label_weight: float = 0.02
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=1e-3, warmup_steps=50, beta2=0.99, weight_decay=0.0, ema_decay=0.99
+        learning_rate=2e-3, warmup_steps=30, beta2=0.99, weight_decay=0.0, ema_decay=0.98
     )
-
-
-_BLOCK = 16  # Clips drawn at once for the fit.
 
 
 def weights(seen: dict, config: VAEStageConfig, rows: int) -> jax.Array:
@@ -60,22 +53,6 @@ def weights(seen: dict, config: VAEStageConfig, rows: int) -> jax.Array:
     mouth = face_lib.coverage(seen["mouth"], rows, rows)
     eyes = face_lib.coverage(seen["eyes"], rows, rows)
     return 1 + config.mouth_weight * mouth + config.eyes_weight * eyes
-
-
-def fit(preset: presets.Preset, config: VAEStageConfig) -> dict:
-    """The linear code of drawn clips: parameters without the convolutions."""
-    frames = 2 * preset.vae.frames_per_latent
-    data = iter(drawn.batches(1, min(_BLOCK, config.fit_clips), frames))
-    draw = jax.jit(lambda batch: aligned.squares(preset, batch))
-    pixels, importance = [], []
-    for _ in range(-(-config.fit_clips // _BLOCK)):
-        seen = draw(next(data))
-        pixels.append(np.asarray(seen["frames"]))
-        importance.append(np.asarray(weights(seen, config, preset.crop)))
-    code = autoencoder.principal_components(
-        np.concatenate(pixels), np.concatenate(importance), preset.vae
-    )
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), code)
 
 
 def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
@@ -88,58 +65,60 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
         raise ValueError(f"preset {preset.name} uses the Wan VAE; there is none to train.")
     model = autoencoder.VideoAutoencoder(preset.vae)
     length = preset.vae.frames_per_latent * config.latents
-    code = fit(preset, config)
 
     def init(key):
-        frames = jnp.zeros((1, 1 + preset.vae.frames_per_latent, 32, 32, 3))
-        return model.init(key, frames, frames[:, 0])["params"]["refine"]
+        side = preset.vae.side
+        frames = jnp.zeros((1, preset.vae.frames_per_latent, side, side, 3))
+        return model.init(key, frames, frames[:, 0])["params"]
 
     def loss(params, frozen, batch, key):
         seen = aligned.squares(preset, batch)
         x, weight = seen["frames"], weights(seen, config, preset.crop)[:, 1:, ..., None]
         weight = weight / weight.mean()
-        variables = {"params": {**frozen, "refine": params}}
-        z = model.apply(variables, x, x[:, 0], method=model.encode)
-        keys = jax.random.split(key, 3)
-        one = (z.shape[0], 1, 1, 1, 1)
-        spread = jnp.sqrt(jnp.mean(jnp.square(z), (0, 1, 2, 3)))
-        z = z * (1 - config.fade * jax.random.uniform(keys[0], one))
-        level = config.noise * jax.random.uniform(keys[1], one) * spread
-        z = z + level * jax.random.normal(keys[2], z.shape)
+        variables, z = {"params": params}, seen["latents"]
+        read = model.apply(variables, x[:, 1:], x[:, 0], method=model.encode)
+        keys = jax.random.split(key)
+        level = config.noise * jax.random.uniform(keys[0], (z.shape[0], 1, 1, 1, 1))
+        z = z + level * jax.random.normal(keys[1], z.shape)
         y = model.apply(variables, z, x[:, 0], method=model.decode)
         error = y - x[:, 1:]
         absolute = jnp.mean(weight * jnp.abs(error))
         edges = jnp.mean(weight[:, :, 1:] * jnp.abs(jnp.diff(error, axis=2)))
         edges += jnp.mean(weight[:, :, :, 1:] * jnp.abs(jnp.diff(error, axis=3)))
         moved = jnp.mean(weight[:, 1:] * jnp.abs(jnp.diff(error, axis=1)))
-        total = absolute + config.edge_weight * edges + config.time_weight * moved
-        return total, {"psnr": -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)}
+        label = jnp.mean(jnp.square(read - seen["latents"]))
+        square = jnp.mean(weight * jnp.square(error))
+        total = absolute + config.square_weight * square
+        total += config.edge_weight * edges + config.time_weight * moved
+        psnr = -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)
+        return total + config.label_weight * label, {"psnr": psnr, "label": label}
 
     held_out = next(iter(drawn.batches(2, 12, 2 * length, held_out=True)))
     draw = jax.jit(lambda batch: aligned.squares(preset, batch))
-    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x, x[:, 0])[0])
+    paint = jax.jit(lambda p, z, x: model.apply({"params": p}, z, x, method=model.decode))
+    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x[:, 1:], x[:, 0])[0])
 
     def sample(params, frozen, path):
         seen = draw(held_out)
         x = seen["frames"]
-        y = reconstruct({**frozen, "refine": params}, x)
-        x, square = x[:, 1:], np.square(np.clip(y, -1, 1) - x[:, 1:])
+        x, still = x[:, 1:], x[:, 0]
+        y = paint(params, seen["latents"], still)
+        again = reconstruct(params, seen["frames"])
         mouth = np.asarray(face_lib.coverage(seen["mouth"], preset.crop, preset.crop))[:, 1:]
-        around = np.sum(square * mouth[..., None]) / (3 * np.sum(mouth))
-        pictures = [np.asarray(drawn.to_uint8(v)) for v in (x, y)]
+
+        def psnr(y, mask=1.0):
+            square = np.square(np.clip(y, -1, 1) - x) * mask
+            return float(-10 * np.log10(square.sum() / (np.ones_like(square) * mask).sum() / 4))
+
+        pictures = [np.asarray(drawn.to_uint8(v)) for v in (x, y, again)]
         rows = [np.concatenate(list(v[:, at]), 1) for at in (3, -1) for v in pictures]
         iio.imwrite(path + ".png", np.concatenate(rows))
-        psnr = -10 * np.log10(square.mean((1, 2, 3, 4)) / 4)
         return {
-            "psnr": float(psnr.mean()), "psnr_min": float(psnr.min()),
-            "psnr_mouth": float(-10 * np.log10(around / 4)),
+            "psnr": psnr(y), "psnr_mouth": psnr(y, mouth[..., None]), "psnr_read": psnr(again)
         }
 
-    def finish(params, frozen):
-        return jax.tree.map(jnp.asarray, {**frozen, "refine": params})
-
     return loop.Stage(
-        name="vae", init=init, loss=loss, frozen=code,
+        name="vae", init=init, loss=loss, frozen={},
         batches=lambda seed: drawn.batches(seed, config.batch, length),
-        sample=sample, finish=finish, optimizer=config.optimizer,
+        sample=sample, finish=lambda params, frozen: params, optimizer=config.optimizer,
     )

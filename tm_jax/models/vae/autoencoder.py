@@ -1,49 +1,46 @@
-"""Small causal video autoencoder of aligned faces: what a frame changes in its picture.
+"""Small video autoencoder of aligned faces: latents that say what moved, and a painter.
 
-A latent says how 4 frames of one 16 x 16 block differ from the reference picture: the
-projection of the difference on its principal components. Nothing changes, the latent is zero,
-and the frame is the picture itself, as sharp as it came. The code also covers the frame before
-its block; where the block before showed that frame otherwise, the difference fades out over
-the frames of this one. That is the decoder's only look into the past; a stream is decoded
-chunk by chunk with the last frame as its state, and gives the same pixels as the whole clip.
+A latent tells of 4 frames how the face differs from the reference picture: at every place of
+the upper half lids, gaze and brows, at every place of the lower half the mouth, each in units
+of its spread. The drawn data set has labels of these, so the encoder is trained to read them
+off the pixels and the painter to draw what they say; neither has to invent a code.
 
-Few components of sums draw lips over lips that they should replace. So convolutions that see
-the sum and the picture clean each frame up. They are trained with noise on the latents, which
-stands for the errors of the transformer.
+The painter sees the picture. So no latent, nor the transformer that makes it, has to carry
+colours and outlines of a character, and where nothing changes the picture itself is shown, as
+sharp as it came. Every frame has its own channels of a latent: a stream is decoded chunk by
+chunk to the same pixels as the whole clip.
 """
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tm_jax.core import shapes
-from tm_jax.models.vae import blocks
 from tm_jax.models.vae import config as config_lib
 from tm_jax.nn import linear
 
-_BEFORE = 0.7  # Weight of the frame before a block, in the fit.
-_FADE = np.array([0.5, 0.25, 0.1], np.float32)
-_CELL = 4  # Pixels per side of what convolutions see as one.
-_REPLICATED = (None, None)
+_CELL = 4  # Pixels per side at the finest stride of the convolutions.
+_COLOURS = 3 * _CELL**2  # Numbers in a cell.
 
 
 @flax.struct.dataclass
 class DecoderState:
-    """What the decoder shows and showed last.
+    """What the decoder knows of a stream: it stays the same.
 
     Attributes:
       picture: The reference picture, [B, H, W, 3].
-      last: Last change before the fade, as patches [B, h, w, side * side * 3].
+      looks: Features of the picture at strides 4, 8 and 16.
+      rest: What the painter adds with latents of zero, [B, 1, H, W, 3].
     """
 
     picture: jax.Array
-    last: jax.Array
+    looks: tuple[jax.Array, jax.Array, jax.Array]
+    rest: jax.Array
 
 
 class VideoAutoencoder(nn.Module):
-    """Linear code of changed pixel blocks, and its inverse, cleaned up.
+    """Reads what moved in a face, and paints it.
 
     Attributes:
       config: Sizes.
@@ -54,64 +51,51 @@ class VideoAutoencoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        c = self.config
-
-        def table(name, *shape):
-            normal = nn.with_logical_partitioning(nn.initializers.normal(0.02), _REPLICATED)
-            return self.param(name, normal, shape)
-
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        # Rows are orthonormal under the weights of `_weights`, so one table serves both ways.
-        self.components = table("components", c.latent_channels, c.block_pixels)
-        self.looks = table("looks", c.appearance_channels, c.patch_pixels)
-        # Set from data; a latent is handed out as projection / std.
-        self.std = self.param("std", ones, (c.latent_channels,))
-        self.look_mean = self.param("look_mean", zeros, (c.appearance_channels,))
-        self.look_std = self.param("look_std", ones, (c.appearance_channels,))
-        # How much of the difference at the border each frame keeps. The last frame keeps
-        # none, so a difference never outlives its block.
-        self.fade = self.param("fade", zeros, (c.frames_per_latent - 1,))
-        self.refine = Refiner(c.width, c.layers, self.dtype)
+        c, dtype = self.config, self.dtype
+        self.encoder = Encoder(c, dtype)
+        self.viewer = Viewer(c, dtype)
+        self.painter = Painter(c, dtype)
 
     def appearance(self, picture: jax.Array) -> jax.Array:
         """Code [B, h, w, A] of a picture [B, H, W, 3] in -1..1."""
-        x = blocks.patches(picture[:, None], self.config)[:, 0]
-        table = self.looks * blocks.window(self.config)
-        return (x @ table.T - self.look_mean) / self.look_std
+        return self.viewer(picture)[2]
 
     def encode(self, frames: jax.Array, picture: jax.Array) -> jax.Array:
         """Latents of a clip.
 
         Args:
-          frames: [B, 1 + 4 T, H, W, 3] in -1..1; the first is the one before the clip.
+          frames: [B, 4 T, H, W, 3] in -1..1.
           picture: The reference picture, [B, H, W, 3].
 
         Returns:
           [B, T, h, w, C].
 
         Raises:
-          ValueError: The number of frames or the picture size does not divide.
+          ValueError: The number of frames does not divide, or the square has another size.
         """
         c = self.config
-        code = (self.components * _weights(c)).T
-        return group(frames - picture[:, None], c) @ code / self.std
+        sizes = shapes.check(frames, "B F H W C", "frames", C=3)
+        length = c.frames_per_latent
+        if sizes["F"] % length:
+            raise ValueError(f"frames: expected {length} k frames, got {sizes['F']}.")
+        if (sizes["H"], sizes["W"]) != (c.side, c.side):
+            raise ValueError(
+                f"frames: expected {c.side}x{c.side} pixels, got {sizes['H']}x{sizes['W']}."
+            )
+        both = jnp.concatenate([picture[:, None], frames], 1)
+        z = self.encoder(both, picture)  # [B, 1 + F, h, w, 6]
+        z = z[:, 1:] - z[:, :1]
+        z = z.reshape(sizes["B"], -1, length, *z.shape[2:])
+        return jnp.moveaxis(z, 2, 4).reshape(*z.shape[:2], *z.shape[3:5], -1)
 
-    def decode_linear(self, z: jax.Array, state: DecoderState):
-        """Like `decode_chunk`, without the convolutions."""
+    def begin(self, picture: jax.Array) -> DecoderState:
+        """Decoder state before the first latent of streams with pictures [B, H, W, 3]."""
         c = self.config
-        sizes = shapes.check(z, "B T H W C", "latents", C=c.latent_channels)
-        frames = c.frames_per_latent
-        window = jnp.tile(blocks.window(c), 1 + frames)
-        parts = (z * self.std) @ (self.components * window)
-        parts = parts.reshape(*z.shape[:4], 1 + frames, c.patch_pixels)
-        believed, block = parts[..., 0, :], parts[..., 1:, :]
-        shown = jnp.concatenate([state.last[:, None], block[:, :-1, :, :, -1]], 1)
-        fade = jnp.append(self.fade, 0.0)[:, None]
-        block = block + fade * (shown - believed)[..., None, :]
-        x = jnp.moveaxis(block, 4, 2)
-        x = x.reshape(sizes["B"], -1, sizes["H"], sizes["W"], c.patch_pixels)
-        pixels = state.picture[:, None] + blocks.join(x, c)
-        return pixels, state.replace(last=parts[:, -1, ..., -1, :])
+        looks = self.viewer(picture)
+        zero = jnp.zeros((len(picture), 1, c.rows, c.rows, c.latent_channels))
+        return DecoderState(
+            picture=picture, looks=looks, rest=self.painter(zero, looks)[:, :1]
+        )
 
     def decode_chunk(self, z: jax.Array, state: DecoderState):
         """Next frames of a stream.
@@ -123,145 +107,149 @@ class VideoAutoencoder(nn.Module):
         Returns:
           Pixels in about -1..1, [B, 4 T, H, W, 3], and the next state.
         """
-        pixels, state = self.decode_linear(z, state)
-        return self.refine(pixels, state.picture), state
+        shapes.check(z, "B T H W C", "latents", C=self.config.latent_channels)
+        paint = self.painter(z, state.looks)
+        # With latents of zero nothing changes.
+        return state.picture[:, None] + paint - state.rest, state
 
     def decode(self, z: jax.Array, picture: jax.Array) -> jax.Array:
         """Whole clip: latents [B, T, h, w, C] to pixels [B, 4 T, H, W, 3]."""
-        return self.decode_chunk(z, begin(self.config, picture))[0]
+        return self.decode_chunk(z, self.begin(picture))[0]
 
     def __call__(self, frames: jax.Array, picture: jax.Array):
         """Reconstruction of a clip and the picture's code; touches every parameter."""
         return self.decode(self.encode(frames, picture), picture), self.appearance(picture)
 
 
-class Refiner(nn.Module):
-    """Convolutions at a quarter of the resolution that correct decoded frames.
+def _conv(features, dtype, name):
+    return linear.Conv(features, dtype=dtype, name=name)
+
+
+class Encoder(nn.Module):
+    """What each frame tells at each place, beside its picture.
 
     Attributes:
-      width: Channels.
-      layers: Pairs of convolutions.
+      config: Sizes.
       dtype: Dtype of the products.
     """
 
-    width: int
-    layers: int
+    config: config_lib.VAEConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, frames, picture):
-        """Maps frames [B, F, H, W, 3] and their picture [B, H, W, 3] to frames."""
+        """Maps frames [B, F, H, W, 3] and pictures [B, H, W, 3] to [B, F, h, w, 6]."""
+        fine, middle, coarse = self.config.widths
         b, f = frames.shape[:2]
-        conv = lambda name, zero=False, width=self.width: linear.Conv(
-            width, dtype=self.dtype, zero=zero, name=name
-        )
-        seen = _to_cells(frames.reshape(b * f, *frames.shape[2:]))
-        still = conv("picture")(_to_cells(picture))
-        x = conv("in")(seen)
+        x = _to_cells(frames, _CELL).reshape(b * f, *(n // _CELL for n in frames.shape[2:4]), -1)
+        x = _conv(fine // 2, self.dtype, "frames")(x)
+        still = _conv(fine // 2, self.dtype, "picture")(_to_cells(picture, _CELL))
         x = x + jnp.repeat(still, f, 0)
-        for i in range(self.layers):
-            y = conv(f"first_{i}")(nn.silu(x))
-            x = x + conv(f"second_{i}", zero=True)(nn.silu(y))
-        x = conv("out", True, seen.shape[-1])(nn.silu(x))
-        return frames + _from_cells(x.astype(jnp.float32)).reshape(frames.shape)
+        x = _conv(middle, self.dtype, "middle")(_to_cells(nn.silu(x), 2))
+        x = _conv(coarse, self.dtype, "coarse")(_to_cells(nn.silu(x), 2))
+        # Every place tells of its whole half.
+        h, w = x.shape[1:3]
+        half = nn.silu(x).reshape(b * f, 2, h // 2, w, coarse).mean((2, 3))
+        half = linear.Dense(coarse, (None, None), self.dtype, name="half")(half)
+        x = x + jnp.repeat(half[:, :, None], h // 2, 2).reshape(b * f, h, 1, coarse)
+        x = _conv(len(config_lib.UPPER), self.dtype, "out")(nn.silu(x))
+        return x.reshape(b, f, *x.shape[1:]).astype(jnp.float32)
 
 
-def begin(config: config_lib.VAEConfig, picture: jax.Array) -> DecoderState:
-    """Decoder state before the first latent of streams with pictures [B, H, W, 3]."""
-    batch, height, width, _ = picture.shape
-    stride = config.spatial_stride
-    last = jnp.zeros((batch, height // stride, width // stride, config.patch_pixels))
-    return DecoderState(picture=picture, last=last)
+class Viewer(nn.Module):
+    """Features of a picture at strides 4, 8 and 16; the last is its code.
 
-
-def group(frames: jax.Array, config: config_lib.VAEConfig) -> jax.Array:
-    """Clip [B, 1 + 4 T, H, W, 3] to blocks with the frame before, [B, T, h, w, 5 patches].
-
-    Raises:
-      ValueError: The number of frames or the picture size does not divide.
+    Attributes:
+      config: Sizes.
+      dtype: Dtype of the products.
     """
-    sizes = shapes.check(frames, "B F H W C", "frames", C=3)
-    length = config.frames_per_latent
-    if (sizes["F"] - 1) % length or sizes["F"] == 1:
-        raise ValueError(f"frames: expected 1 + {length} k frames, got {sizes['F']}.")
-    x = blocks.patches(frames, config)
-    at = np.arange((sizes["F"] - 1) // length)[:, None] * length + np.arange(1 + length)
-    x = jnp.moveaxis(x[:, at], 2, 4)  # [B, T, h, w, 5, patch]
-    return x.reshape(*x.shape[:4], config.block_pixels)
+
+    config: config_lib.VAEConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, picture):
+        """Maps [B, H, W, 3] to [B, H/4, W/4, .], [B, H/8, W/8, .] and [B, h, w, A]."""
+        c = self.config
+        fine, middle, _ = c.widths
+        x = nn.silu(_conv(fine, self.dtype, "in")(_to_cells(picture, _CELL)))
+        x = _conv(fine, self.dtype, "fine")(x)
+        y = _conv(middle, self.dtype, "middle")(_to_cells(nn.silu(x), 2))
+        z = _conv(c.appearance_channels, self.dtype, "coarse")(_to_cells(nn.silu(y), 2))
+        return x, y, jnp.tanh(z.astype(jnp.float32))
 
 
-def principal_components(
-    frames: np.ndarray, weights: np.ndarray, config: config_lib.VAEConfig, looks: float = 0.05
-) -> dict:
-    """Fits the linear code to real clips.
+class Painter(nn.Module):
+    """Latents to what they add to the picture, frame by frame.
+
+    Attributes:
+      config: Sizes.
+      dtype: Dtype of the products.
+    """
+
+    config: config_lib.VAEConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z, looks):
+        """Maps latents [B, T, h, w, C] to [B, 4 T, H, W, 3]."""
+        c = self.config
+        fine, middle, coarse = c.widths
+        b, t, h, w, _ = z.shape
+        x = z.reshape(b * t, h, w, c.frames_per_latent, -1)
+        x = jnp.moveaxis(x, 3, 1).reshape(-1, h, w, x.shape[-1])  # One frame each.
+        # The square is aligned: every place has a meaning, and weights of its own.
+        places = nn.with_logical_partitioning(
+            nn.initializers.normal(x.shape[-1] ** -0.5), (None, None, None, None)
+        )
+        kernel = self.param("places", places, (c.rows, c.rows, x.shape[-1], coarse))
+        bias = self.param("places_bias", places, (c.rows, c.rows, 1, coarse))
+        x = jnp.einsum("bhwi,hwio->bhwo", x.astype(self.dtype), kernel) + bias[:, :, 0]
+        frames = t * c.frames_per_latent
+        x = x + jnp.repeat(_conv(coarse, self.dtype, "still")(looks[2]), frames, 0)
+        x = x + _conv(coarse, self.dtype, "joint")(nn.silu(x))
+        x = _from_cells(_conv(4 * middle, self.dtype, "middle")(nn.silu(x)), 2)
+        x = x + jnp.repeat(looks[1], frames, 0)
+        x = x + _conv(middle, self.dtype, "middle_joint")(nn.silu(x))
+        x = _from_cells(_conv(4 * fine, self.dtype, "fine")(nn.silu(x)), 2)
+        x = x + jnp.repeat(looks[0], frames, 0)
+        for i in range(2):
+            x = x + _conv(fine, self.dtype, f"fine_joint_{i}")(nn.silu(x))
+        out = linear.Conv(_COLOURS, dtype=self.dtype, zero=True, name="out")
+        x = _from_cells(out(nn.silu(x)))
+        return x.reshape(b, frames, *x.shape[1:]).astype(jnp.float32)
+
+
+def _to_cells(x, side):
+    """[..., H, W, C] to [..., H / side, W / side, side * side * C]."""
+    *lead, h, w, c = x.shape
+    x = x.reshape(*lead, h // side, side, w // side, side, c)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, h // side, w // side, -1)
+
+
+def _from_cells(x, side=_CELL):
+    """The inverse of `_to_cells`."""
+    *lead, h, w, c = x.shape
+    x = jnp.swapaxes(x.reshape(*lead, h, w, side, side, c // side**2), -4, -3)
+    return x.reshape(*lead, h * side, w * side, -1)
+
+
+def labels(upper: jax.Array, lower: jax.Array, height: int, width: int, group: int) -> jax.Array:
+    """Latents that say what labels say.
 
     Args:
-      frames: Clips [B, 1 + 4 T, H, W, 3] in -1..1; the first frame is the picture.
-      weights: How much each pixel matters, [B, 1 + 4 T, H, W]; a block counts with the mean
-        over its last frame.
-      config: Sizes.
-      looks: Energy of whole pictures beside that of changes, in the fit of the changes: so
-        changes of faces unlike these find components too.
+      upper: Changes of the columns `config.UPPER`, in units of their spread, [B, F, 6].
+      lower: The same of `config.LOWER`.
+      height: Latents per column of the square.
+      width: Latents per row.
+      group: Frames per latent.
 
     Returns:
-      Parameters of `VideoAutoencoder` without the convolutions. `std` takes the square root
-      of each component's spread, half way to whitening, and is scaled so that latents are 1
-      in the mean square over blocks, by weight.
+      [B, F / group, height, width, 6 * group].
     """
-    frames = jnp.asarray(frames)
-    scale = np.sqrt(_weights(config))
-    change = np.asarray(group(frames - frames[:, :1], config)).reshape(-1, config.block_pixels)
-    still = jnp.repeat(frames[:, :1], 1 + config.frames_per_latent, 1)
-    still = np.asarray(group(still, config)).reshape(-1, config.block_pixels)
-    w = blocks.patches(jnp.repeat(jnp.asarray(weights)[..., None], 3, -1), config).mean(-1)
-    w = np.asarray(w[:, config.frames_per_latent :: config.frames_per_latent]).reshape(-1, 1)
-    w = w / w.mean()
-    rows = change * (scale * np.sqrt(w))
-    plain = (still - still.mean(0)) * scale
-    plain *= np.sqrt(looks * np.square(rows).sum() / max(np.square(plain).sum(), 1e-9))
-    vectors = _right_singular(np.concatenate([rows, plain]), config.latent_channels)
-    raw = change @ (scale[:, None] * vectors.T)
-    power = (np.square(raw) * w).mean(0)
-
-    window = blocks.window(config)
-    pictures = np.asarray(blocks.patches(frames[:, :1], config)).reshape(-1, len(window))
-    middle = (pictures - pictures.mean(0)) * np.sqrt(window)
-    views = _right_singular(middle, config.appearance_channels) / np.sqrt(window)
-    looked = pictures @ (views * window).T
-    return {
-        "components": vectors / scale, "std": _half_whiten(power),
-        "looks": views, "look_mean": looked.mean(0), "look_std": _half_whiten(looked.var(0)),
-        "fade": _FADE[len(_FADE) + 1 - config.frames_per_latent :],
-    }
-
-
-def _half_whiten(power):
-    """Divisors of channels of this power: as its fourth root, for a mean square of 1."""
-    spread = (power + 1e-9) ** 0.25
-    return (spread * np.sqrt(np.mean(power / spread**2) + 1e-12)).astype(np.float32)
-
-
-def _right_singular(rows, count):
-    """The first right singular vectors of a matrix [n, d], [count, d]."""
-    from sklearn.utils import extmath
-
-    return extmath.randomized_svd(rows, count, n_iter=6, random_state=0)[2].astype(np.float32)
-
-
-def _weights(config) -> np.ndarray:
-    """How much each number of a block counts: less in stripes that a neighbour shares."""
-    frames = np.ones(1 + config.frames_per_latent, np.float32)
-    frames[0] = _BEFORE**2  # The block before shows it.
-    return (frames[:, None] * blocks.window(config)).reshape(-1)
-
-
-def _to_cells(x):
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // _CELL, _CELL, w // _CELL, _CELL, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // _CELL, w // _CELL, -1)
-
-
-def _from_cells(x):
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, _CELL, _CELL, c // _CELL**2).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * _CELL, w * _CELL, -1)
+    both = jnp.stack([upper, lower], 2)  # [B, F, 2, 6]
+    b, f, _, n = both.shape
+    both = both.reshape(b, f // group, group, 2, n)
+    both = jnp.moveaxis(both, 2, 3).reshape(b, f // group, 2, 1, group * n)
+    both = jnp.repeat(both, height // 2, 2)
+    return jnp.broadcast_to(both, (b, f // group, height, width, group * n))

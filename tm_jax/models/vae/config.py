@@ -2,46 +2,38 @@
 
 import dataclasses
 
+# What a token of the upper half of the square and one of the lower half tell of a frame.
+UPPER = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
+LOWER = ("mouth_open", "mouth_width", "mouth_round", "teeth", "tongue", "smile")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
     """Small causal video autoencoder: strides 4 (time) x 16 x 16.
 
     Attributes:
-      latent_channels: Channels C of a latent: how a block differs from the picture.
-      appearance_channels: Channels of the code of the picture itself.
-      width: Channels of the convolutions that sharpen decoded frames.
-      layers: Pairs of such convolutions.
+      rows: Latents along each side of the square.
+      appearance_channels: Channels A of the code of the picture.
+      widths: Channels at strides 4, 8 and 16.
       frames_per_latent: Pixel frames of every latent.
     """
 
-    latent_channels: int
+    rows: int
     appearance_channels: int
-    width: int = 48
-    layers: int = 2
+    widths: tuple[int, int, int] = (48, 64, 96)
     frames_per_latent: int = 4
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of a latent: frames after one another."""
+        return self.frames_per_latent * len(UPPER)
+
+    @property
+    def side(self) -> int:
+        """Pixels along each side of the square."""
+        return self.rows * self.spatial_stride
 
     @property
     def spatial_stride(self) -> int:
         """Pixels per latent along height and width."""
         return 16
-
-    @property
-    def overlap(self) -> int:
-        """Pixels by which a block reaches beyond its stride on each side."""
-        return self.spatial_stride // 4
-
-    @property
-    def side(self) -> int:
-        """Side of a block in pixels."""
-        return self.spatial_stride + 2 * self.overlap
-
-    @property
-    def patch_pixels(self) -> int:
-        """Numbers in the part of a block that belongs to one frame."""
-        return self.side**2 * 3
-
-    @property
-    def block_pixels(self) -> int:
-        """Numbers in a block and the frame before it."""
-        return (1 + self.frames_per_latent) * self.patch_pixels
