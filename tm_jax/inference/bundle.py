@@ -26,6 +26,7 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.motion import config as motion_config
 from tm_jax.models.motion import network as motion_network
 from tm_jax.models.motion import pose
+from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import student
@@ -274,7 +275,7 @@ def _begin(models, params, pictures, keys):
     place = Place(picture=pictures, face=face, square=face_lib.square(face))
     aligned = face_lib.cut(frames[:, None], place.square, preset.crop)[:, 0]
     variables = {"params": params["vae"]}
-    reference = models.vae.apply(variables, aligned, method=models.vae.appearance)
+    reference = autoencoder.appearance(aligned, preset.vae)
     context = models.dit.apply(
         {"params": params["dit"]}, method=models.dit.context,
         face_mask=face_lib.tokens(face, place.square, models.grid.rows, models.grid.columns),

@@ -105,12 +105,12 @@ PRESETS = {
         name="pico", height=64, width=64, crop=64,
         dit=dit_config.DiTConfig(
             width=32, num_heads=2, num_layers=2, mlp_width=64,
-            latent_channels=24, condition_channels=32, expression_channels=24, frequency_width=32,
+            latent_channels=24, condition_channels=72, expression_channels=24, frequency_width=32,
             text_width=24, text_length=6, image_width=20, image_length=5,
             audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
             audio_width=16, reference_std=0.5,
         ),
-        vae=vae_config.VAEConfig(rows=4, appearance_channels=8, widths=(8, 8, 12)),
+        vae=vae_config.VAEConfig(rows=4, look_channels=8, widths=(8, 8, 12)),
         audio=audio_config.AudioEncoderConfig(mels=20, width=16, features=16),
         motion=motion_config.MotionConfig(
             width=16, mlp_width=16, layers=1, history=2, steps=2
@@ -121,12 +121,12 @@ PRESETS = {
         name="nano", height=256, width=256, crop=128,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
-            latent_channels=24, condition_channels=56, expression_channels=24, patch=1,
+            latent_channels=24, condition_channels=72, expression_channels=24, patch=1,
             text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
             audio_width=128, reference_std=1.0,
         ),
-        vae=vae_config.VAEConfig(rows=8, appearance_channels=32),
+        vae=vae_config.VAEConfig(rows=8, look_channels=32),
         audio=audio_config.AudioEncoderConfig(),
         motion=motion_config.MotionConfig(),
     ),

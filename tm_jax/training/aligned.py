@@ -20,19 +20,21 @@ _SPREAD = {
 }  # fmt: skip
 
 
-def squares(preset, batch) -> dict:
+def squares(preset, batch, still: bool = False) -> dict:
     """Draws clips and cuts out their aligned faces. Works inside `jax.jit`.
 
     Args:
       preset: Sizes.
       batch: `character`, `motion` [B, 1 + F, M] (the portrait first) and `jitter` [B, 3].
+      still: Draw the portrait alone: `frames` are [B, 1, S, S, 3].
 
     Returns:
       Dictionary of `frames` [B, 1 + F, S, S, 3] in -1..1, of the boxes `mouth` and `eyes`
       [B, 1 + F, 4] in coordinates of the square, of `face` [B, P], how much of each token
       is face, and of `latents` [B, F / 4, h, w, C], what labels say of the frames.
     """
-    whole = characters.render(batch["character"], batch["motion"], preset.height)
+    drawn_motion = batch["motion"][:, :1] if still else batch["motion"]
+    whole = characters.render(batch["character"], drawn_motion, preset.height)
     regions = characters.regions(batch["character"], batch["motion"])
     face = regions["face"][:, 0]
     box = _shaken(face_lib.square(face), batch["jitter"])

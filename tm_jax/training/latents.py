@@ -18,15 +18,15 @@ from tm_jax.data import characters
 from tm_jax.data import drawn
 from tm_jax.data import motion as motion_lib
 from tm_jax.data import tracks
-from tm_jax.models import face as face_lib
 from tm_jax.models import networks
 from tm_jax.models.audio_encoder import encoder
+from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.training import aligned
 
 NAMES = (
-    "latents", "reference", "features", "mouth", "eyes", "face", "mode", "expression"
-)  # fmt: skip
+    "latents", "reference", "features", "face", "mode", "expression"
+)
 
 _BLOCK = 8
 
@@ -47,7 +47,7 @@ class LatentConfig:
     """
 
     corpus: str = "runs/corpus"
-    clips: int = 1000
+    clips: int = 2000
     latents: int = 9
     listening: float = 0.2
     overheard: float = 0.5
@@ -100,33 +100,23 @@ def sound_margins(models: networks.Models) -> tuple[int, int]:
 
 
 def make_encoder(models: networks.Models, params: dict):
-    """Compiles (batch of descriptions) -> arrays of the store, for `params` of vae and audio."""
+    """Compiles (batch of descriptions) -> arrays of the store, for `params` of audio."""
     preset = models.preset
-    height, width, _ = preset.latent_shape
-    group = preset.timing.frames_per_latent
 
     @jax.jit
     def encode(params, batch):
-        seen = aligned.squares(preset, batch)
-        frames, variables = seen["frames"], {"params": params["vae"]}
-        looks = models.vae.apply(variables, frames[:, 0], method=models.vae.appearance)
-        features = models.audio.apply({"params": params["audio"]}, batch["samples"])
-
-        def mask(name):
-            cells = face_lib.coverage(seen[name][:, 1:], height, width)  # [B, F, H, W]
-            cells = cells.reshape(cells.shape[0], -1, group, height, width).max(2)
-            return jnp.round(cells * 255).astype(jnp.uint8)
-
+        seen = aligned.squares(preset, batch, still=True)
+        looks = autoencoder.appearance(seen["frames"][:, 0], preset.vae)
+        features = models.audio.apply({"params": params}, batch["samples"])
         expression = batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)]
         return {
-            "latents": seen["latents"].astype(jnp.float16), "reference": looks.astype(jnp.float16),
-            "features": features.astype(jnp.float16),
-            "mouth": mask("mouth"), "eyes": mask("eyes"),
+            "latents": seen["latents"].astype(jnp.float16),
+            "reference": looks.astype(jnp.float16), "features": features.astype(jnp.float16),
             "face": jnp.round(seen["face"] * 255).astype(jnp.uint8),
             "mode": batch["mode"].astype(jnp.uint8), "expression": expression.astype(jnp.float16),
         }
 
-    return lambda batch: encode({k: params[k] for k in ("vae", "audio")}, batch)
+    return lambda batch: encode(params["audio"], batch)
 
 
 def collate(items):
@@ -186,7 +176,7 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
 
     Returns:
       Dictionary of `reference` [H, W, A], `x0` [T, H, W, C], `windows` [T, R, U],
-      `mouth` and `eyes` [T, H, W], `face` [P], `mode` and `expression` [T, X].
+      `face` [P], `mode` and `expression` [T, X].
     """
     preset = models.preset
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
@@ -200,8 +190,6 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
         "reference": np.asarray(store["reference"][index], np.float32),
         "x0": np.asarray(store["latents"][index, start : start + latents], np.float32),
         "windows": features[offsets],
-        "mouth": np.asarray(store["mouth"][index, start : start + latents], np.float32) / 255,
-        "eyes": np.asarray(store["eyes"][index, start : start + latents], np.float32) / 255,
         "face": np.asarray(store["face"][index], np.float32) / 255,
         "mode": np.int32(store["mode"][index]),
         "expression": expression.reshape(latents, -1),

@@ -9,6 +9,7 @@ from tm_jax.data import characters
 from tm_jax.data import drawn
 from tm_jax.data import tracks
 from tm_jax.evaluation import mouth
+from tm_jax.models.vae import config as vae_config
 from tm_jax.training import aligned
 from tm_jax.training import latents as latents_lib
 
@@ -73,9 +74,21 @@ class Preview:
                 spread = np.std(measured) > 1e-6
                 correlations.append(np.corrcoef(measured, true)[0, 1] if spread else 0.0)
         error = np.mean(np.square((video - truth.astype(np.float32)) / 255))
-        result = {"psnr": float(-10 * np.log10(error))}
+        result = {"psnr": float(-10 * np.log10(error)), **self._told(np.asarray(x0))}
         if correlations:
             result["opening_correlation"] = float(np.median(correlations))
         if openings[0] and openings[1]:
             result["silence_ratio"] = float(np.mean(openings[0]) / (np.mean(openings[1]) + 1e-9))
         return result
+
+    def _told(self, x0) -> dict:
+        """How well latents themselves tell the opening of the mouth, whatever is painted."""
+        at = vae_config.LOWER.index("mouth_open")
+
+        def opening(z):
+            z = z[:, :, z.shape[2] // 2 :].mean((2, 3))
+            return z.reshape(*z.shape[:2], -1, len(vae_config.LOWER))[..., at].reshape(len(z), -1)
+
+        pairs = zip(opening(x0), opening(self.batch["x0"]), self.batch["mode"])
+        found = [np.corrcoef(a, b)[0, 1] for a, b, mode in pairs if mode and np.std(b) > 0.15]
+        return {"told_correlation": float(np.median(found))} if found else {}

@@ -38,8 +38,8 @@ class StudentStageConfig:
       guidance: Guidance of the teacher over the audio; 1 is without.
       context_noise: Largest standard deviation of the noise on the clean context, which
         stands for the errors of the student's own chunks.
-      mouth_weight: Extra weight of the latents around the mouth.
-      eyes_weight: The same around eyes and brows.
+      mouth_weight: See `TeacherStageConfig`.
+      opening_weight: See `TeacherStageConfig`.
       previews: Held-out clips in a preview.
       optimizer: Optimiser.
     """
@@ -51,8 +51,8 @@ class StudentStageConfig:
     teacher_steps: int = 4
     guidance: float = 1.0
     context_noise: float = 0.15
-    mouth_weight: float = 8.0
-    eyes_weight: float = 4.0
+    mouth_weight: float = 3.0
+    opening_weight: float = 3.0
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=5e-4, warmup_steps=50, beta2=0.98, weight_decay=0.01, ema_decay=0.98
@@ -166,6 +166,7 @@ def make(models: networks.Models, params: dict, store, paths, config) -> loop.St
     c = preset.timing.latents_per_chunk
     latents = config.chunks * c
     levels = jnp.asarray(preset.sigmas)
+    weights = teacher_stage.latent_weights(preset, config)
 
     def init(key):
         boxed = models.init("dit", key)
@@ -189,7 +190,7 @@ def make(models: networks.Models, params: dict, store, paths, config) -> loop.St
         clean = clean + strength * jax.random.normal(keys[2], clean.shape)
         x0 = rollouts.student_forward(models, dit, batch, clean, x, levels[step])
         error = jnp.square(x0 - target)
-        error = error * teacher_stage.pixel_weights(batch, config)
+        error = error * weights
         if preset.dit.reference_std is not None:
             error = error / preset.dit.reference_std**2
         per_frame = error.mean((2, 3, 4))

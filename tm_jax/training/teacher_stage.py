@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.diffusion import flow
-from tm_jax.models import networks
+from tm_jax.models.vae import config as vae_config
 from tm_jax.models.wan import preconditioning
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
@@ -25,8 +25,8 @@ class TeacherStageConfig:
       data: The latent store.
       batch: Clips per step.
       chunks: Chunks per clip; the sink comes on top.
-      mouth_weight: Extra weight of the latents around the mouth.
-      eyes_weight: The same around eyes and brows.
+      mouth_weight: Weight of the lower half, which speech moves, beside the upper.
+      opening_weight: Weight of the opening of the mouth beside the rest of the lower half.
       audio_dropout: Fraction of samples that train without audio, for guidance.
       sample_steps: Steps of the sampler for previews.
       previews: Held-out clips in a preview.
@@ -36,8 +36,8 @@ class TeacherStageConfig:
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
     batch: int = 4
     chunks: int = 2
-    mouth_weight: float = 8.0
-    eyes_weight: float = 4.0
+    mouth_weight: float = 3.0
+    opening_weight: float = 3.0
     audio_dropout: float = 0.08
     sample_steps: int = 12
     previews: int = 12
@@ -47,10 +47,14 @@ class TeacherStageConfig:
     )
 
 
-def pixel_weights(batch, config) -> jax.Array:
-    """Weights [B, T, H, W, 1] of latents by region, mean 1 in every sample."""
-    weight = 1 + config.mouth_weight * batch["mouth"] + config.eyes_weight * batch["eyes"]
-    return (weight / weight.mean((1, 2, 3), keepdims=True))[..., None]
+def latent_weights(preset, config) -> np.ndarray:
+    """How much the numbers of a latent matter, mean 1, [H, W, C]."""
+    height, width, channels = preset.latent_shape
+    weight = np.ones((height, width, preset.vae.frames_per_latent, len(vae_config.LOWER)))
+    weight[height // 2 :] *= config.mouth_weight
+    weight[height // 2 :, ..., vae_config.LOWER.index("mouth_open")] *= config.opening_weight
+    weight = weight.reshape(height, width, channels)
+    return (weight / weight.mean()).astype(np.float32)
 
 
 def batches(store, config, models, latents: int, seed: int) -> grain.IterDataset:
@@ -83,7 +87,7 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     """
     preset = models.preset
     latents = config.chunks * preset.timing.latents_per_chunk
-    std = preset.dit.reference_std
+    std, weights = preset.dit.reference_std, latent_weights(preset, config)
 
     def init(key):
         return models.init("dit", key)
@@ -100,7 +104,7 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
             models, params, batch, x, sigma, windows
         )
         error = jnp.square(velocity - flow.velocity(x0, noise))
-        error = error * pixel_weights(batch, config)
+        error = error * weights
         per_sample = error.mean((1, 2, 3, 4))
         if std is not None:
             per_sample = per_sample * preconditioning.loss_weight(sigma, std)

@@ -56,10 +56,6 @@ class VideoAutoencoder(nn.Module):
         self.viewer = Viewer(c, dtype)
         self.painter = Painter(c, dtype)
 
-    def appearance(self, picture: jax.Array) -> jax.Array:
-        """Code [B, h, w, A] of a picture [B, H, W, 3] in -1..1."""
-        return self.viewer(picture)[2]
-
     def encode(self, frames: jax.Array, picture: jax.Array) -> jax.Array:
         """Latents of a clip.
 
@@ -117,8 +113,8 @@ class VideoAutoencoder(nn.Module):
         return self.decode_chunk(z, self.begin(picture))[0]
 
     def __call__(self, frames: jax.Array, picture: jax.Array):
-        """Reconstruction of a clip and the picture's code; touches every parameter."""
-        return self.decode(self.encode(frames, picture), picture), self.appearance(picture)
+        """Reconstruction of a clip; touches every parameter."""
+        return self.decode(self.encode(frames, picture), picture)
 
 
 def _conv(features, dtype, name):
@@ -157,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class Viewer(nn.Module):
-    """Features of a picture at strides 4, 8 and 16; the last is its code.
+    """Features of a picture at strides 4, 8 and 16.
 
     Attributes:
       config: Sizes.
@@ -169,13 +165,13 @@ class Viewer(nn.Module):
 
     @nn.compact
     def __call__(self, picture):
-        """Maps [B, H, W, 3] to [B, H/4, W/4, .], [B, H/8, W/8, .] and [B, h, w, A]."""
+        """Maps [B, H, W, 3] to [B, H/4, W/4, .], [B, H/8, W/8, .] and [B, h, w, .]."""
         c = self.config
         fine, middle, _ = c.widths
         x = nn.silu(_conv(fine, self.dtype, "in")(_to_cells(picture, _CELL)))
         x = _conv(fine, self.dtype, "fine")(x)
         y = _conv(middle, self.dtype, "middle")(_to_cells(nn.silu(x), 2))
-        z = _conv(c.appearance_channels, self.dtype, "coarse")(_to_cells(nn.silu(y), 2))
+        z = _conv(c.look_channels, self.dtype, "coarse")(_to_cells(nn.silu(y), 2))
         return x, y, jnp.tanh(z.astype(jnp.float32))
 
 
@@ -232,6 +228,23 @@ def _from_cells(x, side=_CELL):
     *lead, h, w, c = x.shape
     x = jnp.swapaxes(x.reshape(*lead, h, w, side, side, c // side**2), -4, -3)
     return x.reshape(*lead, h * side, w * side, -1)
+
+
+def appearance(picture: jax.Array, config: config_lib.VAEConfig) -> jax.Array:
+    """What the transformer sees of a picture: its colours, coarsely.
+
+    Args:
+      picture: [B, H, W, 3] in -1..1.
+      config: Sizes.
+
+    Returns:
+      [B, h, w, A].
+    """
+    side = config.spatial_stride // 4
+    cells = _to_cells(picture, side).reshape(
+        *(n // side if i else n for i, n in enumerate(picture.shape[:3])), side**2, 3
+    )
+    return _to_cells(cells.mean(3), 4)
 
 
 def labels(upper: jax.Array, lower: jax.Array, height: int, width: int, group: int) -> jax.Array:

@@ -13,13 +13,13 @@ class VAEConfig:
 
     Attributes:
       rows: Latents along each side of the square.
-      appearance_channels: Channels A of the code of the picture.
+      look_channels: Channels of the picture's features at stride 16.
       widths: Channels at strides 4, 8 and 16.
       frames_per_latent: Pixel frames of every latent.
     """
 
     rows: int
-    appearance_channels: int
+    look_channels: int
     widths: tuple[int, int, int] = (48, 64, 96)
     frames_per_latent: int = 4
 
@@ -27,6 +27,11 @@ class VAEConfig:
     def latent_channels(self) -> int:
         """Channels C of a latent: frames after one another."""
         return self.frames_per_latent * len(UPPER)
+
+    @property
+    def appearance_channels(self) -> int:
+        """Channels A of what the transformer sees of the picture: 4 x 4 colours a latent."""
+        return 3 * 4**2
 
     @property
     def side(self) -> int:
