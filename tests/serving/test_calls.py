@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tm_jax.serving import config
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import voice
 
@@ -21,7 +22,7 @@ def tone(seconds, level=5000):
 
 async def frames(call, count):
     """The next frames of a call."""
-    return [await call.wait_for(protocol.Frames) for _ in range(count)]
+    return [await call.wait_for(messages.Frames) for _ in range(count)]
 
 
 async def talk(call, seconds, level=5000):
@@ -50,12 +51,12 @@ def test_a_call_from_hello_to_ended(net):
             assert [f.pts for f in shown] == [960 * i for i in range(6)]
             assert [f.first for f in shown] == [True, False] * 3
             assert all(len(f.pcm) == 1920 and f.jpegs[0][:2] == b"\xff\xd8" for f in shown)
-            timing = await call.wait_for(protocol.Timing)
+            timing = await call.wait_for(messages.Timing)
             assert set(timing.spans) == set(protocol.SPANS) - {"playout"}
-            stats = await call.wait_for(protocol.Stats)
+            stats = await call.wait_for(messages.Stats)
             assert (stats.sessions, stats.capacity) == (1, 2)
             await call.stop()
-            assert (await call.wait_for(protocol.Ended)).reason == "stopped"
+            assert (await call.wait_for(messages.Ended)).reason == "stopped"
             with pytest.raises(client.Closed) as closed:
                 while True:
                     await call.receive()
@@ -88,7 +89,7 @@ def test_a_file_is_spoken_whole_and_ahead_of_time(net):
         async with net.serve() as server, client.connect(server.url) as call:
             await call.start(mode="file")
             await call.send_sound(tone(0.8))
-            await call.send(protocol.SpeechEnd())
+            await call.send(messages.SpeechEnd())
             found = await frames(call, 30)
             spoken = [i for i, f in enumerate(found) if loud(f)]
             assert len(spoken) in (20, 21) and spoken[-1] - spoken[0] == len(spoken) - 1
@@ -115,12 +116,12 @@ def test_an_interruption_silences_and_raises_the_generation(net):
         async with net.serve() as server, client.connect(server.url) as call:
             await call.start(mode="file")
             await call.send_sound(tone(3.0))
-            while not loud(await call.wait_for(protocol.Frames)):
+            while not loud(await call.wait_for(messages.Frames)):
                 pass
-            await call.send(protocol.Interrupt())
-            told = await call.wait_for(protocol.Interrupted)
+            await call.send(messages.Interrupt())
+            told = await call.wait_for(messages.Interrupted)
             assert (told.generation, told.reason) == (1, "client")
-            while (frame := await call.wait_for(protocol.Frames)).generation == 0:
+            while (frame := await call.wait_for(messages.Frames)).generation == 0:
                 pass
             assert not any(map(loud, [frame, *await frames(call, 8)]))
 
@@ -132,22 +133,22 @@ def test_modes_characters_poses_and_reset(net):
         async with net.serve() as server, client.connect(server.url) as call:
             await call.start()
             for message in (
-                protocol.Mode(mode="file"), protocol.Avatar(avatar="speak"),
-                protocol.Character(character="bob"),
+                messages.Mode(mode="file"), messages.Avatar(avatar="speak"),
+                messages.Character(character="bob"),
             ):
                 await call.send(message)
                 assert await call.wait_for(type(message)) == message
             await asyncio.sleep(0.2)
-            while not (await call.wait_for(protocol.Frames)).speaking:
+            while not (await call.wait_for(messages.Frames)).speaking:
                 pass
-            await call.send(protocol.Reset())
-            told = await call.wait_for(protocol.Interrupted)
+            await call.send(messages.Reset())
+            told = await call.wait_for(messages.Interrupted)
             assert told.reason == "reset"
-            while (frame := await call.wait_for(protocol.Frames)).generation < told.generation:
+            while (frame := await call.wait_for(messages.Frames)).generation < told.generation:
                 pass
             assert (frame.frame, frame.pts) == (0, 0)
-            await call.send(protocol.Ping(t=5.0))
-            assert (await call.wait_for(protocol.Pong)).t == 5.0
+            await call.send(messages.Ping(t=5.0))
+            assert (await call.wait_for(messages.Pong)).t == 5.0
 
     net.run(go())
 
@@ -272,11 +273,11 @@ def test_silent_and_endless_calls_end_with_a_warning(net):
         async with net.serve(limits=limits) as server, client.connect(server.url) as call:
             await call.start()
             talking = asyncio.create_task(talk(call, 2.0, 5000 if reason == "lifetime" else 10))
-            assert (await call.wait_for(protocol.Ending)).reason == reason
+            assert (await call.wait_for(messages.Ending)).reason == reason
             with pytest.raises(protocol.ProtocolError) as error:
-                await call.wait_for(protocol.Ended)
+                await call.wait_for(messages.Ended)
             assert error.value.code == reason
-            assert (await call.wait_for(protocol.Ended)).reason == reason
+            assert (await call.wait_for(messages.Ended)).reason == reason
             talking.cancel()
             await net.until(lambda: server.sessions == 0)
 
@@ -290,13 +291,13 @@ def test_draining_tells_the_callers_and_takes_no_more(net):
             async with client.connect(server.url) as call, client.connect(server.url) as late:
                 await call.start()
                 drain = asyncio.create_task(server.exchange.drain(0.5))
-                ending = await call.wait_for(protocol.Ending)
+                ending = await call.wait_for(messages.Ending)
                 assert (ending.reason, ending.in_s) == ("draining", 0.5)
                 with pytest.raises(protocol.ProtocolError) as error:
                     await late.start()
                 assert error.value.code == "draining"
                 await frames(call, 3)  # The call itself goes on for a while.
-                assert (await call.wait_for(protocol.Ended)).reason == "draining"
+                assert (await call.wait_for(messages.Ended)).reason == "draining"
                 with pytest.raises(client.Closed) as closed:
                     await call.receive()
                 assert closed.value.code == 4012
@@ -321,7 +322,7 @@ def test_garbage_is_answered_and_too_much_of_it_ends_the_connection(net):
                 with pytest.raises(client.Closed) as closed:
                     while True:
                         message = await bad.receive()
-                        if isinstance(message, protocol.Error):
+                        if isinstance(message, messages.Error):
                             errors.append(message.code)
                 assert errors == ["bad_message"] * 8
                 assert closed.value.code == protocol.CLOSE_BAD_MESSAGES
@@ -351,7 +352,7 @@ def test_a_microphone_faster_than_time_is_told_so(net):
             await call.start(mode="mirror")
             await call.send_sound(tone(4.0))
             with pytest.raises(protocol.ProtocolError) as error:
-                await call.wait_for(protocol.Ended)
+                await call.wait_for(messages.Ended)
             assert error.value.code == "too_fast"
             await frames(call, 2)
 
@@ -394,7 +395,7 @@ def test_a_hundred_hang_ups_and_drops_leave_nothing_behind(net):
                     await call.send_sound(tone(0.1))
                     await frames(call, 1 + index % 3)
                     if index % 3 == 0:
-                        await call.send(protocol.Interrupt())
+                        await call.send(messages.Interrupt())
                     if index % 2:
                         net.cut(call)
                     else:
@@ -472,13 +473,13 @@ def test_an_agent_speaks_is_told_what_was_heard_and_is_closed(net):
             assert started.agent == "echo"
             await asyncio.sleep(0.05)
             await call.send_sound(tone(0.02))
-            caption = await call.wait_for(protocol.Caption)
+            caption = await call.wait_for(messages.Caption)
             assert (caption.role, caption.text, caption.final) == ("avatar", "Hello", True)
             agent = Echoing.made[-1]
             while "finished i1" not in agent.told:
-                await call.wait_for(protocol.Frames)
-            await call.send(protocol.Mode(mode="mirror"))
-            await call.wait_for(protocol.Mode)
+                await call.wait_for(messages.Frames)
+            await call.send(messages.Mode(mode="mirror"))
+            await call.wait_for(messages.Mode)
             await net.until(lambda: "close" in agent.told)
             assert not agent.line.speak(tone(0.1), "late")  # Its line is cut.
 
@@ -491,11 +492,11 @@ def test_an_interrupted_agent_learns_how_much_was_heard(net):
             await call.start(mode="agent", agent="echo")
             await asyncio.sleep(0.05)
             await call.send_sound(tone(0.02))
-            while not loud(frame := await call.wait_for(protocol.Frames)):
+            while not loud(frame := await call.wait_for(messages.Frames)):
                 pass
             await frames(call, 1)
-            await call.send(protocol.Played(generation=0, frame=frame.frame + 1))
-            await call.send(protocol.Interrupt())
+            await call.send(messages.Played(generation=0, frame=frame.frame + 1))
+            await call.send(messages.Interrupt())
             agent = Echoing.made[-1]
             await net.until(lambda: any(t[0] == "interrupted" for t in agent.told))
             played = agent.told[-1][1]
@@ -509,7 +510,7 @@ def test_an_agent_that_cannot_start_leaves_a_listening_avatar(net):
         async with net.serve(agents=AGENTS) as server, client.connect(server.url) as call:
             await call.start(mode="agent", agent="broken")
             with pytest.raises(protocol.ProtocolError, match="no key") as error:
-                await call.wait_for(protocol.Ended)
+                await call.wait_for(messages.Ended)
             assert error.value.code == "agent_failed"
             assert not any(map(loud, await frames(call, 4)))
 
@@ -523,7 +524,7 @@ def test_failing_devices_end_the_call_with_words(net):
             await frames(call, 2)
             server.devices.fail = RuntimeError("secret inside")
             with pytest.raises(protocol.ProtocolError, match="devices failed") as error:
-                await call.wait_for(protocol.Ended)
+                await call.wait_for(messages.Ended)
             assert error.value.code == "internal" and "secret" not in str(error.value)
 
     net.run(go())

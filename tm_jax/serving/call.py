@@ -16,6 +16,7 @@ from tm_jax.serving import config as config_lib
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pacing
 from tm_jax.serving import pictures
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 from tm_jax.serving import voice as voice_lib
@@ -103,7 +104,7 @@ class Call:
 
     # Its course.
 
-    def begin(self, engine, start: protocol.Start, raw: bool = False) -> None:
+    def begin(self, engine, start: messages.Start, raw: bool = False) -> None:
         """Opens the stream and starts the voice.
 
         Args:
@@ -146,7 +147,7 @@ class Call:
         self.lost_s = None
         self.touch()
         connection.send(
-            protocol.Started(
+            messages.Started(
                 session=self.id, resume=self.secret, resumed=resumed,
                 generation=generation, mode=self.mode, character=self._character,
                 agent=self._agent.id if self._agent else None,
@@ -166,7 +167,7 @@ class Call:
             return
         self.ended = reason
         if self._connection is not None:
-            self._connection.send(protocol.Ended(reason=reason))
+            self._connection.send(messages.Ended(reason=reason))
             self._connection.close(protocol.ERRORS.get(reason, 1000) or 1000)
             self._connection = None
         if self.stream is not None:
@@ -184,37 +185,37 @@ class Call:
         Raises:
           protocol.ProtocolError: It cannot be done.
         """
-        if not isinstance(message, (protocol.Ping, protocol.Played)):
+        if not isinstance(message, (messages.Ping, messages.Played)):
             self.touch()
-        if isinstance(message, (protocol.Character, protocol.Reset)) and not self._heavy.take(1):
+        if isinstance(message, (messages.Character, messages.Reset)) and not self._heavy.take(1):
             raise protocol.ProtocolError("too_fast", "That was asked for too often; wait a moment.")
         match message:
-            case protocol.Stop():
+            case messages.Stop():
                 self.end("stopped")
-            case protocol.Interrupt():
+            case messages.Interrupt():
                 self.spawn(self._voicing.interrupted(self.interrupt("client")))
-            case protocol.Mode():
+            case messages.Mode():
                 agent = self._choose(message.mode, message.agent)
                 self.mode, self._agent = message.mode, agent
                 self.spawn(self._voicing.switch(self._make, "mode"))
                 self.send(message)
-            case protocol.Avatar():
+            case messages.Avatar():
                 self.stream.set_mode(message.avatar)
                 self.send(message)
-            case protocol.Character():
+            case messages.Character():
                 chosen = self._gallery.get(message.character)
                 self.stream.set_character(chosen.picture)
                 self._character = chosen.id
                 self.send(message)
-            case protocol.SpeechEnd():
+            case messages.SpeechEnd():
                 self._voicing.hear(None)
-            case protocol.Reset():
+            case messages.Reset():
                 generation = self.stream.reset()
                 self._flush(generation, "reset")
-            case protocol.Played():
+            case messages.Played():
                 self._played(message)
-            case protocol.Ping():
-                self.send(protocol.Pong(t=message.t))
+            case messages.Ping():
+                self.send(messages.Pong(t=message.t))
             case _:
                 raise protocol.ProtocolError("bad_state", "The session has started already.")
 
@@ -228,7 +229,7 @@ class Call:
             raise protocol.ProtocolError("unknown_agent", f"No such voice agent; there is: {known}.")
         return self._agents[agent]
 
-    def hear(self, sound: protocol.Sound) -> None:
+    def hear(self, sound: messages.Sound) -> None:
         """Takes sound of the client."""
         seconds = len(sound.pcm) / 2 / protocol.SAMPLE_RATE
         waiting_s = self._voicing.waiting_s
@@ -246,7 +247,7 @@ class Call:
             self.touch()
         self._voicing.hear(sound)
 
-    def _played(self, message: protocol.Played) -> None:
+    def _played(self, message: messages.Played) -> None:
         if message.generation == self.stream.generation:
             self.stream.report_frame(message.frame)
         spans = {"playout": max(0.0, message.playout_ms)}
@@ -282,7 +283,7 @@ class Call:
     def _flush(self, generation: int, reason: str) -> None:
         if self._connection is not None:
             self._connection.flush(generation)
-        self.send(protocol.Interrupted(generation=generation, reason=reason))
+        self.send(messages.Interrupted(generation=generation, reason=reason))
 
     # What goes to the client.
 
@@ -295,7 +296,7 @@ class Call:
         now_s = self._clock()
         if now_s - self._complained.get(code, -math.inf) > _COMPLAIN_S:
             self._complained[code] = now_s
-            self.send(protocol.Error(code=code, message=message))
+            self.send(messages.Error(code=code, message=message))
 
     def _collect(self) -> None:
         """Sends finished chunks; called in the loop whenever there may be one."""
@@ -303,7 +304,7 @@ class Call:
             return
         if self.stream.error is not None:
             self.send(
-                protocol.Error(code="internal", message="The devices failed.", fatal=True)
+                messages.Error(code="internal", message="The devices failed.", fatal=True)
             )
             self.end("internal")
             return
@@ -322,7 +323,7 @@ class Call:
         self._shown.add(self._clock())
         self._chunk_frames = frames
         self.send(
-            protocol.Timing(
+            messages.Timing(
                 generation=chunk.generation, frame=chunk.frame, speaking=chunk.speaking,
                 queued_ms=round(1000 * self.stream.queued_s, 1),
                 spans={name: round(value, 2) for name, value in spans.items()},
@@ -349,7 +350,7 @@ class Call:
             fps = (len(times) - 1) * self._chunk_frames / max(times[-1] - times[0], 1e-3)
         sessions, capacity = self._load()
         self.send(
-            protocol.Stats(
+            messages.Stats(
                 spans=self._latencies.percentiles(), fps=round(fps, 2),
                 dropped=self._connection.dropped, sessions=sessions, capacity=capacity,
             )
@@ -371,7 +372,7 @@ class Call:
                 "idle": "Nothing was heard for a long time, so the call has ended.",
                 "lifetime": "The longest duration of a call has been reached.",
             }[reason]
-            self.send(protocol.Error(code=reason, message=message, fatal=True))
+            self.send(messages.Error(code=reason, message=message, fatal=True))
             self.end(reason)
         elif left[reason] <= limits.notice_s:
             self.warn(reason, left[reason])
@@ -382,4 +383,4 @@ class Call:
         """Tells the caller once that the call will end."""
         if self._warned_of != reason:
             self._warned_of = reason
-            self.send(protocol.Ending(reason=reason, in_s=round(in_s, 1)))
+            self.send(messages.Ending(reason=reason, in_s=round(in_s, 1)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from absl import logging
 
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import voice as voice_lib
 
@@ -44,7 +45,7 @@ class Voicing:
         """Seconds of the caller's sound that the voice has not heard yet."""
         return self._waiting / protocol.SAMPLE_RATE
 
-    def hear(self, sound: protocol.Sound | None) -> None:
+    def hear(self, sound: messages.Sound | None) -> None:
         """Queues sound of the caller for the voice; None for the end of it."""
         if sound is not None:
             self._waiting += len(sound.pcm) // 2
@@ -66,7 +67,7 @@ class Voicing:
             while not self._hearing.empty():
                 self._hearing.get_nowait()
             self._waiting = 0
-            self._call.send(protocol.State(state="listening"))
+            self._call.send(messages.State(state="listening"))
             voice = None
             try:
                 voice = make()
@@ -79,7 +80,7 @@ class Voicing:
                     raise
                 logging.warning("The voice did not start: %s", error)
                 self._call.stream.set_live(False)
-                self._call.send(protocol.Error(code="agent_failed", message=_sentence(error)))
+                self._call.send(messages.Error(code="agent_failed", message=_sentence(error)))
                 return
             self._voice, self._line = voice, line
 
@@ -131,8 +132,8 @@ class Voicing:
         """Goes on without a voice that broke down."""
         if voice is self._voice and self._call.ended is None:
             logging.warning("A voice failed: %s", message)
-            self._call.send(protocol.Error(code="agent_failed", message=message))
-            self._call.send(protocol.State(state="listening"))
+            self._call.send(messages.Error(code="agent_failed", message=message))
+            self._call.send(messages.State(state="listening"))
             self._call.spawn(self.close())
 
     def speak(self, pcm: bytes, item: str) -> bool:
@@ -180,12 +181,12 @@ class _Line:
     def caption(self, role: str, item: str, text: str, final: bool) -> None:
         """See `voice.Line`."""
         if not self._dead:
-            self._call.send(protocol.Caption(role=role, item=item, text=text, final=final))
+            self._call.send(messages.Caption(role=role, item=item, text=text, final=final))
 
     def state(self, state: str) -> None:
         """See `voice.Line`."""
         if not self._dead:
-            self._call.send(protocol.State(state=state))
+            self._call.send(messages.State(state=state))
 
     def fail(self, message: str) -> None:
         """See `voice.Line`."""
