@@ -113,8 +113,8 @@ def test_a_call_with_models(net, bundle):
     from tm_jax.serving import client
     from tm_jax.serving import engine
     from tm_jax.serving import exchange
-    from tm_jax.serving import pictures
     from tm_jax.serving import messages
+    from tm_jax.serving import pictures
     from tm_jax.serving import security
 
     backend = devices_lib.ModelBackend(bundle)
