@@ -74,7 +74,7 @@ def test_exported_weights_stream(workdir, preset, monkeypatch):
 
 
 def test_the_motion_stage_measures_its_samples(workdir):
-    motion = np.load(os.path.join(workdir, "motion", "samples", "0000002_1.npy"))
+    motion = np.load(os.path.join(workdir, "motion", "samples", "0000002_listening.npy"))
     assert motion.shape == (2, 48, 12) and np.isfinite(motion).all()
 
 
