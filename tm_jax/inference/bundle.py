@@ -88,7 +88,7 @@ class Bundle:
 
         Mode is 0 for listening and 1 for speaking. Latents are a tree for `decode` alone.
         `other` float32 [B, F] is the loudness of the other party in every frame
-        (`models/motion/heard.loudness`), which a listener answers; silence by default.
+        (`media/overheard.py`), which a listener answers; silence by default.
         """
         if other is None:
             batch, latents = mode.shape

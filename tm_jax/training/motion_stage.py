@@ -17,6 +17,7 @@ from tm_jax.data import backchannel
 from tm_jax.data import motion as motion_lib
 from tm_jax.data import tracks
 from tm_jax.diffusion import flow
+from tm_jax.media import overheard
 from tm_jax.models import networks
 from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.motion import config as motion_config
@@ -161,8 +162,20 @@ def _clip(rng, voices, config, before: int, frames: int, total: int, fps: int, g
     return motion[:, COLUMNS], sound, mode, other[cut], heard
 
 
-def _clips(models, params, config, voices, seed, count) -> Clips:
-    """`count` clips."""
+def draw_clips(
+    models: networks.Models, params: dict, config: MotionStageConfig, voices: tracks.Voices,
+    seed: int, count: int,
+) -> Clips:
+    """Draws clips.
+
+    Args:
+      models: Networks; the preset has a motion model.
+      params: Trained parameters of `audio`.
+      config: Length and kinds of the clips.
+      voices: Who talks, and who is listened to.
+      seed: Seed; clip i depends on it and on i alone.
+      count: Number of clips.
+    """
     timing, window = models.preset.timing, models.preset.dit.audio_window
     group, fps, preset = timing.frames_per_latent, timing.fps, models.preset.motion
     before, after = latents_lib.sound_margins(models)
@@ -180,7 +193,7 @@ def _clips(models, params, config, voices, seed, count) -> Clips:
         )
         samples = np.pad(sound, encoder.MARGIN).astype(np.float32)[None]
         windows = np.asarray(windows_of(params["audio"], samples))[0].astype(np.float16)
-        level = heard_lib.loudness(heard, encoder.FRAME)
+        level = overheard.loudness(heard, encoder.FRAME)
         # What was heard before the clip begins counts.
         start = before // group * group
         lead = level[before - start : before + frames]
@@ -250,7 +263,7 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
     model, group = models.motion, models.preset.motion.frames_per_latent
     history = models.preset.motion.history_frames
     voices = tracks.Voices(config.corpus, "train")
-    clips = _clips(models, params, config, voices, 0, config.clips)
+    clips = draw_clips(models, params, config, voices, 0, config.clips)
     constants = statistics(clips.motion, group)
     first = models.preset.motion.history
 
@@ -300,7 +313,7 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
         "alone": {"listening": 1.0, "alone": 1.0},
     }
     truths = {
-        name: _clips(
+        name: draw_clips(
             models, params, dataclasses.replace(config, conversations=0.0, **changed),
             held_out, index + 1, streams,
         )

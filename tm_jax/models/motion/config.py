@@ -7,6 +7,7 @@ EXPRESSION = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 # Applied to the picture by `pose.warp`.
 POSE = ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
 COLUMNS = EXPRESSION + POSE
+LOUDNESS_DB = 80.0  # Loudness 0 of the other party is this far below full scale, 1 is there.
 HEARD = 2  # Features of the other party's voice per pixel frame, of `heard.py`.
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tm_jax.models.motion import config as config_lib
 
-_RANGE_DB = 80.0  # Loudness 0 is this far below full scale.
+_RANGE_DB = config_lib.LOUDNESS_DB
 # In loudness, hence in 1/80 dB; a voice is 6 dB above the noise at least, 15 to 50 usually.
 _FIRST_FLOOR, _FIRST_PEAK = 0.25, 0.5  # -60 and -40 dB, until something is heard.
 _RISE = 2 / _RANGE_DB / 25  # The floor rises by 2 dB/s,
@@ -50,23 +50,6 @@ class HeardState:
     past: jax.Array
 
 
-def loudness(samples, samples_per_frame: int) -> np.ndarray:
-    """Loudness of every video frame, on the host.
-
-    Args:
-      samples: Sound in -1..1, [..., F * samples_per_frame], at any rate.
-      samples_per_frame: Samples of one video frame.
-
-    Returns:
-      float32 [..., F] from 0 (-80 dB of full scale and below) to 1 (full scale).
-    """
-    samples = np.asarray(samples, np.float32)
-    frames = samples.reshape(*samples.shape[:-1], -1, samples_per_frame)
-    power = np.mean(np.square(frames), -1)
-    db = 10 * np.log10(np.maximum(power, 10 ** (-_RANGE_DB / 10)))
-    return np.clip(1 + db / _RANGE_DB, 0, 1).astype(np.float32)
-
-
 def initial_state(config: config_lib.MotionConfig, batch: int) -> HeardState:
     """State of `batch` streams that have heard nothing."""
     past = config.heard * config.frames_per_latent
@@ -83,7 +66,8 @@ def hear(config: config_lib.MotionConfig, state: HeardState, other):
     Args:
       config: Sizes.
       state: State of the streams.
-      other: Loudness of the other party in every pixel frame, [B, 4 T]; zeros for silence.
+      other: Loudness of the other party in every pixel frame, [B, 4 T], from 0 (-80 dB of full
+        scale and below) to 1 (full scale), as `media/overheard.py` gives it.
 
     Returns:
       Features [B, T, config.heard_width], zeros where nobody was heard for a while, and the

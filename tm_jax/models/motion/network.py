@@ -130,7 +130,7 @@ def next_chunk(
       state: State of the streams.
       windows: Audio windows [B, T, R, U].
       mode: [B, T] int32.
-      other: Loudness of the other party in every frame, [B, 4 T], of `heard.loudness`;
+      other: Loudness of the other party in every frame, [B, 4 T], as in `heard.hear`;
         None for silence.
 
     Returns:
