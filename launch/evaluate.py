@@ -30,7 +30,8 @@ except ModuleNotFoundError as error:
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
 _WEIGHTS = flags.DEFINE_multi_string(
     "weights", [], "LABEL=FOLDER of an arm, or FOLDER of the student; by default the shipped "
-    "weights are the student. Parts that a folder lacks are those of the student.",
+    "weights are the student. Parts that a folder lacks are those of the student. "
+    "FOLDER@STEPS or FOLDER@STEPS,POLICY samples in another way than the preset.",
 )
 _TEACHER = flags.DEFINE_string(
     "teacher", None, "Folder with the teacher's weights; parts that it lacks are the student's."
@@ -75,10 +76,31 @@ def _labels() -> dict[str, str | None]:
         label = label if separator else "student"
         if label in _RESERVED or (label in found and found[label] is not None):
             raise ValueError(f"--weights={text}: the label {label!r} is taken.")
-        if not folder or not pathlib.Path(folder).is_dir():
-            raise FileNotFoundError(f"--weights={text}: {folder!r} is not a folder.")
+        place = folder.partition("@")[0]
+        if not place or not pathlib.Path(place).is_dir():
+            raise FileNotFoundError(f"--weights={text}: {place!r} is not a folder.")
         found[label] = folder
     return found
+
+
+def _sampled(bundle, folder: str | None):
+    """The bundle with the sampler that stands behind the @ of a folder."""
+    from tm_jax.inference import variants
+
+    _, _, how = (folder or "").partition("@")
+    if not how:
+        return bundle
+    steps, _, policy = how.partition(",")
+    if not steps.isdigit():
+        raise ValueError(f"--weights: expected FOLDER@STEPS,POLICY, got {folder!r}.")
+    return variants.with_student(
+        bundle, num_steps=int(steps), **({"policy": policy} if policy else {})
+    )
+
+
+def _folder(text: str | None) -> str | None:
+    """The folder of FOLDER@STEPS,POLICY."""
+    return text and text.partition("@")[0]
 
 
 def _small(labels: dict) -> tuple:
@@ -88,21 +110,23 @@ def _small(labels: dict) -> tuple:
     from tm_jax.inference import reconstruction
     from tm_jax.inference import session
     from tm_jax.inference import teacher
+    from tm_jax.inference import variants
     from tm_jax.training import rollouts
 
-    bundle = bundle_lib.load(_PRESET.value, labels["student"])
-    made = {"student": arms.Streamed(functools.partial(session.Session, bundle))}
+    bundle = bundle_lib.load(_PRESET.value, _folder(labels["student"]))
+    student = _sampled(bundle, labels["student"])
+    made = {"student": arms.Streamed(functools.partial(session.Session, student))}
     if _TEACHER.value:
         plan = teacher.Plan(
             chunks=_CHUNKS.value, steps=_STEPS.value, guidance=_GUIDANCE.value
         )
         made["teacher"] = arms.Streamed(functools.partial(
-            teacher.Session, teacher.with_parts(bundle, _TEACHER.value),
+            teacher.Session, variants.with_parts(bundle, _TEACHER.value),
             velocity=rollouts.teacher_velocity, plan=plan,
         ))  # fmt: skip
     for label, folder in labels.items():
         if label != "student":
-            other = teacher.with_parts(bundle, folder)
+            other = _sampled(variants.with_parts(bundle, _folder(folder)), folder)
             made[label] = arms.Streamed(functools.partial(session.Session, other))
     made["autoencoder"] = arms.Drawn(reconstruction.Autoencoder(bundle))
     return made, bundle
@@ -115,8 +139,8 @@ def _full(labels: dict) -> tuple:
 
     made, student = {}, None
     for label, folder in labels.items():
-        bundle, make = loading.prepare(_PRESET.value, folder, {})
-        make = make or functools.partial(loading.session_of(bundle))
+        bundle, make = loading.prepare(_PRESET.value, _folder(folder), {})
+        make = make or loading.session_of(bundle)
         made[label] = arms.Streamed(functools.partial(make, bundle))
         student = student or bundle
     if _TEACHER.value:
@@ -200,10 +224,12 @@ def _drawn() -> None:
             "teacher_chunks": _CHUNKS.value,
         }
     out = pathlib.Path(_OUT.value)
-    weights = {} if full and not labels["student"] else facts.collect(labels["student"], **settings)
+    known = {} if full and not labels["student"] else facts.collect(
+        _folder(labels["student"]), **settings
+    )
     found = suite.run(made, speakers, config, _Recorder(out, config.timing.fps))
     student = {key: found["arms"]["student"][key] for key in suite.KEYS}
-    results = facts.plain(student | weights | found)
+    results = facts.plain(student | known | found)
     facts.write(str(out / "quality.json"), results)
     (out / "quality.md").write_text(tables.evaluation(results))
     if _PLOTS.value:

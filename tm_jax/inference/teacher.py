@@ -7,7 +7,6 @@ chunks' latents alone come from the teacher's sampler. It is for comparison, not
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable
 
@@ -18,10 +17,8 @@ import numpy as np
 from tm_jax.diffusion import samplers
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session
-from tm_jax.models import networks
 from tm_jax.models.motion import config as motion_config
 from tm_jax.models.motion import network as motion_network
-from tm_jax.weights import files
 
 _NOISE = 0x7EAC  # Sets the teacher's noise apart from the student's.
 
@@ -45,23 +42,6 @@ class Plan:
             raise ValueError(
                 f"chunks and steps must be at least 1, got {self.chunks} and {self.steps}."
             )
-
-
-def with_parts(bundle: bundle_lib.Bundle, folder: str) -> bundle_lib.Bundle:
-    """The bundle with the parts that a folder holds: that of a stage of training, say.
-
-    Raises:
-      FileNotFoundError: The folder holds none of `networks.PARTS`.
-      ValueError: Files that do not fit the preset.
-    """
-    paths = {part: os.path.join(folder, f"{part}.safetensors") for part in networks.PARTS}
-    found = {part: path for part, path in paths.items() if os.path.exists(path)}
-    if not found:
-        names = ", ".join(f"{part}.safetensors" for part in networks.PARTS)
-        raise FileNotFoundError(f"{folder}: expected one or more of {names}.")
-    shapes = networks.shapes(bundle.models)
-    params = {part: files.load(path, shapes[part]) for part, path in found.items()}
-    return dataclasses.replace(bundle, params={**bundle.params, **jax.device_put(params)})
 
 
 class Session(session.Session):
@@ -110,12 +90,13 @@ class Session(session.Session):
             windows.append(heard)
             modes.append(np.full(voice.shape, speaking, np.int32))
         heard = time.perf_counter()
-        scored = self._score(windows, modes)
+        frames = self._plan.chunks * bundle.preset.timing.frames_per_chunk
+        scored = self._score(windows, modes, self._other.take(frames)[None])
         made = time.perf_counter()
-        frames = []
+        clip = []
         for latents in scored:
             shown, self._decoder = bundle.decode(bundle.params, latents, self._decoder)
-            frames.append(np.asarray(shown)[0])
+            clip.append(np.asarray(shown)[0])
         self._sound = self._sound[needed - around :]
         first = self._chunk * self.chunk_frames
         self._chunk += 1
@@ -124,18 +105,18 @@ class Session(session.Session):
             "decode": time.perf_counter() - made,
         }
         speaking = bool(np.mean([mode.mean() for mode in modes]) >= 0.5)
-        return session.Chunk(np.concatenate(frames), first, seconds, speaking)
+        return session.Chunk(np.concatenate(clip), first, seconds, speaking)
 
-    def _score(self, windows: list, modes: list) -> list:
+    def _score(self, windows: list, modes: list, other: np.ndarray) -> list:
         """The clip's chunks, as `bundle.decode` takes them."""
         bundle = self._bundle
         params, start = bundle.params, self._start
         hearing, mode = jnp.concatenate(windows, 1), np.concatenate(modes, 1)
         # `score` takes the state away, so the motion is drawn before it, and once more in it.
-        expression = self._move(params["motion"], self._state.motion, hearing, mode)
+        expression = self._move(params["motion"], self._state.motion, hearing, mode, other)
         scored = []
-        for heard, speaks in zip(windows, modes):
-            chunk, self._state = bundle.score(params, self._state, start, heard, speaks)
+        for heard, speaks, loud in zip(windows, modes, np.split(other, len(windows), 1)):
+            chunk, self._state = bundle.score(params, self._state, start, heard, speaks, loud)
             scored.append(chunk)
         key = jax.random.fold_in(jax.random.key(self._seed ^ _NOISE), self._chunk)
         batch = {"reference": start.reference, "expression": expression, "mode": mode.max(1)}
@@ -174,11 +155,13 @@ def _sampler(models, velocity: Callable, plan: Plan):
 
 @functools.lru_cache(maxsize=8)
 def _mover(models):
-    """Compiled (params, motion state, windows, mode) -> expression [B, T, X]."""
+    """Compiled (params, motion state, windows, mode, other) -> expression [B, T, X]."""
 
     @jax.jit
-    def move(params, state, windows, mode):
-        motion, _ = motion_network.next_chunk(models.motion, params, state, windows, mode)
+    def move(params, state, windows, mode, other):
+        motion, _ = motion_network.next_chunk(
+            models.motion, params, state, windows, mode, other
+        )
         expression = motion[..., : len(motion_config.EXPRESSION)]
         return expression.reshape(*mode.shape, -1)
 
