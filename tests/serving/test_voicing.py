@@ -58,6 +58,25 @@ AGENTS = (
 )
 
 
+@pytest.mark.parametrize("mode", ["agent", "mirror"])
+def test_only_an_agent_listens_to_the_caller(net, mode):
+    """In a mirror the caller's voice is the avatar's own."""
+
+    async def go():
+        loudest = 0.0
+        async with net.serve(agents=AGENTS) as server, client.connect(server.url) as call:
+            await call.start(mode=mode)
+            for _ in range(30):
+                await call.send_sound(net.tone(0.02))
+                await asyncio.sleep(0.02)
+                if server.devices.others is not None:
+                    loudest = max(loudest, float(server.devices.others.max()))
+        return loudest
+
+    loudest = net.run(go())
+    assert loudest > 0.4 if mode == "agent" else loudest == 0
+
+
 def test_an_agent_speaks_is_told_what_was_heard_and_is_closed(net):
     async def go():
         async with net.serve(agents=AGENTS) as server, client.connect(server.url) as call:

@@ -245,6 +245,8 @@ class Call:
         level = np.frombuffer(sound.pcm, "<i2").astype(np.float32) / 32768
         if math.sqrt(float(np.mean(level * level))) > _LOUD:
             self.touch()
+        if self.mode == "agent":  # Else the caller's voice is the avatar's own.
+            self.stream.push_other(level, protocol.SAMPLE_RATE)
         self._voicing.hear(sound)
 
     def _played(self, message: messages.Played) -> None:
