@@ -50,7 +50,7 @@ class MotionStageConfig:
     """
 
     corpus: str = "runs/corpus"
-    clips: int = 400
+    clips: int = 800
     latents: int = 120
     conversations: float = 0.3
     listening: float = 0.6
