@@ -9,9 +9,13 @@ import pytest
 from tm_jax.data import backchannel
 from tm_jax.diffusion import flow
 from tm_jax.media import overheard
+from tm_jax.models import networks
+from tm_jax.models import presets
 from tm_jax.models.motion import config as config_lib
 from tm_jax.models.motion import heard
 from tm_jax.models.motion import network
+from tm_jax.models.wan import audio as dit_audio
+from tm_jax.weights import files
 
 _CONFIG = config_lib.MotionConfig(width=16, mlp_width=16, layers=1, history=2, heard=2, steps=4)
 _M = len(config_lib.COLUMNS)
@@ -191,3 +195,48 @@ def test_it_learns_the_spread_of_what_it_must_guess(model, params):
     jumped = motion[:, 3, yaw]
     assert 0.15 < np.abs(jumped).mean() < 0.45
     assert 0.25 < np.mean(jumped > 0) < 0.75
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """The shipped motion model, and audio windows of made-up syllables, [8, 60, R, U]."""
+    models = networks.models(presets.get("nano"))
+    shapes = networks.shapes(models)
+    params = {
+        part: files.load(f"{networks.shipped('nano')}/{part}.safetensors", shapes[part])
+        for part in ("audio", "motion")
+    }
+    preset = models.preset
+    before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
+    frames = before + preset.audio.history + 240 + after + preset.audio.future
+    rng = np.random.default_rng(0)
+    times = np.arange(frames * 640 + 240) / 16000
+    sound = 0.1 * rng.standard_normal((8, len(times))) * (1 + np.sin(2 * np.pi * 4 * times))
+    features = models.audio.apply({"params": params["audio"]}, sound.astype(np.float32))
+    windows = dit_audio.windows(features, preset.dit.audio_window, preset.timing)
+    return models, params["motion"], windows
+
+
+def test_the_head_does_not_jump_when_the_mode_changes(nano):
+    """At every border of chunks the mode may change; the step there is one among others."""
+    models, params, windows = nano
+    rng = np.random.default_rng(1)
+    mode = np.repeat(rng.integers(0, 2, (8, 20)), 3, 1).astype(np.int32)
+    other = 0.7 * np.repeat(rng.random((8, 16)) < 0.6, 15, 1).astype(np.float32)
+    start = network.initial_state(models.preset.motion, jax.random.split(jax.random.key(0), 8))
+    draw = jax.jit(lambda s: network.next_chunk(models.motion, params, s, windows, mode, other))
+    motion = np.asarray(draw(start)[0])[:, 24:]  # It begins at rest.
+    smooth = [
+        config_lib.COLUMNS.index(name)
+        for name in ("brow", "smile", "yaw", "pitch", "roll", "head_x", "head_y", "breath")
+    ]
+    steps = np.abs(np.diff(motion[..., smooth], axis=1))  # [8, 215, 8]
+    frames = np.repeat(mode, 4, 1)[:, 24:]
+    changed = frames[:, 1:] != frames[:, :-1]
+    assert changed.sum() > 50
+    at, inside = steps[changed], steps[~changed]
+    # The largest of two samples are never the same: where the mode stays, the largest step at
+    # these places is up to 1.1 times that at others. A jump would be several times as large.
+    assert np.all(at.max(0) <= 1.3 * inside.max(0))
+    assert np.all(at.mean(0) <= 1.3 * inside.mean(0))
+    assert np.all(inside.mean(0) > 1e-3)  # It moves at all.
