@@ -78,6 +78,16 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
+    def with_student(self, num_steps: int | None = None, policy: str | None = None):
+        """This preset with another few-step sampler; None keeps what it has.
+
+        Raises:
+          ValueError: No such policy or number of steps.
+        """
+        changes = {"num_steps": num_steps, "policy": policy}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
+
     @property
     def lookahead_s(self) -> float:
         """Seconds of sound after a frame that must be known to draw it.

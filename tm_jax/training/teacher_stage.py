@@ -2,88 +2,33 @@
 
 import dataclasses
 
-import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tm_jax.diffusion import flow
-from tm_jax.models import networks
-from tm_jax.models.wan import preconditioning
-from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import preview as preview_lib
 from tm_jax.training import rollouts
+from tm_jax.training import transformer_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherStageConfig:
+class TeacherStageConfig(transformer_stage.TransformerStageConfig):
     """Settings of the stage.
 
     Attributes:
-      data: The latent store.
-      batch: Clips per step.
-      chunks: Chunks per clip; the sink comes on top.
-      mouth_weight: Extra weight of the latents around the mouth.
-      face_weight: Extra weight of the latents of the face.
-      channel_power: Channels are weighted by their effect on pixels to this power.
       audio_dropout: Fraction of samples that train without audio, for guidance.
       locator_weight: Weight of the face locator's loss.
       sample_steps: Steps of the sampler for previews.
-      previews: Held-out clips in a preview.
       optimizer: Optimiser.
     """
 
-    data: latents_lib.LatentConfig = latents_lib.LatentConfig()
-    batch: int = 4
-    chunks: int = 2
-    mouth_weight: float = 25.0
-    face_weight: float = 8.0
-    channel_power: float = 1.0
     audio_dropout: float = 0.08
     locator_weight: float = 0.1
     sample_steps: int = 12
-    previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=1.5e-3, warmup_steps=100, beta2=0.98, weight_decay=0.01,
         ema_decay=0.985,
-    )
-
-
-def channel_weights(models: networks.Models, params: dict, power: float) -> np.ndarray:
-    """Effect of every normalised latent channel on pixels, to a power; mean 1, [C]."""
-    rows = np.asarray(params["vae"]["uncode"]["kernel"], np.float32)
-    effect = np.asarray(params["vae"]["std"]) * np.linalg.norm(rows, axis=1)
-    weights = effect**power
-    return (weights / weights.mean()).astype(np.float32)
-
-
-def pixel_weights(models: networks.Models, batch, config) -> jax.Array:
-    """Weights [B, T, H, W, 1] of latents by region, mean 1 in every sample."""
-    grid, patch = models.grid, models.preset.dit.patch
-    face = batch["face"].reshape(-1, grid.rows, grid.columns)
-    face = jnp.repeat(jnp.repeat(face, patch, 1), patch, 2)[:, None]  # [B, 1, H, W]
-    weight = 1 + config.face_weight * face + config.mouth_weight * batch["mouth"]
-    return (weight / weight.mean((1, 2, 3), keepdims=True))[..., None]
-
-
-def batches(store, config, models, latents: int, seed: int) -> grain.IterDataset:
-    """Endless shuffled windows of a latent store."""
-    count, length = len(store["mode"]), config.data.latents
-
-    def one(index):
-        rng = np.random.default_rng((seed, 3, int(index)))
-        start = int(rng.integers(0, length - latents + 1))
-        return latents_lib.window(store, int(index) % count, start, latents, models)
-
-    return (
-        grain.MapDataset.range(count)
-        .shuffle(seed=seed)
-        .repeat()
-        .map(one)
-        .batch(config.batch)
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     )
 
 
@@ -98,8 +43,8 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     """
     preset = models.preset
     latents = config.chunks * preset.timing.latents_per_chunk
-    channels = jnp.asarray(channel_weights(models, params, config.channel_power))
-    std = preset.dit.reference_std
+    weights = transformer_stage.element_weights(models, params, config)
+    models = transformer_stage.trained(models, config)
 
     def init(key):
         keys = jax.random.split(key)
@@ -110,17 +55,11 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
         x0 = batch["x0"]
         sigma = preset.schedule.draw(keys[0], (x0.shape[0],))
         noise = jax.random.normal(keys[1], x0.shape)
-        x = flow.corrupt(x0, noise, sigma)
         keep = jax.random.uniform(keys[2], (x0.shape[0],)) >= config.audio_dropout
         windows = batch["windows"] * keep[:, None, None, None]
-        velocity = rollouts.teacher_velocity(
-            models, params["dit"], batch, x, sigma, windows
+        per_sample = transformer_stage.flow_loss(
+            models, params["dit"], batch, x0, sigma, noise, windows, weights(batch)
         )
-        error = jnp.square(velocity - flow.velocity(x0, noise))
-        error = error * pixel_weights(models, batch, config) * channels
-        per_sample = error.mean((1, 2, 3, 4))
-        if std is not None:
-            per_sample = per_sample * preconditioning.loss_weight(sigma, std)
         logits = models.locator.apply({"params": params["locator"]}, batch["reference"])
         locator = jnp.mean(jax.nn.softplus(logits) - batch["face"] * logits)
         high = sigma > 0.8
@@ -141,8 +80,11 @@ def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
     def sample(params, frozen, path):
         return preview.show(draw(params["dit"], preview.batch, jax.random.key(1)), path)
 
+    def batches(seed):
+        one = transformer_stage.random_window(store, config.data, models, latents, seed)
+        return transformer_stage.stream(one, len(store["mode"]), config.batch, seed)
+
     return loop.Stage(
-        name="teacher", init=init, loss=loss, frozen={},
-        batches=lambda seed: batches(store, config, models, latents, seed),
-        sample=sample, finish=lambda params, frozen: params, optimizer=config.optimizer,
+        name="teacher", init=init, loss=loss, frozen={}, batches=batches, sample=sample,
+        finish=lambda params, frozen: params, optimizer=config.optimizer,
     )
