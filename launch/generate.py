@@ -2,7 +2,12 @@
 
   python launch/generate.py --image=face.png --audio=speech.wav --out=clip.mp4
 
-Without --audio the character listens for --seconds. Presets of full size take a folder of
+Without --audio the character listens for --seconds. It answers the voice of --other_audio, if
+there is one, with nods and looks:
+
+  python launch/generate.py --image=face.png --other_audio=question.wav --out=clip.mp4
+
+Presets of full size take a folder of
 converted weights:
 
   python launch/generate.py --preset=tm-18b --weights=FOLDER --image=face.png \
@@ -25,6 +30,10 @@ except ModuleNotFoundError as error:
 
 _IMAGE = flags.DEFINE_string("image", None, "Picture of the character.", required=True)
 _AUDIO = flags.DEFINE_string("audio", None, "Sound file, or a video with sound.")
+_OTHER_AUDIO = flags.DEFINE_string(
+    "other_audio", None, "nano: sound file of the other party, whom the character answers with "
+    "nods and looks while it listens; begins with the first frame.",
+)
 _OUT = flags.DEFINE_string("out", "clip.mp4", "MP4 file to write.")
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights to use instead of the preset's own.")
@@ -94,10 +103,16 @@ def main() -> None:
     from tm_jax.inference import offline  # Brings no JAX: wrong inputs are told at once.
 
     options = _options()
-    offline.check(_IMAGE.value, _AUDIO.value, _OUT.value, _MODE.value, _SECONDS.value)
+    offline.check(
+        _IMAGE.value, _AUDIO.value, _OUT.value, _MODE.value, _SECONDS.value, _OTHER_AUDIO.value
+    )
     common.cache_compilations()
     from tm_jax.inference import loading
 
+    if _OTHER_AUDIO.value is not None and loading.is_full_size(_PRESET.value):
+        raise ValueError(
+            f"--other_audio belongs to presets with a motion model (nano), not to {_PRESET.value}."
+        )
     models, session_factory = loading.prepare(_PRESET.value, _WEIGHTS.value, options)
     with tqdm.tqdm(unit="frame", disable=None, dynamic_ncols=True) as bar:
 
@@ -115,6 +130,7 @@ def main() -> None:
             seconds=_SECONDS.value,
             progress=progress,
             session_factory=session_factory,
+            other_audio=_OTHER_AUDIO.value,
         )
     print(f"Wrote {_OUT.value}: {report.line()}.")
 

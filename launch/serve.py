@@ -196,6 +196,7 @@ def main() -> None:
             f"the server needs the extra `serve`: pip install '.[serve]' ({error})."
         ) from error
     from tm_jax.serving import exchange as exchange_lib
+    from tm_jax.serving import memory
     from tm_jax.serving import pictures
 
     limits = config.Limits(
@@ -229,6 +230,7 @@ def main() -> None:
         exchange=exchange, guard=guard, preset=_PRESET.value, ice_servers=servers,
         webrtc=_peers(exchange, servers),
     )
+    memory.settle()
     try:
         asyncio.run(serve(site, _HOST.value, _PORT.value, _DRAIN_S.value, tls))
     finally:

@@ -2,9 +2,11 @@
 
   python launch/train.py --preset=nano --stage=vae --workdir=runs/nano
   python launch/train.py --preset=nano --stage=teacher --workdir=runs/nano --set batch=4
+  python launch/train.py --stage=distill --workdir=runs/nano --name=distill-4 \
+    --set num_steps=4 --set policy=per_step
 
 The stages follow one another in one work directory: vae, locator and audio (in any
-order), motion, teacher, student. A stage that was interrupted goes on where it stopped.
+order), motion, teacher, student, distill. A stage that was interrupted goes on where it stopped.
 """
 
 import pathlib
@@ -25,15 +27,21 @@ except ModuleNotFoundError as error:
 from tm_jax.configs import overrides
 from tm_jax.models import presets
 
-STAGES = ("vae", "locator", "audio", "motion", "teacher", "student")
+STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights.
-_STEPS = {"vae": 1200, "locator": 800, "audio": 1500, "motion": 4000, "teacher": 1800, "student": 300}
+_STEPS = {
+    "vae": 900, "locator": 800, "audio": 1500, "motion": 4000, "teacher": 900, "student": 300,
+    "distill": 600,
+}
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_NAME = flags.DEFINE_string(
+    "name", None, "Folder of this run in WORKDIR; the stage's name by default."
+)
 _STEPS_FLAG = flags.DEFINE_integer(
-    "steps", None, "Updates in all; by default those of the shipped weights.", lower_bound=1
+    "steps", None, "Batches in all; by default those of the shipped weights.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters, noise and data order.")
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
@@ -62,9 +70,10 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     common.cache_compilations()
     finished = run.train(
-        preset, _STAGE.value, config, _WORKDIR.value, steps, loop_config, _EXPORT.value
+        preset, _STAGE.value, config, _WORKDIR.value, steps, loop_config, _EXPORT.value,
+        _NAME.value,
     )
-    folder = pathlib.Path(_WORKDIR.value) / _STAGE.value
+    folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or _STAGE.value)
     if finished:
         print(f"{_STAGE.value}: {steps} steps; weights and samples are in {folder}")
     else:

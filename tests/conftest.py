@@ -30,6 +30,17 @@ def pytest_unconfigure(config):
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def rough_programs():
+    """Compiles with few optimisations, in half the time.
+
+    For modules that wait for the compiler rather than for what it makes.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def random_parameters(shapes, seed=0):
     """Random values for every parameter, also for those that start at zero.
 

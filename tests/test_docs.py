@@ -45,7 +45,7 @@ def _records():
                 yield pytest.param(node, id=f"{path.relative_to(_ROOT)}:{node.name}")
 
 
-@pytest.mark.parametrize("node", _records())
+@pytest.mark.parametrize("node", list(_records()))
 def test_attributes_list_exactly_the_fields(node):
     assert documented(node) == fields(node)
 

@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 
 from tm_jax.serving import client
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 
 
@@ -95,13 +96,13 @@ async def interrupt(world: World) -> str:
     async with client.connect(world.url) as call:
         await call.start(mode="file")
         await call.send_sound(world.sound(2.0))
-        messages = (
-            protocol.Interrupt(), protocol.Mode(mode="mirror"), protocol.Mode(mode="file"),
-            protocol.Avatar(avatar="speak"), protocol.Avatar(avatar="auto"), protocol.Reset(),
-            protocol.Character(character="ada"), protocol.SpeechEnd(),
+        wishes = (
+            messages.Interrupt(), messages.Mode(mode="mirror"), messages.Mode(mode="file"),
+            messages.Avatar(avatar="speak"), messages.Avatar(avatar="auto"), messages.Reset(),
+            messages.Character(character="ada"), messages.SpeechEnd(),
         )  # fmt: skip
         for _ in range(20):
-            await call.send(world.random.choice(messages))
+            await call.send(world.random.choice(wishes))
             await _talk(call, world, 0.1)
         await call.stop()
     return "served"

@@ -8,6 +8,8 @@ import pathlib
 
 from absl import app
 
+from tm_jax.evaluation import tables
+
 _FOLDER = pathlib.Path(__file__).parent
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 _ARMS = {
@@ -23,38 +25,16 @@ _SILENT = {
 _STAGES = ("audio", "score", "decode", "models", "encode")
 
 
-def _number(value, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _share(value) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
-
-
-def _facts(results: dict) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    settings = ", ".join(f"{k} {v}" for k, v in results["settings"].items() if v is not None)
-    return (
-        f"{results['hardware']} (load {results['load']} at the start); {versions}; "
-        f"weights {results['weights']}; {settings}."
-    )
-
-
 def _sync(summary: dict) -> list[str]:
     human = summary["human"]
     lines = [f"**Lips.** Medians over {human['clips']} clips of human voices.", ""]
-    lines += _table(
+    lines += tables.table(
         ["video", "correlation", "lag, frames", "at that lag", "closures kept", "by chance"],
         [
             [
-                name, _number(human[arm]["correlation"]), _number(human[arm]["lag_frames"], 1),
-                _number(human[arm]["correlation_at_lag"]), _share(human[arm]["closures_kept"]),
-                _share(human[arm]["closures_by_chance"]),
+                name, tables.number(human[arm]["correlation"]), tables.number(human[arm]["lag_frames"], 1),
+                tables.number(human[arm]["correlation_at_lag"]), tables.share(human[arm]["closures_kept"]),
+                tables.share(human[arm]["closures_by_chance"]),
             ]
             for arm, name in _ARMS.items()
         ],
@@ -62,25 +42,25 @@ def _sync(summary: dict) -> list[str]:
     head = ["group", "clips", "auto", "speak", "drawn truth", "auto: lag", "auto: closures"]
     rows = [
         [
-            group, str(row["clips"]), *(_number(row[arm]["correlation"]) for arm in
-            ("auto", "speak", "truth")), _number(row["auto"]["lag_frames"], 1),
-            _share(row["auto"]["closures_kept"]),
+            group, str(row["clips"]), *(tables.number(row[arm]["correlation"]) for arm in
+            ("auto", "speak", "truth")), tables.number(row["auto"]["lag_frames"], 1),
+            tables.share(row["auto"]["closures_kept"]),
         ]
         for group, row in summary.items()
     ]  # fmt: skip
-    return lines + ["Correlation by voice and by style of drawing:", ""] + _table(head, rows)
+    return lines + ["Correlation by voice and by style of drawing:", ""] + tables.table(head, rows)
 
 
 def _silence(silence: dict) -> list[str]:
     rows = [
-        [name, *(_share(silence[arm][key]) for key in ("travel_ratio", "opening_ratio",
+        [name, *(tables.share(silence[arm][key]) for key in ("travel_ratio", "opening_ratio",
                                                       "movement_ratio"))]
         for arm, name in _SILENT.items()
     ]
     head = ["without an own voice", "movement of the opening", "widest opening",
             "change of pixels around the mouth"]  # fmt: skip
     return ["**Silence**, relative to speech of the same character. Pixels around the mouth also "
-            "change when the head moves.", "", *_table(head, rows)]
+            "change when the head moves.", "", *tables.table(head, rows)]
 
 
 def _seams(results: dict) -> list[str]:
@@ -90,13 +70,13 @@ def _seams(results: dict) -> list[str]:
         videos[name] = results["long"]["seams"]
     rows = []
     for name, found in videos.items():
-        pairs = [f"{_number(f['median'])} / {_number(f['p95'])}" for f in found.values()]
+        pairs = [f"{tables.number(f['median'])} / {tables.number(f['p95'])}" for f in found.values()]
         rows.append([name, *pairs, str(found["chunk"]["borders"])])
     head = ["median / 95th percentile", "chunk borders", "chunk to latent borders",
             "latent borders", "chunk borders counted"]  # fmt: skip
     return [
         "**Seams.** Change at borders over change beside them: 1 means that borders look like "
-        "any other frame.", "", *_table(head, rows),
+        "any other frame.", "", *tables.table(head, rows),
     ]  # fmt: skip
 
 
@@ -105,26 +85,27 @@ def _long(long: dict) -> list[str]:
         "colour_distance": "distance of colour histograms, 0..1",
         "picture_distance": "distance of 16x16 pictures, 0..1",
         "likeness": "correlation of the upper face",
+        "sharpness": "sharpness of the face over the reference's",
     }
     rows = [
         [
-            name, *(_number(long["drift"][key][k], 4) for k in ("first", "last", "spread")),
-            _number(long["drift"][key]["change"], 1),
+            name, *(tables.number(long["drift"][key][k], 4) for k in ("first", "last", "spread")),
+            tables.number(long["drift"][key]["change"], 1),
         ]
-        for key, name in names.items()
+        for key, name in names.items() if key in long["drift"]
     ]  # fmt: skip
     head = ["to the reference", "first 10 s", "last 10 s", "spread", "change / spread"]
     finite = "All numbers are finite." if long["finite"] else "NOT all numbers are finite."
     return [
         f"**One stream of {long['seconds']:.0f} s.** {finite} Correlation of the lips "
-        f"{_number(long['correlation_first_30_s'])} in the first 30 s, "
-        f"{_number(long['correlation_last_30_s'])} in the last 30 s.", "", *_table(head, rows),
+        f"{tables.number(long['correlation_first_30_s'])} in the first 30 s, "
+        f"{tables.number(long['correlation_last_30_s'])} in the last 30 s.", "", *tables.table(head, rows),
     ]  # fmt: skip
 
 
 def quality(results: dict) -> str:
     """Markdown of quality.json."""
-    lines = ["### Quality", "", _facts(results), "", *_sync(results["summary"])]
+    lines = ["### Quality", "", tables.facts(results), "", *_sync(results["summary"])]
     if "silence" in results:
         lines += _silence(results["silence"])
     lines += _seams(results)
@@ -137,34 +118,34 @@ def quality(results: dict) -> str:
 def speed(results: dict) -> str:
     """Markdown of speed.json."""
     stages, start = results["stages"], results["start"]
-    lines = ["### Speed", "", _facts(results), ""]
-    factors = ", ".join(f"{_number(v)} for {k}" for k, v in stages["real_time_factor"].items())
+    lines = ["### Speed", "", tables.facts(results), ""]
+    factors = ", ".join(f"{tables.number(v)} for {k}" for k, v in stages["real_time_factor"].items())
     lines += [
         f"**One chunk** ({stages['chunk_s']:.2f} s of video). Stages one after the other give a "
         f"real-time factor of {factors}; below 1 is faster than real time.", "",
     ]  # fmt: skip
-    rows = [[s, *(_number(stages["ms"][s][p], 1) for p in ("p50", "p95"))] for s in _STAGES]
-    lines += _table(["stage, ms per chunk", "median", "95th percentile"], rows)
+    rows = [[s, *(tables.number(stages["ms"][s][p], 1) for p in ("p50", "p95"))] for s in _STAGES]
+    lines += tables.table(["stage, ms per chunk", "median", "95th percentile"], rows)
     clips = list(results["clips"].values())
     minutes = list(dict.fromkeys(m for clip in clips for m in clip["rss_mb"]))
     head = ["`launch/generate.py`", *(f"{c['seconds']:g} s" for c in clips)]
     rows = [
         ["runs", *(str(c["runs"]) for c in clips)],
-        ["real-time factor, all included", *(_number(c["real_time_factor"]) for c in clips)],
-        ["wall time, s", *(_number(c["wall_s"], 1) for c in clips)],
-        ["peak memory, MB", *(_number(c["peak_mb"], 0) for c in clips)],
+        ["real-time factor, all included", *(tables.number(c["real_time_factor"]) for c in clips)],
+        ["wall time, s", *(tables.number(c["wall_s"], 1) for c in clips)],
+        ["peak memory, MB", *(tables.number(c["peak_mb"], 0) for c in clips)],
     ]
     for minute in minutes:
         rows.append(
-            [f"memory at {minute}, MB", *(_number(c["rss_mb"].get(minute), 0) for c in clips)]
+            [f"memory at {minute}, MB", *(tables.number(c["rss_mb"].get(minute), 0) for c in clips)]
         )
-    lines += _table(head, rows)
+    lines += tables.table(head, rows)
     rows = [
-        [name, *(_number(start[key][k], 1) for k in ("first_frame_s", "first_frame_from_start_s"))]
+        [name, *(tables.number(start[key][k], 1) for k in ("first_frame_s", "first_frame_from_start_s"))]
         for key, name in (("cold", "nothing compiled yet"), ("warm", "compilation cache filled"))
     ]
     head = ["time to the first frame, s", "from the call", "from the start of the process"]
-    return "\n".join(lines + _table(head, rows)).rstrip()
+    return "\n".join(lines + tables.table(head, rows)).rstrip()
 
 
 def render(folder: pathlib.Path) -> str:

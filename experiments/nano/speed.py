@@ -24,9 +24,9 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
-from experiments.nano import facts
 import tm_jax
 from tm_jax.data import characters
+from tm_jax.evaluation import facts
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session as session_lib
 from tm_jax.media import audio

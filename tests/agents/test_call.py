@@ -22,7 +22,7 @@ from tm_jax.serving import exchange as exchange_lib  # noqa: E402
 from tm_jax.serving import fake  # noqa: E402
 from tm_jax.serving import page_files  # noqa: E402
 from tm_jax.serving import pictures  # noqa: E402
-from tm_jax.serving import protocol  # noqa: E402
+from tm_jax.serving import messages  # noqa: E402
 from tm_jax.serving import security  # noqa: E402
 from tm_jax.serving import voice  # noqa: E402
 
@@ -83,7 +83,7 @@ class _Microphone:
 
 
 def _loud(message):
-    return isinstance(message, protocol.Frames) and any(message.pcm)
+    return isinstance(message, messages.Frames) and any(message.pcm)
 
 
 async def _next(call, condition):
@@ -99,19 +99,19 @@ def test_it_greets_stops_for_the_caller_and_answers(agent):
         await call.start(mode="agent")
         microphone = _Microphone(call)
         sending = asyncio.create_task(microphone.run())
-        said = lambda m: isinstance(m, protocol.Caption) and m.final  # noqa: E731
+        said = lambda m: isinstance(m, messages.Caption) and m.final  # noqa: E731
         greeting = await _next(call, lambda m: said(m) and m.role == "avatar")
         assert greeting.text == dialogue.GREETING
         await _next(call, _loud)
         await asyncio.sleep(0.5)
 
         microphone.level = 0.5  # The caller begins to speak over it.
-        stopped = await _next(call, lambda m: isinstance(m, protocol.Interrupted))
+        stopped = await _next(call, lambda m: isinstance(m, messages.Interrupted))
         took = time.monotonic() - microphone.loud_s
         assert stopped.reason == "barge_in"
         cut = await _next(call, lambda m: said(m) and m.role == "avatar")
         assert cut.item == greeting.item and cut.text.endswith("…")
-        shown = await _next(call, lambda m: isinstance(m, protocol.Frames) and m.generation == stopped.generation)
+        shown = await _next(call, lambda m: isinstance(m, messages.Frames) and m.generation == stopped.generation)
         assert not any(shown.pcm)
         print(f"stopped {1000 * took:.0f} ms after the voice began")
         assert took < 0.1 + 0.3  # Three windows of 32 ms until it is detected.

@@ -7,12 +7,10 @@ Answers to `/control` change its behaviour; `/log` tells what clients sent.
 
 import argparse
 import asyncio
-import importlib.util
 import io
 import json
 import pathlib
 import secrets
-import sys
 import time
 
 from aiohttp import web
@@ -20,19 +18,11 @@ import numpy as np
 from PIL import Image
 from PIL import ImageDraw
 
-_SERVING = pathlib.Path(__file__).parents[2] / "tm_jax" / "serving"
-_PAGE = _SERVING / "page"
+from tm_jax.serving import codec
+from tm_jax.serving import messages
+from tm_jax.serving import protocol
 
-
-def _load_protocol():
-    """The module alone: its package would import jax, and a restart is to be quick."""
-    spec = importlib.util.spec_from_file_location("protocol", _SERVING / "protocol.py")
-    module = sys.modules["protocol"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-protocol = _load_protocol()
+_PAGE = pathlib.Path(__file__).parents[2] / "tm_jax" / "serving" / "page"
 _SIZE = 256
 _FPS = 25
 _SAMPLES = protocol.SAMPLE_RATE // _FPS
@@ -90,7 +80,7 @@ def bursts(first_sample: int, count: int) -> np.ndarray:
 class Session:
     """One caller: sends frames at their time."""
 
-    def __init__(self, start: protocol.Start):
+    def __init__(self, start: messages.Start):
         self.id = secrets.token_hex(4)
         self.secret = secrets.token_hex(8)
         self.mode, self.character, self.agent = start.mode, start.character or "ada", start.agent
@@ -108,7 +98,7 @@ class Session:
         if self.mode == "mirror" and self.heard > 2400:
             source = self.heard - 2400
         self.frame += 1
-        return protocol.frames_to_bytes(protocol.Frames(
+        return codec.frames_to_bytes(messages.Frames(
             generation=self.generation, frame=number, pts=pts, source=source,
             first=number % 12 == 0, speaking=flash and not quiet,
             own_voice=self.mode == "mirror" and not server.options["audible"],
@@ -221,13 +211,13 @@ class Server:
         session = sender = None
         async for message in socket:
             if message.type is web.WSMsgType.BINARY:
-                sound = protocol.sound_from_bytes(message.data)
+                sound = codec.sound_from_bytes(message.data)
                 session.heard = sound.position + len(sound.pcm) // 2
                 peak = int(np.abs(np.frombuffer(sound.pcm, "<i2").astype(int)).max())
                 self.log.append({"type": "sound", "position": sound.position, "samples": len(sound.pcm) // 2, "peak": peak, "at": time.monotonic()})
                 continue
             self.log.append(json.loads(message.data))
-            event = protocol.from_client(message.data)
+            event = codec.from_client(message.data)
             begun = await self._answer(socket, session, event)
             if begun is not None:
                 session, session.socket = begun, socket
@@ -240,10 +230,10 @@ class Server:
         """Reacts to one message; returns the session that begins with it, or None."""
 
         async def say(message):
-            await socket.send_str(protocol.to_text(message))
+            await socket.send_str(codec.to_text(message))
 
         kind = type(event)
-        if kind is protocol.Hello:
+        if kind is messages.Hello:
             await say(_welcome())
             if event.resume in self.sessions:
                 old = self.sessions[event.resume]
@@ -251,32 +241,32 @@ class Server:
                 await say(_started(old, True))
                 return old
             if event.resume:
-                await say(protocol.Error(code="unknown_session", message="Nothing to resume."))
-        elif kind is protocol.Start:
+                await say(messages.Error(code="unknown_session", message="Nothing to resume."))
+        elif kind is messages.Start:
             return await self._start(socket, say, event)
-        elif kind is protocol.Ping:
-            await say(protocol.Pong(t=event.t))
-        elif kind is protocol.Stop:
+        elif kind is messages.Ping:
+            await say(messages.Pong(t=event.t))
+        elif kind is messages.Stop:
             self.sessions.pop(session.secret if session else None, None)
             await socket.close()
-        elif kind is protocol.Interrupt:
+        elif kind is messages.Interrupt:
             session.interrupt()
-            await say(protocol.Interrupted(generation=session.generation, reason="client"))
-        elif kind is protocol.Character:
+            await say(messages.Interrupted(generation=session.generation, reason="client"))
+        elif kind is messages.Character:
             session.character = event.character
             await say(event)
-        elif kind is protocol.Mode:
+        elif kind is messages.Mode:
             session.mode = event.mode
             await say(event)
         return None
 
     async def _start(self, socket, say, event):
         if self.options["full"]:
-            await say(protocol.Error(code="full", message="Every place is taken.", fatal=True))
+            await say(messages.Error(code="full", message="Every place is taken.", fatal=True))
             await socket.close(code=4009)
             return None
         if event.character and event.character not in (*_FACES, *self.uploads):
-            await say(protocol.Error(code="unknown_character", message="No such character."))
+            await say(messages.Error(code="unknown_character", message="No such character."))
             return None
         session = Session(event)
         self.sessions[session.secret] = session
@@ -285,7 +275,7 @@ class Server:
 
     async def _send(self, socket, session):
         begun, first = time.monotonic(), session.frame
-        await socket.send_str(protocol.to_text(protocol.State(state="listening")))
+        await socket.send_str(codec.to_text(messages.State(state="listening")))
         while not socket.closed:
             wait = begun + (session.frame - first) / _FPS - time.monotonic()
             await asyncio.sleep(max(0.0, wait) + self.options["stall_s"])
@@ -295,21 +285,21 @@ class Server:
 
     async def _tell(self, socket, session):
         """Captions and figures, now and then."""
-        messages = []
+        told = []
         if session.frame % 50 == 10:
-            messages.append(protocol.Caption(role="caller", item=f"c{session.frame}", text="Can you hear me?", final=True))
+            told.append(messages.Caption(role="caller", item=f"c{session.frame}", text="Can you hear me?", final=True))
         if session.frame % 50 == 20:
-            messages.append(protocol.Caption(role="avatar", item=f"a{session.frame}", text="Loud and clear. <b>Ask me anything</b>.", final=True))
+            told.append(messages.Caption(role="avatar", item=f"a{session.frame}", text="Loud and clear. <b>Ask me anything</b>.", final=True))
         if session.frame % 50 == 5:
             spans = dict(zip(protocol.SPANS, (240.0, 80.0, 12.0, 96.0, 0.4, 34.0, 21.0, 3.0, 140.0)))
             table = {k: {"p50": v, "p95": 1.3 * v, "p99": 1.5 * v} for k, v in spans.items()}
-            messages.append(protocol.Stats(spans=table, fps=25.0, dropped=0, sessions=1, capacity=4))
-        for message in messages:
-            await socket.send_str(protocol.to_text(message))
+            told.append(messages.Stats(spans=table, fps=25.0, dropped=0, sessions=1, capacity=4))
+        for message in told:
+            await socket.send_str(codec.to_text(message))
 
 
 def _welcome():
-    return protocol.Welcome(
+    return messages.Welcome(
         version=1, server="fake 1", fps=_FPS, width=_SIZE, height=_SIZE, sample_rate=24000,
         modes=list(protocol.MODES),
         agents=[{"id": "echo", "name": "Echo"}, {"id": "story", "name": "Story teller"}],
@@ -319,7 +309,7 @@ def _welcome():
 
 
 def _started(session, resumed):
-    return protocol.Started(
+    return messages.Started(
         session=session.id, resume=session.secret, resumed=resumed,
         generation=session.generation, mode=session.mode, character=session.character,
         agent=session.agent,

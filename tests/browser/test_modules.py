@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tm_jax.serving import protocol
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_messages_are_those_of_the_server(run):
     rng = np.random.default_rng(0)
     pcm = rng.integers(-32768, 32767, 2 * 960).astype("<i2")
     jpegs = (b"first picture", b"the second one")
-    message = protocol.frames_to_bytes(protocol.Frames(
+    message = codec.frames_to_bytes(messages.Frames(
         generation=3, frame=4_000_000_000, pts=96000, source=700, first=True, speaking=True,
         own_voice=True, pcm=pcm.tobytes(), jpegs=jpegs,
     ))  # fmt: skip
@@ -37,13 +38,13 @@ def test_messages_are_those_of_the_server(run):
     assert sum((f["pcm"] for f in frames), []) == pcm.tolist()
     assert all(f["own"] and f["speaking"] and f["generation"] == 3 for f in frames)
     packed = run("protocol", "return [...new Uint8Array(m.packSound(Int16Array.from(given), 5, 2 ** 32 - 1, 1234.6))]", pcm[:480].tolist())
-    sound = protocol.sound_from_bytes(bytes(packed))
+    sound = codec.sound_from_bytes(bytes(packed))
     assert (sound.sequence, sound.position, sound.captured_ms) == (5, 2**32 - 1, 1235)
     assert sound.pcm == pcm[:480].tobytes()
 
 
 def test_damaged_messages_of_frames_are_refused(run):
-    good = protocol.frames_to_bytes(protocol.Frames(
+    good = codec.frames_to_bytes(messages.Frames(
         generation=0, frame=0, pts=0, pcm=bytes(1920), jpegs=(b"picture",)
     ))
     broken = [good[:20], good[:-1], b"\0" + good[1:], good[:20] + b"\x09" + good[21:]]

@@ -46,6 +46,7 @@ class FakeSession:
         assert picture.shape == (SIDE, SIDE, 3) and picture.dtype == np.uint8
         self.fps, self.chunk_frames = bundle.preset.timing.fps, TIMING.frames_per_chunk
         self.sound = np.zeros(0, np.float32)
+        self.other, self.ready = np.zeros(0, np.float32), []
         self.next, self.ended, self.closed, self.most_live = 0, False, False, 0
         self.seed, self.mode = seed, mode
         FakeSession.last = self
@@ -53,6 +54,10 @@ class FakeSession:
     def push_audio(self, samples):
         assert samples.dtype == np.float32 and samples.ndim == 1 and not self.ended
         self.sound = np.concatenate([self.sound, samples])
+
+    def push_other(self, samples):
+        assert samples.dtype == np.float32 and samples.ndim == 1
+        self.other = np.concatenate([self.other, samples])
 
     def end_audio(self):
         self.ended = True
@@ -62,6 +67,7 @@ class FakeSession:
             raise self.error
         if not self.ended and len(self.sound) < TIMING.samples_per_chunk + self.lookahead:
             return None
+        self.ready.append(len(self.other))
         heard, self.sound = np.split(self.sound, [TIMING.samples_per_chunk])
         frames = np.zeros((self.chunk_frames, SIDE, SIDE, 3), np.uint8)
         for index in range(self.chunk_frames):
@@ -250,3 +256,37 @@ def test_no_chunk_after_the_end_is_an_error_and_not_a_hang(tmp_path):
 
     with pytest.raises(RuntimeError, match="no chunk"):
         generate(None, tmp_path / "o.mp4", seconds=1, session_factory=Silent)
+
+
+def test_the_other_party_is_heard_in_time_and_by_the_viewer(tmp_path):
+    """Its sound is there before its chunk, whole, and is the track of a clip without speech."""
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(24000 * 1.3) / 24000)).astype(np.float32)
+    other = write_wav(tmp_path / "b.wav", tone, 24000)
+    report = generate(None, tmp_path / "o.mp4", other_audio=other, mode="listen")
+    session = FakeSession.last
+    assert report.frames == 33  # 1.3 s are 32.5 frames.
+    assert all(ready >= 7680 * (i + 1) for i, ready in enumerate(session.ready))
+    heard = session.other[: int(1.3 * 16000)]
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(heard)) / 16000)
+    np.testing.assert_allclose(heard[800:-800], expected[800:-800], atol=0.02)
+    assert not session.other[int(1.31 * 16000) :].any()
+    _, _, sound, rate = probe(tmp_path / "o.mp4")
+    assert rate == 24000 and abs(len(sound) / rate - 33 / 25) < 1 / 25
+    assert 0.3 < np.sqrt(np.mean(np.square(sound[2400:28800]))) < 0.4
+
+
+def test_the_other_party_beside_speech_changes_neither_length_nor_track(tmp_path):
+    audio = write_wav(tmp_path / "a.wav", np.zeros(16000), 16000)
+    other = write_wav(tmp_path / "b.wav", 0.5 * np.ones(48000), 16000)
+    report = generate(audio, tmp_path / "o.mp4", other_audio=other)
+    _, _, sound, _ = probe(tmp_path / "o.mp4")
+    assert report.frames == 25 and np.abs(sound).max() < 1e-3
+    assert FakeSession.last.other.max() > 0.4
+
+
+@pytest.mark.parametrize("name, text", [("no.wav", "no file"), ("text.wav", "cannot be read")])
+def test_a_wrong_file_of_the_other_party_is_named(tmp_path, name, text):
+    (tmp_path / "text.wav").write_text("hello " * 100)
+    with pytest.raises((FileNotFoundError, ValueError), match=f"^other_audio: .*{text}"):
+        generate(None, tmp_path / "o.mp4", other_audio=tmp_path / name)
+    assert not (tmp_path / "o.mp4").exists()

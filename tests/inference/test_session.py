@@ -155,7 +155,8 @@ def test_programs_of_an_earlier_process_give_the_same_video(
         raise AssertionError("traced")
 
     first = clip(bundle)
-    bundle_lib._programs.cache_clear()
+    # Without the cache of this process, where broken programs would stay for other tests.
+    monkeypatch.setattr(bundle_lib, "_programs", bundle_lib._programs.__wrapped__)
     for name in ("_begin", "_hear", "_score", "_decode"):
         monkeypatch.setattr(bundle_lib, name, never)
     np.testing.assert_array_equal(clip(dataclasses.replace(bundle)), first)
@@ -218,6 +219,91 @@ def test_mode_and_sound_change_the_picture(bundle, picture, speech):
     quiet = _frames(session_lib.Session(bundle, picture, mode="speak"), 0 * speech, 7680)
     assert np.abs(speak.astype(int) - listen).mean() > 0.5
     assert np.abs(speak.astype(int) - quiet).mean() > 0.5
+
+
+def _listened(bundle, picture, push, chunks=5):
+    """Frames of a listener; `push(session, chunk)` is called before every chunk."""
+    session = session_lib.Session(bundle, picture, mode="listen")
+    session.end_audio()
+    frames = []
+    for chunk in range(chunks):
+        push(session, chunk)
+        frames.append(session.pull().frames)
+    return np.concatenate(frames)
+
+
+@pytest.fixture(scope="module")
+def voice(speech):
+    """Another party: a phrase, a pause, a phrase."""
+    return speech * np.repeat([1, 1, 0, 1], 7680).astype(np.float32)
+
+
+def test_a_listener_hears_the_other_party_and_a_speaker_does_not(bundle, picture, voice):
+    alone = _listened(bundle, picture, lambda session, chunk: None)
+    heard = _listened(
+        bundle, picture, lambda session, chunk: chunk or session.push_other(voice)
+    )
+    assert np.abs(alone.astype(int) - heard).mean() > 0.1
+    silent = _listened(
+        bundle, picture, lambda session, chunk: session.push_other(np.zeros(100))
+    )
+    np.testing.assert_array_equal(silent, alone)
+    sessions = [session_lib.Session(bundle, picture, mode="speak") for _ in range(2)]
+    sessions[1].push_other(voice)
+    np.testing.assert_array_equal(*[_frames(session, voice, 7680) for session in sessions])
+
+
+def test_pieces_of_the_other_sound_do_not_matter(bundle, picture, voice):
+    whole = _listened(
+        bundle, picture, lambda session, chunk: chunk or session.push_other(voice)
+    )
+    queue = list(np.split(voice, range(333, len(voice), 333)))
+
+    def odd(session, chunk):
+        for _ in range(24):  # A chunk is a little more than 23 pieces.
+            if queue:
+                session.push_other(queue.pop(0))
+
+    np.testing.assert_array_equal(_listened(bundle, picture, odd), whole)
+
+
+def test_the_other_sound_may_come_late_and_reset_forgets_it(bundle, picture, voice):
+    on_time = _listened(
+        bundle, picture, lambda session, chunk: chunk or session.push_other(voice)
+    )
+    late = _listened(
+        bundle, picture, lambda session, chunk: chunk == 2 and session.push_other(voice)
+    )
+    alone = _listened(bundle, picture, lambda session, chunk: None)
+    np.testing.assert_array_equal(late[:24], alone[:24])
+    assert np.abs(late[24:].astype(int) - alone[24:]).mean() > 0.1
+    assert np.abs(late[24:].astype(int) - on_time[24:]).mean() > 0.01
+
+    session = session_lib.Session(bundle, picture, mode="listen")
+    session.push_other(voice)
+    session.reset()
+    session.end_audio()
+    np.testing.assert_array_equal(session.pull().frames, alone[:12])
+    with pytest.raises(ValueError, match="mono at 16 kHz"):
+        session.push_other(np.zeros((2, 100)))
+    with pytest.raises(ValueError, match="finite"):
+        session.push_other(np.array([np.inf]))
+
+
+def test_auto_holds_on_after_the_voice(bundle, picture, speech, monkeypatch):
+    """A short pause does not shut the mouth; a longer one does."""
+    session = session_lib.Session(bundle, picture)
+    session.end_audio()
+    heard = iter([0.9, 0.1, 0.9, 0.1, 0.1, 0.1])
+    plain = bundle.hear
+
+    def hear(params, samples):
+        windows, voice = plain(params, samples)
+        return windows, np.full(voice.shape, next(heard), np.float32)
+
+    monkeypatch.setitem(bundle.__dict__, "hear", hear)
+    speaking = [session.pull().speaking for _ in range(6)]
+    assert speaking == [True, True, True, True, False, False]
 
 
 def test_interrupt_forgets_sound_and_keeps_the_clock(bundle, picture, speech):

@@ -33,11 +33,17 @@ class _Chunk(NamedTuple):
 class _Session:
     error = None
 
+    chunk_frames = 12
+
     def __init__(self, bundle, picture, *, seed, mode):
-        self.heard, self.next = 0, 0
+        self.heard, self.next, self.other = 0, 0, 0
 
     def push_audio(self, samples):
         self.heard += len(samples)
+
+    def push_other(self, samples):
+        self.other += len(samples)
+        _Session.last = self
 
     def end_audio(self):
         self.heard = np.inf
@@ -118,6 +124,12 @@ def test_listening_without_sound(launch, capsys):
     assert "10 frames (0.40 s)" in capsys.readouterr().out
 
 
+def test_listening_to_another_party(launch, capsys):
+    launch("--image=face.png", "--other_audio=voice.wav", "--mode=listen", "--out=o.mp4")
+    assert "50 frames (2.00 s)" in capsys.readouterr().out
+    assert _Session.last.other >= 32000
+
+
 @pytest.mark.parametrize(
     "changed,text",
     [
@@ -126,6 +138,10 @@ def test_listening_without_sound(launch, capsys):
         (["--audio=no.wav"], "audio: there is no file no.wav"),
         (["--audio=face.png"], "holds no sound"),
         (["--audio="], "audio: "),
+        (["--other_audio=no.wav"], "other_audio: there is no file no.wav"),
+        (["--other_audio=face.png"], "other_audio: face.png holds no sound"),
+        (["--other_audio=voice.wav", "--preset=tm-18b"], "--other_audio belongs to presets"),
+        (["--other_audio=voice.wav", "--out=voice.wav/o.mp4"], "no folder"),
         (["--out=o.avi"], "ends in .mp4"),
         (["--out=no/o.mp4"], "no folder no"),
         (["--out=voice.wav/o.mp4"], "no folder"),

@@ -10,6 +10,7 @@ import pytest
 from tm_jax.serving import config
 from tm_jax.serving import engine as engine_lib
 from tm_jax.serving import fake
+from tm_jax.serving import messages
 from tm_jax.serving import pictures
 from tm_jax.serving import security
 
@@ -94,9 +95,41 @@ def cut(call):
     call._socket._response.connection.transport.abort()
 
 
+async def lose(server, call):
+    """Breaks a client's connection and waits until the server has noticed."""
+    cut(call)
+    callers = server.exchange.calls.values()
+    await until(lambda: all(c.lost_s is not None for c in callers))
+
+
+def tone(seconds, level=5000):
+    """Loud sound of a client."""
+    return np.full(int(seconds * 24000), level, "<i2").tobytes()
+
+
+async def frames(call, count):
+    """The next frames of a call."""
+    return [await call.wait_for(messages.Frames) for _ in range(count)]
+
+
+async def talk(call, seconds, level=5000):
+    """Sends sound as a microphone does."""
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    for index in range(round(seconds / 0.02)):
+        await asyncio.sleep(start_s + 0.02 * index - loop.time())
+        await call.send_sound(tone(0.02, level))
+
+
+def loud(message):
+    """Whether a frame is heard."""
+    return np.abs(np.frombuffer(message.pcm, "<i2")).max() > 100
+
+
 @pytest.fixture
 def net():
-    """The helpers of this file: serve, run, until, cut."""
+    """The helpers of this file."""
     pytest.importorskip("aiohttp")
     pytest.importorskip("prometheus_client")
-    return types.SimpleNamespace(serve=serve, run=run, until=until, cut=cut)
+    helpers = serve, run, until, cut, lose, tone, frames, talk, loud
+    return types.SimpleNamespace(**{helper.__name__: helper for helper in helpers})

@@ -113,8 +113,8 @@ def test_a_call_with_models(net, bundle):
     from tm_jax.serving import client
     from tm_jax.serving import engine
     from tm_jax.serving import exchange
+    from tm_jax.serving import messages
     from tm_jax.serving import pictures
-    from tm_jax.serving import protocol
     from tm_jax.serving import security
 
     backend = devices_lib.ModelBackend(bundle)
@@ -130,9 +130,9 @@ def test_a_call_with_models(net, bundle):
         async with client.connect(f"http://127.0.0.1:{running.port}") as call:
             await call.start(mode="file", avatar="speak")
             await call.send_sound(pcm)
-            await call.send(protocol.SpeechEnd())
+            await call.send(messages.SpeechEnd())
             while len(found) < 60:
-                found.append(await call.wait_for(protocol.Frames, 60))
+                found.append(await call.wait_for(messages.Frames, 60))
         await running.close()
         return found
 

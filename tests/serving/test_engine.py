@@ -156,6 +156,40 @@ def test_many_interruptions_do_not_make_more_than_a_few_chunks(make):
     assert devices.steps - before <= 13
 
 
+def test_the_other_party_is_heard_in_the_next_chunks_and_never_long_after(make):
+    heard = []
+
+    class Watched(fake.FakeBackend):
+        def step(self, lane, sounds, poses, clear, others=None):
+            heard.append(others[0].copy())
+            return super().step(lane, sounds, poses, clear, others)
+
+    devices = Watched(side=16, chunk_frames=2)
+    sink = Sink(make(devices))
+    sink.wait(2)
+    tone = 0.1 * np.ones(16000, np.float32)  # A second at once: most of it is let go.
+    sink.stream.push_other(tone[:333], 16000)
+    sink.stream.push_other(tone[333:], 16000)
+    sink.wait(12)
+    sink.stream.pause()
+    levels = np.concatenate(heard)
+    loud = np.flatnonzero(levels > 0.5)
+    # The next chunk and what may wait for it; a broken frame at either end.
+    assert 6 <= len(loud) <= 9 and np.ptp(loud) <= 9
+    np.testing.assert_allclose(levels[loud[1:6]], 0.75, atol=0.01)  # 0.1 is -20 dB of 80.
+    assert not any(chunk.pcm.any() or chunk.speaking for chunk in sink.chunks)
+    sink.stream.push_other(tone)  # Nobody is there to hear it.
+    heard.clear()
+    count = len(sink.chunks)
+    sink.stream.go_on()
+    sink.wait(count + 3)
+    assert not np.any(heard)
+    with pytest.raises(ValueError, match="finite float32"):
+        sink.stream.push_other(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="4000 to 192000"):
+        sink.stream.push_other(tone, 100)
+
+
 def test_a_paused_stream_makes_no_chunks_and_goes_on(make):
     devices = backend()
     sink = Sink(make(devices))

@@ -12,6 +12,7 @@ import pytest
 
 from tm_jax.serving import config
 from tm_jax.serving import pictures
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 
@@ -181,7 +182,7 @@ def test_an_uploaded_picture_becomes_a_character(net):
             assert [c["id"] for c in listed["characters"]] == ["ann", "bob"]  # Not for others.
             async with client.connect(server.url) as call:
                 assert (await call.start(character=body["character"])).character == body["character"]
-                frame = await call.wait_for(protocol.Frames)
+                frame = await call.wait_for(messages.Frames)
                 shown = np.asarray(PIL.Image.open(io.BytesIO(frame.jpegs[0])))
                 assert abs(int(shown[-1, 0, 0]) - 200) < 12
 
@@ -269,13 +270,13 @@ def test_a_session_made_over_http_is_joined_and_deleted(net):
             async with client.connect(server.url, resume=made["resume"]) as call:
                 assert call.started.session == made["session"]
                 assert call.started.character == "bob"
-                await call.wait_for(protocol.Frames)
+                await call.wait_for(messages.Frames)
                 path = f"/api/sessions/{made['session']}"
                 assert (await ask(server, "DELETE", path))[0] == 404
                 secret = {"X-Resume": made["resume"]}
                 assert (await ask(server, "DELETE", path + "x", headers=secret))[0] == 404
                 assert (await ask(server, "DELETE", path, headers=secret))[0] == 204
-                assert (await call.wait_for(protocol.Ended)).reason == "stopped"
+                assert (await call.wait_for(messages.Ended)).reason == "stopped"
             assert server.sessions == 0
 
     net.run(go())
@@ -298,12 +299,12 @@ def test_figures_for_prometheus(net):
     async def go():
         async with net.serve() as server, client.connect(server.url) as call:
             await call.start()
-            await call.wait_for(protocol.Timing)
-            await call.send(protocol.Played(
+            await call.wait_for(messages.Timing)
+            await call.send(messages.Played(
                 generation=0, frame=1, late=2, playout_ms=80.0, voice_to_lips_ms=700.0
             ))  # fmt: skip
-            await call.send(protocol.Ping(t=1))
-            await call.wait_for(protocol.Pong)
+            await call.send(messages.Ping(t=1))
+            await call.wait_for(messages.Pong)
             status, text, headers = await ask(server, "GET", "/metrics")
             assert status == 200 and headers["Content-Type"].startswith("text/plain")
             lines = dict(
@@ -352,9 +353,9 @@ def test_half_open_sockets_are_swept_away(net, monkeypatch):
                 one.setblocking(False)
                 assert await asyncio.wait_for(_ended(loop, one), 5)
                 one.close()
-            await call.wait_for(protocol.Frames)  # A call is not swept.
+            await call.wait_for(messages.Frames)  # A call is not swept.
             await asyncio.sleep(0.5)
-            await call.wait_for(protocol.Frames)
+            await call.wait_for(messages.Frames)
 
     net.run(go())
 
@@ -439,11 +440,11 @@ def test_characters_cannot_be_changed_faster_than_devices_follow(net):
         async with net.serve() as server, client.connect(server.url) as call:
             await call.start()
             for _ in range(6):
-                await call.send(protocol.Character(character="bob"))
+                await call.send(messages.Character(character="bob"))
             answers = []
             while len(answers) < 6:
                 message = await call.receive()
-                if isinstance(message, (protocol.Character, protocol.Error)):
+                if isinstance(message, (messages.Character, messages.Error)):
                     answers.append(getattr(message, "code", "done"))
             assert answers == ["done"] * 3 + ["too_fast"] * 3
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tm_jax.serving import protocol
+from tm_jax.serving import messages
 
 pytest.importorskip("aiohttp")
 from tm_jax.serving import client  # noqa: E402  Needs the extra.
@@ -58,12 +58,12 @@ def test_a_signal_lets_the_callers_finish():
     async def call(url, process):
         async with client.connect(url) as caller:
             await caller.start()
-            await caller.wait_for(protocol.Frames)
+            await caller.wait_for(messages.Frames)
             process.send_signal(signal.SIGTERM)
-            assert (await caller.wait_for(protocol.Ending)).reason == "draining"
-            await caller.wait_for(protocol.Frames)
+            assert (await caller.wait_for(messages.Ending)).reason == "draining"
+            await caller.wait_for(messages.Frames)
             await caller.stop()
-            assert (await caller.wait_for(protocol.Ended)).reason == "stopped"
+            assert (await caller.wait_for(messages.Ended)).reason == "stopped"
 
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER, "30"], cwd=_ROOT, stdout=subprocess.PIPE, text=True,
@@ -91,9 +91,9 @@ def test_a_second_signal_is_not_patient():
                 async with client.connect(url) as caller:
                     await caller.start()
                     process.send_signal(signal.SIGTERM)
-                    await caller.wait_for(protocol.Ending)
+                    await caller.wait_for(messages.Ending)
                     process.send_signal(signal.SIGTERM)
-                    assert (await caller.wait_for(protocol.Ended)).reason == "draining"
+                    assert (await caller.wait_for(messages.Ended)).reason == "draining"
 
             asyncio.run(call())
             assert process.wait(15) == 0

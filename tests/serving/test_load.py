@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 
 pytest.importorskip("aiohttp")
@@ -10,7 +11,7 @@ from tm_jax.serving import load  # noqa: E402  Needs the extra.
 
 
 def frame(number, generation=0):
-    return protocol.Frames(
+    return messages.Frames(
         generation=generation, frame=number, pts=960 * number, pcm=bytes(1920), jpegs=(b"x",)
     )
 

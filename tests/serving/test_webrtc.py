@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tm_jax.serving import protocol
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 
 aiohttp = pytest.importorskip("aiohttp")
 aiortc = pytest.importorskip("aiortc")
@@ -45,7 +46,7 @@ class Browser:
         self.peer = aiortc.RTCPeerConnection()
         self.messages, self.images, self.levels, self.tasks = [], [], [], []
         self.channel = self.peer.createDataChannel("control")
-        self.channel.on("message", lambda text: self.messages.append(protocol.from_server(text)))
+        self.channel.on("message", lambda text: self.messages.append(codec.from_server(text)))
 
         @self.peer.on("track")
         def taken(track):
@@ -89,8 +90,8 @@ def test_a_call_with_picture_sound_and_control(net):
         async with net.serve(webrtc=True, chunk_frames=6) as server:
             browser = Browser()
             await browser.call(server, start={"mode": "mirror", "character": "bob"})
-            await net.until(lambda: browser.of(protocol.Started), 10)
-            started = browser.of(protocol.Started)[0]
+            await net.until(lambda: browser.of(messages.Started), 10)
+            started = browser.of(messages.Started)[0]
             assert started.session == browser.answer["session"] and started.character == "bob"
             await net.until(lambda: len(browser.images) > 30, 10)
             await net.until(lambda: max(browser.levels[-20:], default=0) > 5000, 10)
@@ -100,14 +101,14 @@ def test_a_call_with_picture_sound_and_control(net):
             assert image.shape == (16, 16, 3)
             assert abs(int(image[-2, 1, 0]) - 120) < 25  # Bob's red level, through VP8.
             assert any(image[1, 1, 0] > 60 for _, image in browser.images)  # He speaks.
-            browser.channel.send(protocol.to_text(protocol.Interrupt()))
+            browser.channel.send(codec.to_text(messages.Interrupt()))
             browser.channel.send("rubbish")
-            await net.until(lambda: browser.of(protocol.Interrupted) and browser.of(protocol.Error))
-            assert browser.of(protocol.Error)[0].code == "bad_message"
-            assert browser.of(protocol.Timing)
-            browser.channel.send(protocol.to_text(protocol.Stop()))
+            await net.until(lambda: browser.of(messages.Interrupted) and browser.of(messages.Error))
+            assert browser.of(messages.Error)[0].code == "bad_message"
+            assert browser.of(messages.Timing)
+            browser.channel.send(codec.to_text(messages.Stop()))
             await net.until(lambda: server.sessions == 0)
-            await net.until(lambda: browser.of(protocol.Ended))
+            await net.until(lambda: browser.of(messages.Ended))
             await browser.close()
 
     net.run(go(), 60)
@@ -118,10 +119,10 @@ def test_a_lost_peer_is_taken_over_by_a_new_one(net):
         async with net.serve(webrtc=True, chunk_frames=6) as server:
             first, second = Browser(), Browser()
             await first.call(server, start={})
-            await net.until(lambda: first.of(protocol.Started), 10)
+            await net.until(lambda: first.of(messages.Started), 10)
             await second.call(server, resume=first.answer["resume"])
-            await net.until(lambda: second.of(protocol.Started), 10)
-            assert second.of(protocol.Started)[0].resumed
+            await net.until(lambda: second.of(messages.Started), 10)
+            assert second.of(messages.Started)[0].resumed
             await net.until(lambda: len(second.images) > 3, 10)
             assert server.sessions == 1
             await asyncio.gather(first.close(), second.close())

@@ -13,16 +13,21 @@ from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.training import run
+from tm_jax.weights import files
 
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 _DATA = ["data.clips=8", "data.latents=6", "batch=4", "previews=2"]
 _SETTINGS = {
-    "vae": ["batch=2", "fit_clips=8"],
+    "vae": ["batch=2"],
     "locator": ["batch=2", "size=64"],
     "audio": ["batch=2", "frames=30"],
     "motion": ["clips=4", "latents=12", "batch=8", "previews=2"],
     "teacher": [*_DATA, "sample_steps=2"],
     "student": [*_DATA, "trajectories=4", "teacher_steps=2"],
+    "distill": [
+        *_DATA, "batch=2", "trajectories=4", "teacher_steps=2", "rollouts.clips=8",
+        "rollouts.latents=9", "rollout_chunks=3", "critic_updates=1",
+    ],
 }
 
 
@@ -57,7 +62,10 @@ def workdir(tmp_path_factory, preset):
 
 
 def test_every_stage_leaves_weights_samples_and_a_checkpoint(workdir):
-    for stage, suffix in (("vae", "png"), ("locator", "png"), ("teacher", "jpg"), ("student", "jpg")):
+    pictures = {
+        "vae": "png", "locator": "png", "teacher": "jpg", "student": "jpg", "distill": "jpg"
+    }
+    for stage, suffix in pictures.items():
         assert os.path.getsize(os.path.join(workdir, stage, "samples", f"0000002.{suffix}"))
     for stage in _SETTINGS:
         assert os.path.isdir(os.path.join(workdir, stage, "checkpoints", "2"))
@@ -74,8 +82,16 @@ def test_exported_weights_stream(workdir, preset, monkeypatch):
     assert frames.shape == (12, 64, 64, 3)
 
 
+def test_an_exported_student_says_what_it_was_trained_for(workdir):
+    facts = files.facts(os.path.join(workdir, "export", "dit.safetensors"))
+    assert facts == {
+        "preset": "pico", "stage": "distill", "num_steps": "2", "policy": "clean"
+    }
+    assert files.facts(os.path.join(workdir, "export", "vae.safetensors")) == {"preset": "pico"}
+
+
 def test_the_motion_stage_measures_its_samples(workdir):
-    motion = np.load(os.path.join(workdir, "motion", "samples", "0000002_1.npy"))
+    motion = np.load(os.path.join(workdir, "motion", "samples", "0000002_listening.npy"))
     assert motion.shape == (2, 48, 12) and np.isfinite(motion).all()
 
 

@@ -149,6 +149,52 @@ def _normal(region: np.ndarray) -> np.ndarray:
     return centred / norm if norm > 1e-3 else np.zeros_like(centred)
 
 
+def sharpness(frames: np.ndarray, reference: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How sharp a region is against the reference's, wherever its details have moved.
+
+    Args:
+      frames: Video, uint8 [T, H, W, 3].
+      reference: Picture, uint8 [H, W, 3].
+      box: Box (y0, x0, y1, x1) in 0..1 of the region, [4].
+
+    Returns:
+      Standard deviation of the Laplacian of grey values over that of the reference,
+      float32 [T]: 1 for the same detail, 0 for none.
+    """
+    model = _laplacian(_video(np.asarray(reference)[None]), box)[0]
+    if model < 1e-3:
+        raise ValueError("reference: the box is of one colour and has no sharpness.")
+    return (_laplacian(_video(frames), box) / model).astype(np.float32)
+
+
+def _laplacian(frames: np.ndarray, box: np.ndarray) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    limits = np.array([height, width, height, width])
+    y0, x0, y1, x1 = np.round(np.asarray(box) * limits).astype(int)
+    if y1 - y0 < 3 or x1 - x0 < 3:
+        raise ValueError(f"box {np.asarray(box).tolist()} covers less than 3x3 pixels.")
+    result = []
+    for frame in frames:
+        grey = frame[y0:y1, x0:x1].astype(np.float32) @ _GREY
+        around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+        result.append((around - 4 * grey[1:-1, 1:-1]).std())
+    return np.array(result)
+
+
+def per_minute(values: np.ndarray, rate: float) -> float:
+    """Slope of a measure [N] by least squares, in its units per minute.
+
+    Args:
+      values: A measure over time, [N], `rate` times per second.
+      rate: Values per second.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"values must be [N] with 2 or more, got {values.shape}.")
+    minutes = np.arange(len(values)) / rate / 60
+    return float(np.polyfit(minutes, values, 1)[0])
+
+
 def drift(values: np.ndarray, rate: float, window_s: float = 10.0) -> Drift:
     """Compares the end of a video with its beginning.
 

@@ -80,8 +80,8 @@ def best_lag(measured: np.ndarray, truth: np.ndarray, reach: int = 5) -> Lag:
     return Lag(shifts[best], scores[best])
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First frame and end of every stretch of true values."""
+def runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First frame and end of every stretch of true values of a mask [T]."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
 
@@ -107,8 +107,8 @@ def closures(
             "measured, closed and spoken must be [T] of the same length, got "
             f"{measured.shape}, {closed.shape} and {spoken.shape}."
         )
-    runs = _runs(closed)
-    if not runs:
+    stretches = runs(closed)
+    if not stretches:
         return Closures(float("nan"), float("nan"), 0)
     top = np.percentile(measured, 95)
     shut = measured < share * top if top >= least else np.zeros(len(measured), bool)
@@ -116,13 +116,13 @@ def closures(
     def seen(first, end):
         return shut[max(0, first - tolerance) : end + tolerance].any()
 
-    length = max(1, round(np.mean([b - a for a, b in runs])))
+    length = max(1, round(np.mean([b - a for a, b in stretches])))
     near = np.zeros(len(closed), bool)
-    for a, b in runs:
+    for a, b in stretches:
         near[max(0, a - 2 * tolerance) : b + 2 * tolerance] = True
     free = [
         seen(at, at + length) for at in range(len(closed) - length + 1)
         if spoken[at : at + length].all() and not near[at : at + length].any()
     ]
     chance = float(np.mean(free)) if free else float("nan")
-    return Closures(float(np.mean([seen(a, b) for a, b in runs])), chance, len(runs))
+    return Closures(float(np.mean([seen(a, b) for a, b in stretches])), chance, len(stretches))

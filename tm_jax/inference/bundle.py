@@ -85,13 +85,18 @@ class Bundle:
         """
         return _programs(self.models)["hear"]
 
-    @functools.cached_property
-    def score(self):
+    def score(self, params, state, start, windows, mode, other=None):
         """Compiled (params, state, start, windows, mode int32 [B, T]) -> latents, next state.
 
         Mode is 0 for listening and 1 for speaking. Latents are a tree for `decode` alone.
+        `other` float32 [B, F] is the loudness of the other party in every frame
+        (`media/overheard.py`), which a listener answers; silence by default.
         """
-        return _programs(self.models)["score"]
+        if other is None:
+            batch, latents = mode.shape
+            frames = latents * self.preset.timing.frames_per_latent
+            other = np.zeros((batch, frames), np.float32)
+        return _programs(self.models)["score"](params, state, start, windows, mode, other)
 
     @functools.cached_property
     def decode(self):
@@ -309,10 +314,10 @@ def _hear(models, params, samples):
     return windows, voice
 
 
-def _score(models, params, state, start, windows, mode):
+def _score(models, params, state, start, windows, mode, other):
     preset = models.preset
     motion, motion_state = motion_network.next_chunk(
-        models.motion, params["motion"], state.motion, windows, mode
+        models.motion, params["motion"], state.motion, windows, mode, other
     )
     expression, moved = jnp.split(motion, [len(motion_config.EXPRESSION)], -1)
     expression = expression.reshape(*mode.shape, -1)  # [B, T, X]

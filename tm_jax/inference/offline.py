@@ -89,22 +89,28 @@ def generate(
     seconds: float | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     session_factory: Callable[..., Any] | None = None,
+    other_audio: str | os.PathLike | None = None,
 ) -> Report:
     """Writes an MP4 in which the character of a picture speaks a recording.
 
     Args:
       bundle: Models and preset, from `loading.load`.
       picture: A picture file, or uint8 RGB of the preset's size, [H, W, 3].
-      audio: A sound file; None makes a clip that only listens and needs `seconds`.
+      audio: A sound file; None makes a clip that only listens and needs `seconds` or
+        `other_audio`.
       out: The .mp4 file to write. It appears when it is complete, or not at all.
       seed: Seed of the noise.
       mode: "speak", "listen", or "auto", which follows the sound.
       seconds: Duration; the rest of a longer recording is left out, after a shorter one
-        the character listens. Without it the clip is as long as the recording.
+        the character listens. Without it the clip is as long as the recording, or as
+        `other_audio` where there is none.
       progress: Called after each chunk with the frames made and the frames expected,
         which is None where the sound file does not tell its duration.
       session_factory: Makes the session; that of the preset (`loading.session_of`) if left
         out.
+      other_audio: A sound file with the voice of the other party, which begins with the
+        first frame; the character answers it while it listens. The sound of the clip is that
+        of `audio`; without it, this one.
 
     Returns:
       What was made, and how fast.
@@ -114,7 +120,9 @@ def generate(
         be written; the text says why, in one line.
     """
     start_s = time.perf_counter()
-    check(picture, audio, out, mode, seconds)
+    check(picture, audio, out, mode, seconds, other_audio)
+    if seconds is None and audio is None:
+        seconds = _duration_s(other_audio)
     if session_factory is None:
         from tm_jax.inference import loading  # Brings JAX in, which the rest can do without.
 
@@ -123,12 +131,14 @@ def generate(
     fps = preset.timing.fps
     if not isinstance(picture, np.ndarray):
         picture = picture_files.load(picture, preset.height, preset.width)
-    with _Sound(audio, fps, seconds) as sound, video_files.Writer(
+    with _Other(other_audio) as other, _Sound(
+        audio, fps, seconds, other
+    ) as sound, video_files.Writer(
         out, fps, preset.height, preset.width, sound.sample_rate, sound.channels
     ) as writer:
         session = session_factory(bundle, picture, seed=seed, mode=mode)
         try:
-            totals = _stream(session, sound, writer, progress, start_s)
+            totals = _stream(session, sound, other, writer, progress, start_s)
         finally:
             session.close()
         writer.close()
@@ -146,23 +156,81 @@ def check(
     out: str | os.PathLike,
     mode: str = "auto",
     seconds: float | None = None,
+    other_audio: str | os.PathLike | None = None,
 ) -> None:
     """Raises what `generate` would raise for arguments that are wrong at first sight."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"seconds must be above 0, got {seconds}.")
-    if audio is None and seconds is None:
+    if audio is None and other_audio is None and seconds is None:
         raise ValueError("name a sound file, or say with seconds how long to listen.")
     sources = {}
     if not isinstance(picture, np.ndarray):
         sources["image"] = picture_files.check_path(picture)
     if audio is not None:
         sources["audio"] = audio_files.check_path(audio)
+    if other_audio is not None:
+        sources["other_audio"] = _as_other(audio_files.check_path, other_audio)
     path = video_files.check_path(out)
     for name, source in sources.items():
         if path.exists() and path.samefile(source):
             raise ValueError(f"video: {out} would replace the {name} that it is made from.")
+
+
+def _as_other(read: Callable[..., Any], path: str | os.PathLike) -> Any:
+    """Calls a function of `media.audio`; its errors name the other party's file."""
+    try:
+        return read(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("audio:", "other_audio:", 1)) from error
+
+
+def _duration_s(path: str | os.PathLike) -> float:
+    """Duration of the other party's sound, counted: a file may announce a wrong one."""
+    with _as_other(audio_files.open_speech, path) as reader:
+        return sum(len(block.speech) for block in reader) / audio_files.SPEECH_RATE
+
+
+class _Other:
+    """The other party's sound, given to a session just before it is heard.
+
+    Attributes:
+      reader: The file, or None if there is none.
+      ended: Whether there is no more.
+    """
+
+    def __init__(self, path: str | os.PathLike | None):
+        self.reader = None if path is None else _as_other(audio_files.open_speech, path)
+        self.ended = self.reader is None
+        self._blocks = iter(self.reader or ())
+        self._given = 0
+        self._track: list[np.ndarray] = []
+
+    def __enter__(self) -> "_Other":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        if self.reader is not None:
+            self.reader.close()
+
+    def feed(self, session: Any, samples: int) -> None:
+        """Gives the session at least the first `samples` samples of the clip."""
+        while not self.ended and self._given < samples:
+            block = next(self._blocks, None)
+            if block is None:
+                # Silence fills the chunk: a shorter rest would be taken for late sound.
+                session.push_other(np.zeros(samples - self._given, np.float32))
+                self.ended = True
+                return
+            self._given += len(block.speech)
+            self._track.append(block.sound)
+            session.push_other(block.speech)
+
+    def take(self) -> list[np.ndarray]:
+        """Returns the sound that was fed since the last call, at the reader's rate."""
+        track, self._track = self._track, []
+        return track
 
 
 class _Sound:
@@ -175,8 +243,12 @@ class _Sound:
       channels: Channels of the track.
     """
 
-    def __init__(self, path: str | os.PathLike | None, fps: int, seconds: float | None):
+    def __init__(
+        self, path: str | os.PathLike | None, fps: int, seconds: float | None, other: _Other
+    ):
         self._fps = fps
+        # Where the character says nothing the viewer hears the other party.
+        self._other = other if path is None and other.reader is not None else None
         self._reader = None if path is None else audio_files.open_speech(path)
         self._blocks = iter(self._reader or ())
         self._heard = 0  # Speech samples given to the session.
@@ -185,6 +257,9 @@ class _Sound:
         self.frames = None if seconds is None else self._frames_of(seconds)
         self.expected_frames = self.frames
         self.sample_rate, self.channels = _SILENCE_RATE, 1
+        if self._other is not None:
+            reader = self._other.reader
+            self.sample_rate, self.channels = reader.sample_rate, reader.channels
         if self._reader is not None:
             self.sample_rate, self.channels = self._reader.sample_rate, self._reader.channels
             if self.frames is None and self._reader.seconds:
@@ -219,16 +294,23 @@ class _Sound:
     def take(self, frames: int) -> list[np.ndarray]:
         """Returns track to go with that many more frames, or more than that."""
         track, self._track = self._track, []
-        if self._ended:  # Silence keeps pace with the frames when the sound is over.
+        if self._other is not None:
+            track += self._other.take()
+        if self._ended and (self._other is None or self._other.ended):  # Silence keeps pace with the frames when the sound is over.
             samples = math.ceil(frames * self.sample_rate / self._fps)
             track.append(np.zeros((samples, self.channels), np.float32))
         return track
 
 
-def _chunks(session: Any, sound: _Sound) -> Iterator[Any]:
-    """Yields chunks, the last one cut to the length of the clip."""
+def _chunks(session: Any, sound: _Sound, other: _Other, rate: int) -> Iterator[Any]:
+    """Yields chunks, the last one cut to the length of the clip.
+
+    `rate` is samples of speech per frame.
+    """
     made = 0
     while sound.frames is None or made < sound.frames:
+        if not other.ended:
+            other.feed(session, (made + session.chunk_frames) * rate)
         chunk = session.pull()
         if chunk is None:
             sound.feed(session)
@@ -241,13 +323,14 @@ def _chunks(session: Any, sound: _Sound) -> Iterator[Any]:
         yield chunk
 
 
-def _stream(session, sound, writer, progress, start_s) -> dict[str, Any]:
+def _stream(session, sound, other, writer, progress, start_s) -> dict[str, Any]:
     """Generates and encodes all chunks; returns the measured part of the report."""
     totals = dict.fromkeys(("audio_s", "score_s", "decode_s", "encode_s"), 0.0)
     made = 0
+    rate = audio_files.SPEECH_RATE // writer.fps
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(1, "encode") as worker:
-        for index, chunk in enumerate(_chunks(session, sound)):
+        for index, chunk in enumerate(_chunks(session, sound, other, rate)):
             if not index:
                 totals["first_frame_s"] = time.perf_counter() - start_s
                 totals["first_chunk_frames"] = len(chunk.frames)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from tm_jax.inference import bundle as bundle_lib
+from tm_jax.media import overheard
 
 MODES = ("auto", "speak", "listen")
 VOICE = 0.5  # probability above which somebody is heard
@@ -63,6 +64,7 @@ class Session:
         self.chunk_frames = timing.frames_per_chunk
         self.set_mode(mode)
         self._picture = self._checked(picture)
+        self._other = overheard.Overheard(timing.samples_per_frame)
         self.reset()
 
     def _checked(self, picture):
@@ -80,6 +82,7 @@ class Session:
         """Starts again from the picture, at frame 0, without any sound."""
         # From `before` ahead of the next chunk on.
         self._sound = np.zeros(self._bundle.before, np.float32)
+        self._other.clear()
         self._ended = False
         self._chunk = 0
         self._held = 0
@@ -123,13 +126,23 @@ class Session:
         """
         if self._ended:
             raise RuntimeError("push_audio after end_audio; call reset first.")
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1 or not np.isfinite(samples).all():
-            raise ValueError(
-                "samples: expected finite float32 [n], mono at 16 kHz, got shape "
-                f"{samples.shape}."
-            )
-        self._sound = np.concatenate([self._sound, samples])
+        self._sound = np.concatenate([self._sound, _checked_sound(samples)])
+
+    def push_other(self, samples: np.ndarray):
+        """Appends sound of the other party, which the character answers while it listens.
+
+        It sounds on the clock of the pushed sound: sample 0 with the first frame. A chunk does
+        not wait for it: what is missing is silence, and what comes late is heard late. It may
+        go on after `end_audio`, and `interrupt` leaves it alone.
+
+        Args:
+          samples: float32 [n] in -1..1, mono at 16 kHz; any n.
+
+        Raises:
+          ValueError: Not a one-dimensional array of finite numbers, or a preset that cannot
+            hear another party.
+        """
+        self._other.push(_checked_sound(samples))
 
     def end_audio(self):
         """Says that no more sound will come: what is missing is silence."""
@@ -159,8 +172,9 @@ class Session:
         speaking = self._speaks(np.asarray(voice))
         heard = time.perf_counter()
         mode = np.full((1, timing.latents_per_chunk), speaking, np.int32)
+        other = self._other.take(timing.frames_per_chunk)[None]
         latents, self._state = bundle.score(
-            bundle.params, self._state, self._start, windows, mode
+            bundle.params, self._state, self._start, windows, mode, other
         )
         jax.block_until_ready(latents)
         scored = time.perf_counter()
@@ -184,3 +198,13 @@ class Session:
     def close(self):
         """Gives the memory of the stream back; the session cannot be used any more."""
         self._state = self._decoder = self._start = None
+
+
+def _checked_sound(samples) -> np.ndarray:
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError(
+            "samples: expected finite float32 [n], mono at 16 kHz, got shape "
+            f"{samples.shape}."
+        )
+    return samples

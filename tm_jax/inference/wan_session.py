@@ -55,6 +55,13 @@ class _Stream(session.Session):
         self._chunk = self._held = 0
         self._start_stream()
 
+    def push_other(self, samples: np.ndarray):
+        """Is refused: no preset of full size hears another party."""
+        raise ValueError(
+            f"push_other: preset {self._bundle.preset.name} hears the character's own sound "
+            "alone; the other party's needs a preset with a motion model, such as nano."
+        )
+
     def interrupt(self):
         """Forgets sound that has not been shown yet; the clock goes on."""
         self._sound = self._sound[:0]

@@ -68,7 +68,8 @@ class Models:
             past = jnp.zeros((1, m.history_frames, columns))
             window = jnp.zeros((1, c.audio_window, c.audio_feature_width))
             zero = jnp.zeros((1,))
-            return self.motion.init(key, frames, zero, past, window, zero)["params"]
+            heard = jnp.zeros((1, m.heard_width))
+            return self.motion.init(key, frames, zero, past, window, zero, heard)["params"]
         text = image = None
         if c.text_width is not None:
             text = jnp.zeros((1, c.text_length, c.text_width))

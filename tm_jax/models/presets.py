@@ -41,8 +41,6 @@ class Preset:
       vae: Own small autoencoder; None where the Wan VAE is used.
       audio: Own small speech encoder; None where wav2vec2 is used.
       motion: Own motion model; None where the transformer draws all motion.
-      crop: Side in pixels of the aligned face that is generated; None where it is the whole
-        picture.
       spatial_stride: Pixels per latent.
       timing: Clocks.
       schedule: Noise levels.
@@ -57,12 +55,16 @@ class Preset:
     vae: vae_config.VAEConfig | None = None
     audio: audio_config.AudioEncoderConfig | None = None
     motion: motion_config.MotionConfig | None = None
-    crop: int | None = None
     spatial_stride: int = 16
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow.Schedule = flow.Schedule()
     student: StudentConfig = StudentConfig()
     dtype: str = "float32"
+
+    @property
+    def crop(self) -> int | None:
+        """Side in pixels of the aligned face that is generated; None for the whole picture."""
+        return self.vae and self.vae.side
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -81,6 +83,16 @@ class Preset:
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
+
+    def with_student(self, num_steps: int | None = None, policy: str | None = None):
+        """This preset with another few-step sampler; None keeps what it has.
+
+        Raises:
+          ValueError: No such policy or number of steps.
+        """
+        changes = {"num_steps": num_steps, "policy": policy}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
 
     @property
     def lookahead_s(self) -> float:
@@ -102,7 +114,7 @@ PRESETS = {
     # Unit tests: random weights, seconds to compile. Has text and image inputs, so that
     # tests cover every branch of the transformer.
     "pico": Preset(
-        name="pico", height=64, width=64, crop=64,
+        name="pico", height=64, width=64,
         dit=dit_config.DiTConfig(
             width=32, num_heads=2, num_layers=2, mlp_width=64,
             latent_channels=24, condition_channels=72, expression_channels=24, frequency_width=32,
@@ -118,7 +130,7 @@ PRESETS = {
     ),
     # The embedded default: trained by this repository, weights shipped.
     "nano": Preset(
-        name="nano", height=256, width=256, crop=128,
+        name="nano", height=256, width=256,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
             latent_channels=24, condition_channels=72, expression_channels=24, patch=1,

@@ -15,6 +15,7 @@ from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import page_files
 from tm_jax.serving import pictures
+from tm_jax.serving import codec
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 from tm_jax.serving import websocket
@@ -344,7 +345,7 @@ async def _json(request: web.Request) -> dict:
 async def _create(request: web.Request) -> web.Response:
     _limited(request, "session")
     site = request.app[SITE]
-    wanted = protocol.start_from(await _json(request))
+    wanted = codec.start_from(await _json(request))
     call = site.exchange.open(wanted, _address(request))
     return web.json_response({"session": call.id, "resume": call.secret}, status=201)
 

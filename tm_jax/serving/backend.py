@@ -57,7 +57,10 @@ class Backend(Protocol):
     def begin(self, lane: object, slot: int, picture: np.ndarray, seed: int, chunk: int):
         """Puts a new stream into a slot, whatever was there before."""
 
-    def step(self, lane: object, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray) -> Job:
+    def step(
+        self, lane: object, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
+        others: np.ndarray | None = None,
+    ) -> Job:
         """Dispatches the next chunk of all slots and returns at once.
 
         Args:
@@ -65,4 +68,6 @@ class Backend(Protocol):
           sounds: float32 [B, before + chunk + after] at 16 kHz.
           poses: int32 [B] of `AUTO`, `LISTEN` and `SPEAK`.
           clear: bool [B]: speech was interrupted, do not go on speaking after it.
+          others: Loudness of the other party in each frame, float32 [B, F], of
+            `media/overheard.py`; None for silence.
         """

@@ -7,23 +7,23 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
-from absl import logging
 import numpy as np
 
 from tm_jax.serving import config as config_lib
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pacing
 from tm_jax.serving import pictures
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 from tm_jax.serving import voice as voice_lib
+from tm_jax.serving import voicing
 
 _TICK_S = 0.1  # Utterances that were heard out are noticed within this time.
 _STATS_S = 2.0
-_CLOSE_VOICE_S = 5.0
 _SLOW_VOICE_S = 5.0  # Sound that waits for a slow voice; more is dropped.
 _LOUD = 0.01  # Root mean square of sound that counts as somebody being there.
 _HEAVY = 0.5, 3.0  # New characters and resets a second, and at once: devices work for them.
@@ -91,26 +91,20 @@ class Call:
         self.ended: str | None = None
         self.on_end: Callable[["Call"], None] = lambda call: None
         self._connection: Connection | None = None
-        self._voice: voice_lib.Voice | None = None
-        self._line: _Line | None = None
-        self._hearing: asyncio.Queue = asyncio.Queue()
+        self._voicing = voicing.Voicing(self)
         self._tasks: set[asyncio.Task] = set()
-        self._switching = asyncio.Lock()
-        self._source = protocol.NO_SOURCE
         self._sound = pacing.Bucket(limits.sound_rate, limits.sound_burst_s, clock)
         self._heavy = pacing.Bucket(*_HEAVY, clock)
         self._complained: dict[str, float] = {}
         self._latencies = pacing.Latencies(256)
         self._shown = pacing.Window(64)
-        self._finishing: list[str] = []
         self._stats_s = 0.0
         self._warned_of: str | None = None
-        self._waiting = 0  # Samples in `_hearing`.
         self._chunk_frames = 1
 
     # Its course.
 
-    def begin(self, engine, start: protocol.Start, raw: bool = False) -> None:
+    def begin(self, engine, start: messages.Start, raw: bool = False) -> None:
         """Opens the stream and starts the voice.
 
         Args:
@@ -137,15 +131,9 @@ class Call:
         )
         self._character = character.id
         self.mode, self._agent = start.mode, agent
-        self._task(self._switch())
-        self._task(self._listen())
-        self._task(self._watch())
-
-    def _task(self, work) -> asyncio.Task:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self.spawn(self._voicing.switch(self._make))
+        self.spawn(self._voicing.listen())
+        self.spawn(self._watch())
 
     def attach(self, connection: Connection, resumed: bool) -> None:
         """Connects a client; one that was connected before is sent away."""
@@ -157,9 +145,9 @@ class Call:
             generation = self.stream.go_on()
             self._metrics.resumed.inc()
         self.lost_s = None
-        self._alive_s = self._clock()
+        self.touch()
         connection.send(
-            protocol.Started(
+            messages.Started(
                 session=self.id, resume=self.secret, resumed=resumed,
                 generation=generation, mode=self.mode, character=self._character,
                 agent=self._agent.id if self._agent else None,
@@ -179,14 +167,14 @@ class Call:
             return
         self.ended = reason
         if self._connection is not None:
-            self._connection.send(protocol.Ended(reason=reason))
+            self._connection.send(messages.Ended(reason=reason))
             self._connection.close(protocol.ERRORS.get(reason, 1000) or 1000)
             self._connection = None
         if self.stream is not None:
             self.stream.close()
         for task in self._tasks:
             task.cancel()
-        self._farewell = asyncio.get_running_loop().create_task(self._close_voice())
+        self._farewell = asyncio.get_running_loop().create_task(self._voicing.close())
         self.on_end(self)
 
     # Messages of the client.
@@ -197,37 +185,37 @@ class Call:
         Raises:
           protocol.ProtocolError: It cannot be done.
         """
-        if not isinstance(message, (protocol.Ping, protocol.Played)):
-            self._alive_s = self._clock()
-        if isinstance(message, (protocol.Character, protocol.Reset)) and not self._heavy.take(1):
+        if not isinstance(message, (messages.Ping, messages.Played)):
+            self.touch()
+        if isinstance(message, (messages.Character, messages.Reset)) and not self._heavy.take(1):
             raise protocol.ProtocolError("too_fast", "That was asked for too often; wait a moment.")
         match message:
-            case protocol.Stop():
+            case messages.Stop():
                 self.end("stopped")
-            case protocol.Interrupt():
-                self._task(self._tell_interrupted(self.interrupt("client")))
-            case protocol.Mode():
+            case messages.Interrupt():
+                self.spawn(self._voicing.interrupted(self.interrupt("client")))
+            case messages.Mode():
                 agent = self._choose(message.mode, message.agent)
                 self.mode, self._agent = message.mode, agent
-                self._task(self._switch("mode"))
+                self.spawn(self._voicing.switch(self._make, "mode"))
                 self.send(message)
-            case protocol.Avatar():
+            case messages.Avatar():
                 self.stream.set_mode(message.avatar)
                 self.send(message)
-            case protocol.Character():
+            case messages.Character():
                 chosen = self._gallery.get(message.character)
                 self.stream.set_character(chosen.picture)
                 self._character = chosen.id
                 self.send(message)
-            case protocol.SpeechEnd():
-                self._hearing.put_nowait(None)
-            case protocol.Reset():
+            case messages.SpeechEnd():
+                self._voicing.hear(None)
+            case messages.Reset():
                 generation = self.stream.reset()
                 self._flush(generation, "reset")
-            case protocol.Played():
+            case messages.Played():
                 self._played(message)
-            case protocol.Ping():
-                self.send(protocol.Pong(t=message.t))
+            case messages.Ping():
+                self.send(messages.Pong(t=message.t))
             case _:
                 raise protocol.ProtocolError("bad_state", "The session has started already.")
 
@@ -241,10 +229,10 @@ class Call:
             raise protocol.ProtocolError("unknown_agent", f"No such voice agent; there is: {known}.")
         return self._agents[agent]
 
-    def hear(self, sound: protocol.Sound) -> None:
+    def hear(self, sound: messages.Sound) -> None:
         """Takes sound of the client."""
         seconds = len(sound.pcm) / 2 / protocol.SAMPLE_RATE
-        waiting_s = self._waiting / protocol.SAMPLE_RATE
+        waiting_s = self._voicing.waiting_s
         if self.mode == "file":
             most_s = self._limits.ahead_s + 2
             allowed = self.stream.queued_s + waiting_s + seconds < most_s
@@ -256,11 +244,12 @@ class Call:
             return
         level = np.frombuffer(sound.pcm, "<i2").astype(np.float32) / 32768
         if math.sqrt(float(np.mean(level * level))) > _LOUD:
-            self._alive_s = self._clock()
-        self._waiting += len(sound.pcm) // 2
-        self._hearing.put_nowait(sound)
+            self.touch()
+        if self.mode == "agent":  # Else the caller's voice is the avatar's own.
+            self.stream.push_other(level, protocol.SAMPLE_RATE)
+        self._voicing.hear(sound)
 
-    def _played(self, message: protocol.Played) -> None:
+    def _played(self, message: messages.Played) -> None:
         if message.generation == self.stream.generation:
             self.stream.report_frame(message.frame)
         spans = {"playout": max(0.0, message.playout_ms)}
@@ -270,86 +259,25 @@ class Call:
 
     # What the voice does.
 
-    async def _switch(self, reason: str | None = None) -> None:
-        """Puts the voice of the present mode in the place of the old one."""
-        async with self._switching:
-            await self._close_voice()
-            if reason is not None:
-                self.interrupt(reason)
-            while not self._hearing.empty():
-                self._hearing.get_nowait()
-            self._waiting = 0
-            self.send(protocol.State(state="listening"))
-            voice = None
-            try:
-                voice = self._make()
-                self.stream.set_live(voice.live)
-                line = _Line(self, voice)
-                await voice.start(line)
-            except BaseException as error:  # A voice may be anything; the call must go on.
-                await _shut(voice)
-                if not isinstance(error, Exception):
-                    raise
-                logging.warning("The voice did not start: %s", error)
-                self.stream.set_live(False)
-                self.send(protocol.Error(code="agent_failed", message=_sentence(error)))
-                return
-            self._voice, self._line = voice, line
-
     def _make(self) -> voice_lib.Voice:
         if self.mode == "agent":
             return self._agent.make()
         return voice_lib.Mirror() if self.mode == "mirror" else voice_lib.Player()
 
-    async def _close_voice(self) -> None:
-        voice, self._voice = self._voice, None
-        if self._line is not None:
-            self._line.cut = True
-            self._line = None
-        await _shut(voice)
+    def spawn(self, work: Coroutine) -> None:
+        """Runs something beside the call; it is cancelled when the call ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _listen(self) -> None:
-        """Hands the caller's sound to the voice, piece by piece."""
-        while True:
-            sound = await self._hearing.get()
-            if sound is not None:
-                self._waiting = max(0, self._waiting - len(sound.pcm) // 2)
-            voice = self._voice
-            if voice is None:
-                continue
-            try:
-                if sound is None:
-                    await voice.heard_all()
-                else:
-                    # A mirror speaks within `hear`, so its speech gets this position.
-                    self._source = sound.position if voice.echo else protocol.NO_SOURCE
-                    await voice.hear(sound.pcm)
-            except Exception as error:  # As in `_switch`.
-                self.voice_failed(voice, _sentence(error))
-
-    def voice_failed(self, voice: voice_lib.Voice, message: str) -> None:
-        """Goes on without a voice that broke down."""
-        if voice is self._voice and self.ended is None:
-            logging.warning("A voice failed: %s", message)
-            self.send(protocol.Error(code="agent_failed", message=message))
-            self.send(protocol.State(state="listening"))
-            self._task(self._close_voice())
-
-    def speak(self, pcm: bytes, item: str) -> bool:
-        """Queues speech of the voice."""
-        if item:
-            self._alive_s = self._clock()
-        return self.stream.push_pcm(pcm, item, self._source)
-
-    def finish(self, item: str) -> None:
-        """Notes that an utterance is complete."""
-        self.stream.end_audio()
-        self._finishing.append(item)
+    def touch(self) -> None:
+        """Notes that somebody is there."""
+        self._alive_s = self._clock()
 
     def interrupt(self, reason: str) -> voice_lib.Played:
         """Flushes speech and tells the client."""
         item, milliseconds = self.stream.current()
-        self._finishing.clear()
+        self._voicing.forget()
         self._flush(self.stream.interrupt(), reason)
         self._metrics.interrupts.labels(reason).inc()
         return voice_lib.Played(item=item, audio_end_ms=milliseconds)
@@ -357,15 +285,7 @@ class Call:
     def _flush(self, generation: int, reason: str) -> None:
         if self._connection is not None:
             self._connection.flush(generation)
-        self.send(protocol.Interrupted(generation=generation, reason=reason))
-
-    async def _tell_interrupted(self, played: voice_lib.Played) -> None:
-        voice = self._voice
-        if voice is not None:
-            try:
-                await voice.interrupted(played)
-            except Exception as error:  # As in `_switch`.
-                self.voice_failed(voice, _sentence(error))
+        self.send(messages.Interrupted(generation=generation, reason=reason))
 
     # What goes to the client.
 
@@ -378,7 +298,7 @@ class Call:
         now_s = self._clock()
         if now_s - self._complained.get(code, -math.inf) > _COMPLAIN_S:
             self._complained[code] = now_s
-            self.send(protocol.Error(code=code, message=message))
+            self.send(messages.Error(code=code, message=message))
 
     def _collect(self) -> None:
         """Sends finished chunks; called in the loop whenever there may be one."""
@@ -386,15 +306,14 @@ class Call:
             return
         if self.stream.error is not None:
             self.send(
-                protocol.Error(code="internal", message="The devices failed.", fatal=True)
+                messages.Error(code="internal", message="The devices failed.", fatal=True)
             )
             self.end("internal")
             return
         while (chunk := self.stream.pull()) is not None:
             if self._connection is None:
                 continue
-            own = self._voice is not None and self._voice.echo
-            self._connection.show(chunk, own)
+            self._connection.show(chunk, self._voicing.echo)
 
     def sent(self, chunk: stream_lib.Chunk, send_ms: float) -> None:
         """Is told by the connection that a chunk has left."""
@@ -406,7 +325,7 @@ class Call:
         self._shown.add(self._clock())
         self._chunk_frames = frames
         self.send(
-            protocol.Timing(
+            messages.Timing(
                 generation=chunk.generation, frame=chunk.frame, speaking=chunk.speaking,
                 queued_ms=round(1000 * self.stream.queued_s, 1),
                 spans={name: round(value, 2) for name, value in spans.items()},
@@ -417,14 +336,7 @@ class Call:
         """Notices heard utterances, sends figures, ends what has lasted too long."""
         while True:
             await asyncio.sleep(_TICK_S)
-            if self._finishing and self.stream.heard_out(self._finishing[0]):
-                item = self._finishing.pop(0)
-                voice = self._voice
-                if voice is not None:
-                    try:
-                        await voice.finished(item)
-                    except Exception as error:  # As in `_switch`.
-                        self.voice_failed(voice, _sentence(error))
+            await self._voicing.notice()
             now_s = self._clock()
             if now_s - self._stats_s >= _STATS_S:
                 self._stats_s = now_s
@@ -440,7 +352,7 @@ class Call:
             fps = (len(times) - 1) * self._chunk_frames / max(times[-1] - times[0], 1e-3)
         sessions, capacity = self._load()
         self.send(
-            protocol.Stats(
+            messages.Stats(
                 spans=self._latencies.percentiles(), fps=round(fps, 2),
                 dropped=self._connection.dropped, sessions=sessions, capacity=capacity,
             )
@@ -462,7 +374,7 @@ class Call:
                 "idle": "Nothing was heard for a long time, so the call has ended.",
                 "lifetime": "The longest duration of a call has been reached.",
             }[reason]
-            self.send(protocol.Error(code=reason, message=message, fatal=True))
+            self.send(messages.Error(code=reason, message=message, fatal=True))
             self.end(reason)
         elif left[reason] <= limits.notice_s:
             self.warn(reason, left[reason])
@@ -473,73 +385,4 @@ class Call:
         """Tells the caller once that the call will end."""
         if self._warned_of != reason:
             self._warned_of = reason
-            self.send(protocol.Ending(reason=reason, in_s=round(in_s, 1)))
-
-
-class _Line:
-    """The `voice.Line` of one voice; does nothing once it is cut.
-
-    Attributes:
-      cut: Whether another voice has taken its place.
-    """
-
-    def __init__(self, call: Call, voice: voice_lib.Voice):
-        self._call, self._voice = call, voice
-        self.cut = False
-
-    @property
-    def _dead(self) -> bool:
-        return self.cut or self._call.ended is not None
-
-    def speak(self, pcm: bytes, item: str = "") -> bool:
-        """See `voice.Line`."""
-        return not self._dead and self._call.speak(pcm, item)
-
-    def finish(self, item: str = "") -> None:
-        """See `voice.Line`."""
-        if not self._dead:
-            self._call.finish(item)
-
-    def interrupt(self, reason: str = "barge_in") -> voice_lib.Played:
-        """See `voice.Line`."""
-        if self._dead:
-            return voice_lib.Played(item=None, audio_end_ms=0)
-        return self._call.interrupt(reason)
-
-    def caption(self, role: str, item: str, text: str, final: bool) -> None:
-        """See `voice.Line`."""
-        if not self._dead:
-            self._call.send(protocol.Caption(role=role, item=item, text=text, final=final))
-
-    def state(self, state: str) -> None:
-        """See `voice.Line`."""
-        if not self._dead:
-            self._call.send(protocol.State(state=state))
-
-    def fail(self, message: str) -> None:
-        """See `voice.Line`."""
-        if not self._dead:
-            self._call.voice_failed(self._voice, message)
-
-    @property
-    def speaking(self) -> bool:
-        """See `voice.Line`."""
-        return not self._dead and self._call.stream.speaking
-
-    @property
-    def queued_s(self) -> float:
-        """See `voice.Line`."""
-        return 0.0 if self._dead else self._call.stream.queued_s
-
-
-async def _shut(voice: voice_lib.Voice | None) -> None:
-    """Closes a voice, whatever it does."""
-    if voice is not None:
-        try:
-            await asyncio.wait_for(voice.close(), _CLOSE_VOICE_S)
-        except Exception as error:  # As in `_switch`.
-            logging.warning("A voice did not close: %s", error)
-
-
-def _sentence(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+            self.send(messages.Ending(reason=reason, in_s=round(in_s, 1)))

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 
 
@@ -42,12 +44,12 @@ class Call:
         """Takes an open socket; see `connect`."""
         self._socket = socket
         self._sequence = self._position = 0
-        self.welcome: protocol.Welcome | None = None
-        self.started: protocol.Started | None = None
+        self.welcome: messages.Welcome | None = None
+        self.started: messages.Started | None = None
 
     async def send(self, message) -> None:
-        """Sends a message of `protocol.FROM_CLIENT`."""
-        await self._socket.send_str(protocol.to_text(message))
+        """Sends a message of `messages.FROM_CLIENT`."""
+        await self._socket.send_str(codec.to_text(message))
 
     async def send_sound(self, pcm: bytes, captured_ms: int | None = None) -> int:
         """Sends sound of 16 bits at 24 kHz; returns the position of its first sample."""
@@ -55,17 +57,17 @@ class Call:
             captured_ms = int(time.monotonic() * 1000)
         for start in range(0, len(pcm), protocol.SOUND_BYTES):
             part = pcm[start : start + protocol.SOUND_BYTES]
-            sound = protocol.Sound(
+            sound = messages.Sound(
                 sequence=self._sequence, position=self._position, captured_ms=captured_ms,
                 pcm=part,
             )
-            await self._socket.send_bytes(protocol.sound_to_bytes(sound))
+            await self._socket.send_bytes(codec.sound_to_bytes(sound))
             self._sequence += 1
             self._position += len(part) // 2
         return self._position - len(pcm) // 2
 
     async def receive(self):
-        """The next message: one of `protocol.FROM_SERVER`, or `protocol.Frames`.
+        """The next message: one of `messages.FROM_SERVER`, or `messages.Frames`.
 
         Raises:
           Closed: The connection has ended.
@@ -73,9 +75,9 @@ class Call:
         """
         message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
-            return protocol.frames_from_bytes(message.data)
+            return codec.frames_from_bytes(message.data)
         if message.type is aiohttp.WSMsgType.TEXT:
-            return protocol.from_server(message.data)
+            return codec.from_server(message.data)
         raise Closed(self._socket.close_code)
 
     async def __aiter__(self) -> AsyncIterator:
@@ -96,18 +98,18 @@ class Call:
                 message = await self.receive()
                 if isinstance(message, kind):
                     return message
-                if isinstance(message, protocol.Error):
+                if isinstance(message, messages.Error):
                     raise protocol.ProtocolError(message.code, message.message)
 
-    async def start(self, **fields) -> protocol.Started:
-        """Begins a session; the fields are those of `protocol.Start`."""
-        await self.send(protocol.Start(**fields))
-        self.started = await self.wait_for(protocol.Started)
+    async def start(self, **fields) -> messages.Started:
+        """Begins a session; the fields are those of `messages.Start`."""
+        await self.send(messages.Start(**fields))
+        self.started = await self.wait_for(messages.Started)
         return self.started
 
     async def stop(self) -> None:
         """Hangs up."""
-        await self.send(protocol.Stop())
+        await self.send(messages.Stop())
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -144,9 +146,9 @@ async def connect(
         ) as socket:
             call = Call(socket)
             await call.send(
-                protocol.Hello(version=version, token=token, resume=resume, client=name)
+                messages.Hello(version=version, token=token, resume=resume, client=name)
             )
-            call.welcome = await call.wait_for(protocol.Welcome)
+            call.welcome = await call.wait_for(messages.Welcome)
             if resume is not None:
-                call.started = await call.wait_for(protocol.Started)
+                call.started = await call.wait_for(messages.Started)
             yield call

@@ -174,13 +174,15 @@ class ModelBackend:
         with _within(self._decode_mesh):
             lane.decoder = bundle.insert(lane.decoder, slot, decoder)
 
-    def step(self, lane: _Lane, sounds, poses, clear) -> _Job:
+    def step(self, lane: _Lane, sounds, poses, clear, others=None) -> _Job:
         """See `backend.Backend`."""
         bundle, params = self._bundle, self._params
         with _within(self._score_mesh):
             windows, voice = bundle.hear(params, sounds)
             mode, lane.held = _decide(voice, lane.held, poses, clear)
-            latents, lane.state = bundle.score(params, lane.state, lane.start, windows, mode)
+            latents, lane.state = bundle.score(
+                params, lane.state, lane.start, windows, mode, others
+            )
         moved = latents
         if self._apart:
             moved = _everywhere(latents, self._decode_mesh)

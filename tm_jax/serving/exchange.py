@@ -12,6 +12,7 @@ from tm_jax.serving import engine as engine_lib
 from tm_jax.serving import memory
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pictures
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import voice as voice_lib
 
@@ -55,10 +56,10 @@ class Exchange:
         """Modes that work on this server."""
         return [m for m in protocol.MODES if m != "agent" or self.agents]
 
-    def welcome(self) -> protocol.Welcome:
+    def welcome(self) -> messages.Welcome:
         """What the server says to a new connection."""
         backend, limits = self.engine.backend, self.limits
-        return protocol.Welcome(
+        return messages.Welcome(
             version=protocol.VERSION, server=config_lib.VERSION, fps=backend.fps,
             width=backend.width, height=backend.height, sample_rate=protocol.SAMPLE_RATE,
             modes=self.modes, agents=[{"id": a.id, "name": a.name} for a in self.agents.values()],
@@ -66,7 +67,7 @@ class Exchange:
             lifetime_s=limits.lifetime_s,
         )
 
-    def open(self, start: protocol.Start, address: str, raw: bool = False) -> call_lib.Call:
+    def open(self, start: messages.Start, address: str, raw: bool = False) -> call_lib.Call:
         """Begins a call; somebody has to attach to it within `resume_s`.
 
         Raises:

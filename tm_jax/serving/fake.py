@@ -21,6 +21,7 @@ class FakeBackend:
       begin_s: How long they take for a new stream.
       fail: Set to an exception that the next call shall raise.
       steps: Chunks so far.
+      others: Loudness of the other parties in the last chunk, [B, F].
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class FakeBackend:
         self.step_s, self.begin_s = step_s, begin_s
         self.fail: Exception | None = None
         self.steps = 0
+        self.others: np.ndarray | None = None
         self.threads: set[int] = set()
 
     def lane(self, batch: int) -> list:
@@ -45,10 +47,14 @@ class FakeBackend:
         self._work(self.begin_s)
         lane[slot] = [int(picture[..., 0].mean()), 0]
 
-    def step(self, lane: list, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray):
+    def step(
+        self, lane: list, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
+        others: np.ndarray | None = None,
+    ):
         """See `backend.Backend`."""
         self._work(0)
         self.steps += 1
+        self.others = others
         samples = 16000 // self.fps
         own = sounds[:, self.before : self.before + samples * self.chunk_frames]
         loud = np.abs(own.reshape(len(lane), self.chunk_frames, samples)).mean(-1)  # [B, F]

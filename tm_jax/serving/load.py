@@ -15,6 +15,7 @@ from tm_jax.media import audio
 from tm_jax.media import resampling
 from tm_jax.serving import client
 from tm_jax.serving import pacing
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 
 _PIECE_S = 0.02  # Sound of a microphone in one message.
@@ -63,7 +64,7 @@ class Player:
         self._next = None
         self.late = self.missing = self.underruns = 0
 
-    def play(self, frames: protocol.Frames, now_s: float) -> float:
+    def play(self, frames: messages.Frames, now_s: float) -> float:
         """Takes a frame; returns the clock time at which it is shown."""
         if self._anchor is None or frames.generation > self._generation:
             self._anchor = now_s + self._buffer_s, frames.pts
@@ -149,9 +150,9 @@ async def _watch(call, report, seconds, started_s, captured, buffer_s) -> None:
     while first_s is None or time.monotonic() - first_s < seconds:
         message = await asyncio.wait_for(call.receive(), 15)
         now_s = time.monotonic()
-        if isinstance(message, protocol.Stats):
+        if isinstance(message, messages.Stats):
             report.spans = message.spans
-        if not isinstance(message, protocol.Frames):
+        if not isinstance(message, messages.Frames):
             continue
         if first_s is None:
             first_s = reported_s = now_s
@@ -166,7 +167,7 @@ async def _watch(call, report, seconds, started_s, captured, buffer_s) -> None:
             report.voice_to_lips.append(1000 * (shown_s - sample_s))
         if now_s - reported_s > _PLAYED_S:
             reported_s = now_s
-            await call.send(protocol.Played(
+            await call.send(messages.Played(
                 generation=message.generation, frame=max(0, message.frame - 3),
                 late=player.late, dropped=player.missing,
                 playout_ms=1000 * (shown_s - now_s),

@@ -7,7 +7,7 @@ import prometheus_client
 from prometheus_client import core
 
 from tm_jax.serving import pacing
-from tm_jax.serving import protocol
+from tm_jax.serving import messages
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0)
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -74,7 +74,7 @@ class Metrics:
         for name, value in spans.items():
             self.spans.labels(name).observe(value / 1000)
 
-    def client(self, session: str, played: protocol.Played) -> None:
+    def client(self, session: str, played: messages.Played) -> None:
         """Adds what a client reports; counts of its own only ever grow."""
         before = self._late.get(session, 0)
         if played.late > before:

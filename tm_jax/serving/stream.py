@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tm_jax.media import overheard
 from tm_jax.media import resampling
 from tm_jax.serving import backend as backend_lib
 from tm_jax.serving import hearing
@@ -20,6 +21,7 @@ from tm_jax.serving import protocol
 _POSES = {
     "auto": backend_lib.AUTO, "listen": backend_lib.LISTEN, "speak": backend_lib.SPEAK
 }
+_SPARE_FRAMES = 5  # Of the other party's sound that may wait beyond the next chunk.
 _MOST_CHUNKS = 4  # Finished chunks that wait for `pull`; older ones are dropped.
 
 
@@ -61,6 +63,7 @@ class Ticket:
       frame: Number of its first frame.
       pts: Presentation time.
       window: What the models hear, float32 [n].
+      other: Loudness of the other party in each frame, float32 [F].
       pose: One of `AUTO`, `LISTEN`, `SPEAK`.
       clear: Whether speech before it was interrupted.
       taken: Its sound.
@@ -73,6 +76,7 @@ class Ticket:
     frame: int
     pts: int
     window: np.ndarray
+    other: np.ndarray
     pose: int
     clear: bool
     taken: pacing.Taken
@@ -106,6 +110,9 @@ class Stream:
         self._out: collections.deque[Chunk] = collections.deque(maxlen=_MOST_CHUNKS)
         self._resampler: resampling.Resampler | None = None
         self._rate = 0
+        self._other = overheard.Overheard(self._frame_samples, _SPARE_FRAMES)
+        self._other_resampler = resampling.Resampler(pacing.RATE, pacing.RATE)
+        self._other_rate = pacing.RATE
         self.picture, self.seed, self.raw = picture, seed, raw
         self.error: Exception | None = None
         self.played_chunks = 0
@@ -128,15 +135,34 @@ class Stream:
         Raises:
           ValueError: Not a one-dimensional array of finite numbers, or no such rate.
         """
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1 or not np.isfinite(samples).all():
-            raise ValueError(f"samples: expected finite float32 [n], got shape {samples.shape}.")
+        samples = _checked_sound(samples)
         with self._lock:
             if self._resampler is None or rate != self._rate:
                 self._resampler = resampling.Resampler(rate, pacing.RATE)
                 self._rate = rate
             pcm = self._resampler.push(samples)
             return self._push(_int16(pcm), "", protocol.NO_SOURCE)
+
+    def push_other(self, samples: np.ndarray, rate: int = 16000) -> None:
+        """Appends live sound of the other party, which the avatar answers while it listens.
+
+        A chunk hears what has come since the chunk before it. More than a fraction of a
+        second does not wait, so an answer never comes late for long.
+
+        Args:
+          samples: float32 [n] in -1..1, mono; any n.
+          rate: Samples per second, 4000 to 192000; may change at any time.
+
+        Raises:
+          ValueError: Not a one-dimensional array of finite numbers, or no such rate.
+        """
+        samples = _checked_sound(samples)
+        with self._lock:
+            if rate != self._other_rate:
+                self._other_resampler = resampling.Resampler(rate, pacing.RATE)
+                self._other_rate = rate
+            if self.active:
+                self._other.push(self._other_resampler.push(samples))
 
     def push_pcm(self, pcm: bytes, item: str = "", source: int = protocol.NO_SOURCE) -> bool:
         """Appends sound at 24 kHz, 16 bits.
@@ -213,6 +239,7 @@ class Stream:
             self._epoch += 1
             self._out.clear()
             self._hearing.forget()
+            self._other.clear()
             self._transcript.restart()
             generation = self._generation
         self._engine.restart(self)
@@ -249,6 +276,7 @@ class Stream:
         with self._lock:
             self._paused = True
             self._sound.clear()
+            self._other.clear()
             self._out.clear()
 
     def go_on(self) -> int:
@@ -306,7 +334,7 @@ class Stream:
             ticket = Ticket(
                 index=self._index, epoch=self._epoch, generation=self._generation,
                 frame=self._index * self._chunk_frames, pts=pts, window=window,
-                pose=self._pose, clear=self._clear, taken=taken,
+                other=self._other.take(self._chunk_frames), pose=self._pose, clear=self._clear, taken=taken,
                 queue_s=self._queue_s(taken, now_s, due_s),
             )
             self._clear = False
@@ -336,6 +364,13 @@ class Stream:
         """Notes that the devices failed; the stream makes no more chunks."""
         self.error = error
         self._notify()
+
+
+def _checked_sound(samples) -> np.ndarray:
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError(f"samples: expected finite float32 [n], got shape {samples.shape}.")
+    return samples
 
 
 def _int16(samples: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from tm_jax.media import resampling
 from tm_jax.serving import call as call_lib
 from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import playout as playout_lib
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 
@@ -116,9 +118,9 @@ class PeerConnection:
             if not isinstance(data, str):
                 raise protocol.ProtocolError("bad_message", "This channel carries text.")
             if self._call.ended is None and not self._closed:
-                self._call.receive(protocol.from_client(data))
+                self._call.receive(codec.from_client(data))
         except protocol.ProtocolError as error:
-            self.send(protocol.Error(code=error.code, message=str(error)))
+            self.send(messages.Error(code=error.code, message=str(error)))
 
     async def _hear(self, track) -> None:
         resampler, rate = None, 0
@@ -136,8 +138,8 @@ class PeerConnection:
         except mediastreams.MediaStreamError:
             return
 
-    def _message(self, pcm: bytes) -> protocol.Sound:
-        message = protocol.Sound(
+    def _message(self, pcm: bytes) -> messages.Sound:
+        message = messages.Sound(
             sequence=0, position=self._position & 0xFFFFFFFF, captured_ms=0, pcm=pcm
         )
         self._position += len(pcm) // 2
@@ -147,7 +149,7 @@ class PeerConnection:
 
     def send(self, message) -> None:
         """See `call.Connection`."""
-        text = protocol.to_text(message)
+        text = codec.to_text(message)
         if self._channel is None:
             self._waiting.append(text)
             del self._waiting[:-64]
@@ -282,7 +284,7 @@ class Peers:
             if not call.stream.raw:
                 raise protocol.ProtocolError("bad_state", "That session is on a WebSocket.")
         else:
-            wanted = protocol.start_from(fields.get("start", {}))
+            wanted = codec.start_from(fields.get("start", {}))
             call = self._exchange.open(wanted, address, raw=True)
         try:
             return await self._connect(call, offer, resume is not None)

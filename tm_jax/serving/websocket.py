@@ -10,6 +10,8 @@ from aiohttp import web
 from tm_jax.serving import call as call_lib
 from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import pacing
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 from tm_jax.serving import stream as stream_lib
@@ -43,7 +45,7 @@ class WebSocketConnection:
     def send(self, message) -> None:
         """See `call.Connection`."""
         if self._closing is None:
-            self._outbox.push_text(protocol.to_text(message))
+            self._outbox.push_text(codec.to_text(message))
             self._wake.set()
 
     def show(self, chunk: stream_lib.Chunk, own_voice: bool) -> None:
@@ -55,7 +57,7 @@ class WebSocketConnection:
             source = chunk.source
             if source != protocol.NO_SOURCE:
                 source = (source + at) & 0xFFFFFFFF
-            message = protocol.Frames(
+            message = messages.Frames(
                 generation=chunk.generation, frame=chunk.frame + index, pts=chunk.pts + at,
                 source=source, first=index == 0, speaking=chunk.speaking,
                 own_voice=own_voice, pcm=chunk.pcm[at : at + samples].tobytes(),
@@ -64,7 +66,7 @@ class WebSocketConnection:
             done = None
             if index == len(chunk.jpegs) - 1:
                 done = self._reporter(chunk, shown_s)
-            data = protocol.frames_to_bytes(message)
+            data = codec.frames_to_bytes(message)
             self._outbox.push_frame(chunk.generation, index == 0, data, done)
         self._wake.set()
 
@@ -151,7 +153,7 @@ class Conversation:
         try:
             if not self._texts.take(1):
                 raise protocol.ProtocolError("bad_message", "Too many messages at once.")
-            self._take(protocol.from_client(data))
+            self._take(codec.from_client(data))
         except protocol.ProtocolError as error:
             self._refuse(error)
 
@@ -160,7 +162,7 @@ class Conversation:
         if self._connection.closing:
             return
         try:
-            sound = protocol.sound_from_bytes(data)
+            sound = codec.sound_from_bytes(data)
             if self.call is None:
                 raise protocol.ProtocolError("bad_state", "Sound can be sent after `started`.")
             self.call.hear(sound)
@@ -169,11 +171,11 @@ class Conversation:
 
     def _take(self, message) -> None:
         if not self._greeted:
-            if not isinstance(message, protocol.Hello):
+            if not isinstance(message, messages.Hello):
                 raise protocol.ProtocolError("bad_state", "The first message is `hello`.")
             self._greet(message)
         elif self.call is None:
-            if not isinstance(message, protocol.Start):
+            if not isinstance(message, messages.Start):
                 raise protocol.ProtocolError("bad_state", "The session begins with `start`.")
             if not self._guard.within_rate("session", self._address):
                 raise protocol.ProtocolError("too_many_sessions", "Too many calls in a minute.")
@@ -181,7 +183,7 @@ class Conversation:
         else:
             self.call.receive(message)
 
-    def _greet(self, hello: protocol.Hello) -> None:
+    def _greet(self, hello: messages.Hello) -> None:
         if hello.version != protocol.VERSION:
             raise protocol.ProtocolError(
                 "bad_version",
@@ -202,7 +204,7 @@ class Conversation:
     def _refuse(self, error: protocol.ProtocolError) -> None:
         code = protocol.ERRORS[error.code]
         self._connection.send(
-            protocol.Error(code=error.code, message=str(error), fatal=bool(code))
+            messages.Error(code=error.code, message=str(error), fatal=bool(code))
         )
         if code:
             self._connection.close(code)

@@ -19,6 +19,7 @@ from tm_jax.core import trees
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import steps as steps_lib
+from tm_jax.training import turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,14 @@ class Stage:
       name: Name of its folder below the work directory.
       init: Function (key) -> boxed parameters.
       loss: Function (params, frozen, batch, key) -> (scalar, metrics).
-      frozen: Tree of arrays that the loss reads and does not train.
+      frozen: Tree of arrays that the loss reads and does not train; boxed leaves are placed
+        like parameters.
       batches: Function (seed) -> iterator with `get_state` and `set_state`.
       sample: Function (averaged params, frozen, path without extension), writes what a
         person looks at; may return a dictionary of metrics.
       finish: Function (averaged params, frozen) -> params to publish.
       optimizer: Optimiser settings.
+      critic: Second network that learns in turns with the first; None for a stage of one.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Stage:
     sample: Callable
     finish: Callable
     optimizer: optimizer_lib.OptimizerConfig
+    critic: turns.Critic | None = None
 
 
 @contextlib.contextmanager
@@ -81,14 +85,14 @@ def _stop_on_signals():
 
 
 def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
-    """Trains a stage to `steps` updates, resuming where an earlier run stopped.
+    """Trains a stage to `steps` batches, resuming where an earlier run stopped.
 
     SIGINT and SIGTERM end the loop after the current step, with a checkpoint.
 
     Args:
       stage: The stage.
       workdir: Folder of the run.
-      steps: Updates in all, including those of earlier runs.
+      steps: Batches in all, including those of earlier runs.
       config: Traces.
       mesh: Device mesh; all devices on `data` by default.
 
@@ -98,16 +102,17 @@ def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
     mesh = mesh or rules.make_mesh()
     folder = os.path.join(workdir, stage.name)
     os.makedirs(folder, exist_ok=True)
-    optimizer = optimizer_lib.make(stage.optimizer, steps)
-    key = jax.random.key(config.seed)
-    state, placement = steps_lib.create(
-        stage.init, optimizer, mesh, jax.random.fold_in(key, 1)
-    )
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    if stage.critic is None:
+        optimizer = optimizer_lib.make(stage.optimizer, steps)
+        state, placement = steps_lib.create(stage.init, optimizer, mesh, key)
+        step = steps_lib.make_step(
+            stage.loss, optimizer, stage.optimizer.ema_decay, mesh, placement
+        )
+    else:
+        state, placement, step = turns.make(stage, steps, mesh, key)
     logging.info("%s: %.2f M parameters", stage.name, trees.count(state.params) / 1e6)
     batches = iter(stage.batches(config.seed))
-    step = steps_lib.make_step(
-        stage.loss, optimizer, stage.optimizer.ema_decay, mesh, placement
-    )
     with (
         contextlib.closing(store_lib.Store(os.path.join(folder, "checkpoints"))) as store,
         contextlib.closing(
@@ -136,7 +141,9 @@ def _loop(stage, state, step, batches, traces, bar, mesh, asked):
     """Updates until the last step or until somebody asks to stop."""
     count, total = int(state.step), traces.steps
     noise = jax.random.fold_in(jax.random.key(traces.config.seed), 2)
-    frozen = jax.device_put(stage.frozen)
+    frozen = jax.device_put(
+        rules.unbox(stage.frozen), rules.shardings(mesh, stage.frozen)
+    )
     while count < total and not asked:
         batch = steps_lib.place_batch(next(batches), mesh)
         state, metrics = step(state, frozen, batch, noise)

@@ -1,10 +1,12 @@
 """The stages of a work directory, in their order: who reads whose weights."""
 
+import dataclasses
 import os
 
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.training import audio_stage
+from tm_jax.training import distill_stage
 from tm_jax.training import latents
 from tm_jax.training import locator_stage
 from tm_jax.training import loop
@@ -17,13 +19,16 @@ from tm_jax.weights import files
 # The part that a stage trains, and parts that it reads.
 _TRAINS = {
     "vae": "vae", "locator": "locator", "audio": "audio", "motion": "motion",
-    "teacher": "dit", "student": "dit",
+    "teacher": "dit", "student": "dit", "distill": "dit",
 }
+_ENCODERS = {"vae": "vae", "audio": "audio"}
+_TEACHER = {**_ENCODERS, "dit": "teacher"}
 _READS = {
-    "vae": {}, "locator": {}, "audio": {}, "motion": {"audio": "audio"},
-    "teacher": {"vae": "vae", "audio": "audio"},
-    "student": {"vae": "vae", "audio": "audio", "dit": "teacher"},
+    "vae": {}, "locator": {}, "audio": {}, "motion": {"audio": "audio"}, "teacher": _ENCODERS,
+    "student": _TEACHER, "distill": _TEACHER,
 }
+# Stages whose transformer is a student of a few steps: what a stream runs.
+_STUDENTS = ("student", "distill")
 
 
 def config(stage: str, corpus: str):
@@ -37,18 +42,17 @@ def config(stage: str, corpus: str):
     if stage == "motion":
         return motion_stage.MotionStageConfig(corpus=corpus)
     data = latents.LatentConfig(corpus=corpus)
-    kinds = {
-        "teacher": teacher_stage.TeacherStageConfig, "student": student_stage.StudentStageConfig
-    }
-    return kinds[stage](data=data)
+    if stage == "teacher":
+        return teacher_stage.TeacherStageConfig(data=data)
+    if stage == "student":
+        return student_stage.StudentStageConfig(data=data)
+    settings = distill_stage.DistillStageConfig(data=data)
+    rollouts = dataclasses.replace(settings.rollouts, corpus=corpus)
+    return dataclasses.replace(settings, rollouts=rollouts)
 
 
 def _published(workdir, stage, part):
     return os.path.join(workdir, stage, f"{part}.safetensors")
-
-
-def _read(models, workdir, stage):
-    return _collect(models, workdir, f"stage {stage}", _READS[stage])
 
 
 def _collect(models, workdir, who, sources):
@@ -73,33 +77,60 @@ def make(preset: presets.Preset, stage: str, settings, workdir: str) -> loop.Sta
         return locator_stage.make(preset, settings)
     if stage == "audio":
         return audio_stage.make(preset, settings)
+    if stage in _STUDENTS:
+        preset = preset.with_student(settings.num_steps, settings.policy)
     models = networks.models(preset)
-    params = _read(models, workdir, stage)
+    params = _collect(models, workdir, f"stage {stage}", _READS[stage])
     if stage == "motion":
         return motion_stage.make(models, params, settings)
+    if stage == "distill":
+        return _make_distill(models, params, settings, workdir)
     store = latents.build(os.path.join(workdir, "latents"), settings.data, models, params)
     if stage == "teacher":
         return teacher_stage.make(models, params, store, settings)
-    paths = student_stage.trajectories(
-        os.path.join(workdir, "trajectories"), store, models, params, settings
-    )
+    paths = _trajectories(models, params, store, settings, workdir)
     return student_stage.make(models, params, store, paths, settings)
+
+
+def _trajectories(models, params, store, settings, workdir):
+    folder = os.path.join(workdir, "trajectories")
+    return student_stage.trajectories(folder, store, models, params, settings)
+
+
+def _make_distill(models, params, settings, workdir):
+    """Two latent stores, because rollouts are longer than the teacher's clips."""
+    start = _collect(models, workdir, "stage distill", {"dit": settings.start})
+    store = paths = None
+    if settings.regression_weight:
+        store = latents.build(
+            os.path.join(workdir, "latents"), settings.data, models, params
+        )
+        paths = _trajectories(models, params, store, settings, workdir)
+    clips = latents.build(
+        os.path.join(workdir, "rollouts"), settings.rollouts, models, params
+    )
+    return distill_stage.make(
+        models, {**params, **start}, params["dit"], store, clips, paths, settings
+    )
 
 
 def train(
     preset: presets.Preset, stage: str, settings, workdir: str, steps: int,
-    loop_config: loop.LoopConfig, export: str | None = None,
+    loop_config: loop.LoopConfig, export: str | None = None, name: str | None = None,
 ) -> bool:
     """Trains a stage and publishes its weights in the work directory.
 
     Args:
       preset: What to train.
-      stage: A key of `_TRAINS`.
+      stage: Name of the stage.
       settings: Result of `config`, perhaps with overrides.
       workdir: Folder of the run.
-      steps: Updates in all.
+      steps: Batches in all; in stage distill those of critic and student.
       loop_config: Checkpoints, metrics, samples.
-      export: Folder that gets the finished parts in bfloat16; with stage student all five.
+      export: Folder that gets the finished parts in bfloat16; with the stages student and
+        distill all five.
+      name: Folder below `workdir`, so that variants of a stage can stand side by side; the
+        stage's own name by default. Later stages read the folders of that name.
 
     Returns:
       Whether the stage is finished.
@@ -109,19 +140,25 @@ def train(
       ValueError: Settings that do not fit the preset or the folder.
     """
     os.makedirs(workdir, exist_ok=True)
-    built = make(preset, stage, settings, workdir)
+    name = name or stage
+    built = dataclasses.replace(make(preset, stage, settings, workdir), name=name)
     result = loop.run(built, workdir, steps, loop_config)
     if result is None:
         return False
     part = _TRAINS[stage]
+    facts = {"preset": preset.name, "stage": stage}
+    if stage in _STUDENTS:
+        sampler = preset.with_student(settings.num_steps, settings.policy).student
+        facts |= {"num_steps": str(sampler.num_steps), "policy": sampler.policy}
     # float32 here, so that a later stage starts from exactly what was trained.
-    files.save(_published(workdir, stage, part), result, "float32", preset=preset.name)
+    files.save(_published(workdir, name, part), result, "float32", **facts)
     if export:
         os.makedirs(export, exist_ok=True)
-        trained = {part: result}
-        if stage == "student":
-            rest = {**_READS[stage], "motion": "motion", "locator": "locator"}
-            trained = _collect(networks.models(preset), workdir, "export", rest) | trained
-        for part, params in trained.items():
-            files.save(os.path.join(export, f"{part}.safetensors"), params, preset=preset.name)
+        files.save(os.path.join(export, f"{part}.safetensors"), result, **facts)
+        if stage in _STUDENTS:
+            rest = {**_ENCODERS, "locator": "locator", "motion": "motion"}
+            others = _collect(networks.models(preset), workdir, "export", rest)
+            for part, params in others.items():
+                path = os.path.join(export, f"{part}.safetensors")
+                files.save(path, params, preset=preset.name)
     return True

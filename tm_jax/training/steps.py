@@ -20,17 +20,20 @@ class TrainState:
       step: Batches so far, int32 scalar; the key of a batch is fold_in(seed key, step). With
         accumulation an update takes several of them.
       params: Parameters.
-      average: Exponential moving average of the parameters.
+      average: Exponential moving average of the parameters; None for a network of which
+        nobody asks for it.
       optimizer: Optimiser state.
     """
 
     step: jax.Array
     params: dict
-    average: dict
+    average: dict | None
     optimizer: optax.OptState
 
 
-def create(init: Callable, optimizer, mesh, key) -> tuple[TrainState, TrainState]:
+def create(
+    init: Callable, optimizer, mesh, key, average: bool = True
+) -> tuple[TrainState, TrainState]:
     """Creates the state, every leaf directly in its sharding.
 
     Args:
@@ -38,6 +41,7 @@ def create(init: Callable, optimizer, mesh, key) -> tuple[TrainState, TrainState
       optimizer: optax transformation.
       mesh: Device mesh.
       key: Random key.
+      average: Whether to keep an average of the parameters.
 
     Returns:
       The state and, in the same structure, its shardings.
@@ -47,7 +51,8 @@ def create(init: Callable, optimizer, mesh, key) -> tuple[TrainState, TrainState
         params = init(key)
         return TrainState(
             step=jnp.zeros((), jnp.int32), params=params,
-            average=jax.tree.map(jnp.copy, params), optimizer=optimizer.init(params),
+            average=jax.tree.map(jnp.copy, params) if average else None,
+            optimizer=optimizer.init(params),
         )
 
     with rules.use(mesh):
@@ -77,11 +82,11 @@ def make_step(loss: Callable, optimizer, ema_decay: float, mesh, placement):
         (value, metrics), grads = gradient(state.params, frozen, batch, key)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        count = state.step.astype(jnp.float32) + 1
-        decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-        average = jax.tree.map(
-            lambda a, p: a + (1 - decay) * (p - a), state.average, params
-        )
+        average = state.average
+        if average is not None:
+            count = state.step.astype(jnp.float32) + 1
+            decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
         metrics = {"loss": value, "gradient_norm": optax.global_norm(grads), **metrics}
         state = TrainState(
             step=state.step + 1, params=params, average=average, optimizer=opt

@@ -33,6 +33,12 @@ def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
             os.remove(temporary)
 
 
+def facts(path: str) -> dict[str, str]:
+    """The strings that `save` put beside the tensors of a file."""
+    with safetensors.safe_open(path, "numpy") as file:
+        return file.metadata() or {}
+
+
 def load(path: str, expected, dtype=jnp.float32) -> dict:
     """Reads a tree strictly.
 

@@ -7,6 +7,8 @@ EXPRESSION = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 # Applied to the picture by `pose.warp`.
 POSE = ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
 COLUMNS = EXPRESSION + POSE
+LOUDNESS_DB = 80.0  # Loudness 0 of the other party is this far below full scale, 1 is there.
+HEARD = 2  # Features of the other party's voice per pixel frame, of `heard.py`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,7 @@ class MotionConfig:
       mlp_width: Width inside a residual block.
       layers: Residual blocks.
       history: Latent frames of past motion that it sees.
+      heard: Latent frames before its own in which it hears the other party.
       steps: Euler steps of its sampler.
       frames_per_latent: Pixel frames made at once.
     """
@@ -26,6 +29,7 @@ class MotionConfig:
     mlp_width: int = 512
     layers: int = 3
     history: int = 10
+    heard: int = 8
     steps: int = 8
     frames_per_latent: int = 4
 
@@ -33,3 +37,8 @@ class MotionConfig:
     def history_frames(self) -> int:
         """Pixel frames of past motion."""
         return self.history * self.frames_per_latent
+
+    @property
+    def heard_width(self) -> int:
+        """Numbers that tell it of the other party's voice."""
+        return (self.heard + 1) * self.frames_per_latent * HEARD

@@ -106,11 +106,48 @@ def begin(
     )
 
 
-def next_chunk(
+def chunk_pass(
+    model: transformer.DiT, params, state: StreamState, level: int, x, sigma, condition, mode,
+    context, audio,
+):
+    """One pass over the current chunk, which sees itself, the chunk before and the sink.
+
+    Args:
+      model: Transformer.
+      params: Its parameters.
+      state: State of the streams; its key is not read.
+      level: Which of the caches in `state.previous` the pass reads.
+      x: Noisy latents [B, T, H, W, C].
+      sigma: Noise level of each stream, [B].
+      condition: Conditioning channels of the chunk, [B, T, H, W, Cc].
+      mode: 0 listening, 1 speaking, [B, T] int32.
+      context: `transformer.Context`.
+      audio: Audio keys and values of the chunk.
+
+    Returns:
+      Estimate of x0 [B, T, H, W, C] and, per layer, the keys and values of the chunk.
+    """
+    frames, height, width = x.shape[1:4]
+    patch = model.config.patch
+    grid = patterns.Grid(height // patch, width // patch, frames)
+    filled = (state.chunk > 0)[:, None, None, None]
+
+    def pattern(layer):
+        sink, previous = state.sink[layer], state.previous[level][layer]
+        return patterns.windowed(grid, sink.k, sink.v, previous.k, previous.v, filled)
+
+    velocity, states = model.apply(
+        {"params": params}, x, condition, jnp.repeat(sigma[:, None], frames, 1), mode,
+        context, audio, pattern,
+    )
+    return flow.to_x0(x, velocity, sigma), [_slots(s) for s in states]
+
+
+def make_chunk(
     model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
     sigmas: tuple[float, ...], policy: str,
 ):
-    """Makes the next chunk of every stream.
+    """Makes the next chunk of every stream and shows how it came about.
 
     Args:
       model: Transformer.
@@ -125,40 +162,84 @@ def next_chunk(
         "per_step": every step keeps its own cache, N passes.
 
     Returns:
-      Latents [B, T, H, W, C] and the next state.
+      What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
+      and the next state.
     """
-    c = model.config
-    batch, frames, height, width, _ = condition.shape
-    grid = patterns.Grid(height // c.patch, width // c.patch, frames)
-    filled = (state.chunk > 0)[:, None, None, None]
-    variables = {"params": params}
-    audio = model.apply(variables, windows, method=model.audio)
-
-    def run(x, sigma, level):
-        def pattern(layer):
-            sink, previous = state.sink[layer], state.previous[level][layer]
-            return patterns.windowed(
-                grid, sink.k, sink.v, previous.k, previous.v, filled
-            )
-
-        velocity, states = model.apply(
-            variables, x, condition, jnp.full((batch, frames), sigma), mode, context, audio,
-            pattern,
-        )
-        return velocity, [_slots(s) for s in states]
+    audio = model.apply({"params": params}, windows, method=model.audio)
+    batch = condition.shape[0]
+    points = []
 
     def predict(step, x, sigma):
-        velocity, states = run(x, sigma, 0 if policy == "clean" else step)
-        return flow.to_x0(x, velocity, jnp.full((batch,), sigma)), states
+        points.append(x)
+        x0, states = chunk_pass(
+            model, params, state, 0 if policy == "clean" else step, x,
+            jnp.full((batch,), sigma), condition, mode, context, audio,
+        )
+        return x0, (x0, states)
 
-    shape = (frames, height, width, c.latent_channels)
+    draw = _noise(model, state, condition.shape)
+    x0, made = samplers.few_step(predict, draw, sigmas)
+    estimates, kept = [e for e, _ in made], [s for _, s in made]
+    if policy == "clean":
+        state = _keep_clean(model, params, state, x0, condition, mode, context, audio)
+    else:
+        state = state.replace(previous=tuple(kept), chunk=state.chunk + 1)
+    return points, estimates, state
+
+
+def next_chunk(
+    model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
+    sigmas: tuple[float, ...], policy: str,
+):
+    """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
+
+    Returns:
+      Latents [B, T, H, W, C] and the next state.
+    """
+    _, estimates, state = make_chunk(
+        model, params, state, condition, windows, mode, context, sigmas, policy
+    )
+    return estimates[-1], state
+
+
+def given_chunk(
+    model: transformer.DiT, params, state: StreamState, x0, condition, windows, mode,
+    context, sigmas: tuple[float, ...], policy: str,
+) -> StreamState:
+    """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
+
+    The other arguments are those of `make_chunk`. With `per_step` each cache is written from
+    the known chunk at that step's noise level, as if every step had predicted it.
+    """
+    audio = model.apply({"params": params}, windows, method=model.audio)
+    if policy == "clean":
+        return _keep_clean(model, params, state, x0, condition, mode, context, audio)
+    draw, kept = _noise(model, state, condition.shape), []
+    for step, sigma in enumerate(sigmas):
+        x = flow.corrupt(x0, draw(step), jnp.float32(sigma))
+        level = jnp.full((x0.shape[0],), sigma)
+        _, states = chunk_pass(
+            model, params, state, step, x, level, condition, mode, context, audio
+        )
+        kept.append(states)
+    return state.replace(previous=tuple(kept), chunk=state.chunk + 1)
+
+
+def _noise(model, state, shape):
+    """Function (step) -> the noise of the current chunk of every stream, [B, T, H, W, C]."""
     keys = jax.vmap(jax.random.fold_in)(state.key, state.chunk)
+    shape = (*shape[1:4], model.config.latent_channels)
 
     def draw(step):
         return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, step), shape))(keys)
 
-    x0, kept = samplers.few_step(predict, draw, sigmas)
-    if policy == "clean":
-        _, clean = run(x0, 0.0, 0)
-        kept = [clean]
-    return x0, state.replace(previous=tuple(kept), chunk=state.chunk + 1)
+    return draw
+
+
+def _keep_clean(model, params, state, x0, condition, mode, context, audio) -> StreamState:
+    """One pass at noise level 0 writes the cache."""
+    level = jnp.zeros((x0.shape[0],))
+    _, states = chunk_pass(
+        model, params, state, 0, x0, level, condition, mode, context, audio
+    )
+    return state.replace(previous=(states,), chunk=state.chunk + 1)

@@ -8,6 +8,8 @@ import typing
 
 import pytest
 
+from tm_jax.serving import codec
+from tm_jax.serving import messages
 from tm_jax.serving import protocol
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -31,22 +33,22 @@ def values(field, hint):
     return st.one_of(*(by_kind[kind] for kind in kinds))
 
 
-def messages(kind):
+def strategy(kind):
     hints = typing.get_type_hints(kind)
     return st.builds(
         kind, **{f.name: values(f, hints[f.name]) for f in dataclasses.fields(kind)}
     )
 
 
-@pytest.mark.parametrize("name", sorted({**protocol.FROM_CLIENT, **protocol.FROM_SERVER}))
+@pytest.mark.parametrize("name", sorted({**messages.FROM_CLIENT, **messages.FROM_SERVER}))
 def test_every_message_comes_back_as_it_was(name):
-    kind = {**protocol.FROM_CLIENT, **protocol.FROM_SERVER}[name]
-    read = protocol.from_client if name in protocol.FROM_CLIENT else protocol.from_server
+    kind = {**messages.FROM_CLIENT, **messages.FROM_SERVER}[name]
+    read = codec.from_client if name in messages.FROM_CLIENT else codec.from_server
 
     @hypothesis.settings(deadline=None, max_examples=25)
-    @hypothesis.given(messages(kind))
+    @hypothesis.given(strategy(kind))
     def check(message):
-        text = protocol.to_text(message)
+        text = codec.to_text(message)
         assert json.loads(text)["type"] == name
         assert read(text) == message
 
@@ -64,7 +66,7 @@ def test_every_message_comes_back_as_it_was(name):
 @hypothesis.example('{"type":"character","character":"\\ud800"}')
 def test_text_that_is_not_a_message_is_explained(text):
     try:
-        protocol.from_client(text)
+        codec.from_client(text)
     except protocol.ProtocolError as error:
         assert error.code in protocol.ERRORS and str(error) and "\n" not in str(error)
 
@@ -78,7 +80,7 @@ _json = st.recursive(
 
 @_QUICK
 @hypothesis.given(
-    st.sampled_from(sorted(protocol.FROM_CLIENT)),
+    st.sampled_from(sorted(messages.FROM_CLIENT)),
     st.dictionaries(
         st.sampled_from(["version", "token", "mode", "character", "generation", "frame", "t"]),
         _json, max_size=5,
@@ -87,11 +89,11 @@ _json = st.recursive(
 def test_wrong_fields_are_explained(name, fields):
     text = json.dumps({"type": name, **fields})
     try:
-        message = protocol.from_client(text)
+        message = codec.from_client(text)
     except protocol.ProtocolError as error:
         assert error.code in ("bad_message", "too_large")
     else:
-        assert type(message) is protocol.FROM_CLIENT[name]
+        assert type(message) is messages.FROM_CLIENT[name]
 
 
 @_QUICK
@@ -100,23 +102,23 @@ def test_wrong_fields_are_explained(name, fields):
     st.binary(min_size=2, max_size=300).filter(lambda b: len(b) % 2 == 0),
 )
 def test_sound_comes_back(sequence, position, captured_ms, pcm):
-    sound = protocol.Sound(
+    sound = messages.Sound(
         sequence=sequence, position=position, captured_ms=captured_ms, pcm=pcm
     )
-    assert protocol.sound_from_bytes(protocol.sound_to_bytes(sound)) == sound
+    assert codec.sound_from_bytes(codec.sound_to_bytes(sound)) == sound
 
 
 @_QUICK
 @hypothesis.given(
     st.builds(
-        protocol.Frames, generation=st.integers(0, 2**32 - 1), frame=st.integers(0, 2**32 - 1),
+        messages.Frames, generation=st.integers(0, 2**32 - 1), frame=st.integers(0, 2**32 - 1),
         pts=st.integers(0, 2**32 - 1), source=st.integers(0, 2**32 - 1), first=st.booleans(),
         speaking=st.booleans(), own_voice=st.booleans(), pcm=st.binary(max_size=100),
         jpegs=st.lists(st.binary(max_size=30), min_size=1, max_size=5).map(tuple),
     )
 )
 def test_frames_come_back(frames):
-    assert protocol.frames_from_bytes(protocol.frames_to_bytes(frames)) == frames
+    assert codec.frames_from_bytes(codec.frames_to_bytes(frames)) == frames
 
 
 @_QUICK
@@ -124,7 +126,7 @@ def test_frames_come_back(frames):
 def test_bytes_that_are_no_message_are_explained(data, kind, headed):
     if headed:  # Past the first check, where mistakes would hide.
         data = bytes((0x54, 1, kind)) + data
-    for read in (protocol.sound_from_bytes, protocol.frames_from_bytes):
+    for read in (codec.sound_from_bytes, codec.frames_from_bytes):
         try:
             read(data)
         except protocol.ProtocolError as error:
@@ -132,8 +134,8 @@ def test_bytes_that_are_no_message_are_explained(data, kind, headed):
 
 
 def test_a_frame_message_is_laid_out_as_described():
-    data = protocol.frames_to_bytes(
-        protocol.Frames(
+    data = codec.frames_to_bytes(
+        messages.Frames(
             generation=1, frame=2, pts=3, source=4, first=True, own_voice=True,
             pcm=b"pcm!", jpegs=(b"one", b"three"),
         )
@@ -147,26 +149,26 @@ def test_a_frame_message_is_laid_out_as_described():
 def test_limits_of_sizes():
     assert protocol.JSON_BYTES == 16384
     with pytest.raises(protocol.ProtocolError, match="16384 bytes") as error:
-        protocol.from_client('{"type":"ping"}' + " " * protocol.JSON_BYTES)
+        codec.from_client('{"type":"ping"}' + " " * protocol.JSON_BYTES)
     assert error.value.code == "too_large"
     with pytest.raises(protocol.ProtocolError, match="48000 bytes") as error:
-        protocol.sound_from_bytes(
-            protocol.sound_to_bytes(
-                protocol.Sound(sequence=0, position=0, captured_ms=0, pcm=bytes(48002))
+        codec.sound_from_bytes(
+            codec.sound_to_bytes(
+                messages.Sound(sequence=0, position=0, captured_ms=0, pcm=bytes(48002))
             )
         )
     assert error.value.code == "too_large"
     with pytest.raises(protocol.ProtocolError, match="longer than 256"):
-        protocol.from_client(json.dumps({"type": "character", "character": "x" * 257}))
+        codec.from_client(json.dumps({"type": "character", "character": "x" * 257}))
 
 
 def test_the_description_names_every_message_and_code():
     text = _DOCS.read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", text))
-    assert set(protocol.FROM_CLIENT) | set(protocol.FROM_SERVER) <= named
+    assert set(messages.FROM_CLIENT) | set(messages.FROM_SERVER) <= named
     assert set(protocol.ERRORS) <= named and set(protocol.SPANS) <= named
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `")}
-    for name, kind in protocol.FROM_CLIENT.items():
+    for name, kind in messages.FROM_CLIENT.items():
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in rows[f"`{name}`"] or name == "start", (name, field.name)
     codes = {str(c) for c in protocol.ERRORS.values() if c} | {"4000", "4003"}

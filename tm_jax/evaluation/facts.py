@@ -30,15 +30,31 @@ def hardware() -> str:
 
 
 def weights_hash(folder: str) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all weight files in order of `PARTS`."""
+    """First 16 hexadecimal digits of the SHA-256 of all weight files.
+
+    Those of a small preset are read in the order of `PARTS`, others in that of their names.
+    """
+    files = [pathlib.Path(folder, f"{part}.safetensors") for part in networks.PARTS]
+    if not all(file.exists() for file in files):
+        files = sorted(pathlib.Path(folder).rglob("*.safetensors"))
     total = hashlib.sha256()
-    for part in networks.PARTS:
-        total.update(pathlib.Path(folder, f"{part}.safetensors").read_bytes())
+    for file in files:
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 24), b""):
+                total.update(block)
     return total.hexdigest()[:16]
 
 
 def collect(folder: str | None, **settings) -> dict:
-    """Facts of a run: `hardware`, `load` when it began, `versions`, `weights`, `settings`."""
+    """Facts of a run.
+
+    Args:
+      folder: Folder of the weights; those that come with the package if None.
+      **settings: What the run was asked to do.
+
+    Returns:
+      `hardware`, `load` when it began, `versions`, `weights` and `settings`.
+    """
     return {
         "hardware": hardware(),
         "load": round(os.getloadavg()[0], 1),
@@ -54,20 +70,21 @@ def collect(folder: str | None, **settings) -> dict:
 def write(path: str, results: dict) -> None:
     """Writes results as JSON: numbers with four digits, null for what is not a number."""
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(results), indent=1, allow_nan=False)
+    text = json.dumps(plain(results), indent=1, allow_nan=False)
     part = pathlib.Path(f"{path}.part")
     part.write_text(text + "\n")
     part.replace(path)
     print(f"Wrote {path}.", file=sys.stderr)
 
 
-def _plain(value):
+def plain(value):
+    """The value as JSON can hold it, rounded; None for what is not a number."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (float, np.floating)):

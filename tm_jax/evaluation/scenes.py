@@ -1,4 +1,4 @@
-"""Held-out voices and characters: what the sessions of `quality.py` see and hear.
+"""Held-out voices and characters with the truth: what arms of an evaluation see and hear.
 
 Neither was trained on, and previews of the training show characters with lower numbers.
 """
@@ -20,6 +20,7 @@ _SYNTHETIC = ("espeak", "flite")
 _SHUT = 1e-3  # True opening below which lips are shut.
 _NOISE_LEVEL = 0.006  # 20 dB below speech.
 _FPS = timing_lib.Timing().fps
+_LIDS = [motion_lib.COLUMNS.index(name) for name in ("blink_left", "blink_right")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Scene:
       character: Batch of one character.
       picture: Reference, uint8 [H, W, 3].
       motion: True motion, [T, M].
+      portrait: Pose of the reference, [M].
       mouth_box: Box that holds the mouth at any opening in the reference's pose, [4]. It stays
         where it is: a box for all poses of the head takes in lines of nose and chin.
       face_box: Box of the reference's face, [4].
@@ -48,6 +50,7 @@ class Scene:
     character: characters.Character
     picture: np.ndarray
     motion: np.ndarray
+    portrait: np.ndarray
     mouth_box: np.ndarray
     face_box: np.ndarray
 
@@ -78,10 +81,37 @@ class Scene:
         ]
         return np.concatenate(drawn)[: len(motion)]
 
-    def listening(self) -> np.ndarray:
+    @functools.cached_property
+    def shut_eyes(self) -> np.ndarray:
+        """The reference with its eyes shut, uint8 [H, W, 3]."""
+        pose = self.portrait.copy()
+        pose[_LIDS] = 1.0
+        return self.draw(pose[None])[0]
+
+    @functools.cached_property
+    def eye_box(self) -> np.ndarray:
+        """Box of both eyes in the reference, [4]: the strip of the face that a blink changes."""
+        changed = np.abs(self.shut_eyes.astype(np.int16) - self.picture).max(-1) > 12
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        if not len(rows):
+            raise ValueError(f"scene {self.index}: shut eyes look like open ones.")
+        height, width = changed.shape
+        return np.array([
+            rows[0] / height, columns[0] / width, (rows[-1] + 1) / height,
+            (columns[-1] + 1) / width,
+        ])  # fmt: skip
+
+    def listening(self, seed: int = 0) -> np.ndarray:
         """A true listener's motion of the same length, [T, M]."""
-        rng = np.random.default_rng((self.index, 1))
+        rng = np.random.default_rng((self.index, 1, seed) if seed else (self.index, 1))
         return motion_lib.listening(rng, len(self.motion), _FPS)
+
+    def talking(self, seed: int) -> np.ndarray:
+        """The motion of somebody who says the same another time, [T, M]; 0 is `motion`."""
+        if not seed:
+            return self.motion
+        rng = np.random.default_rng((self.index, 3, seed))
+        return motion_lib.talking(rng, self.track.mouth, _FPS)
 
 
 def make(
@@ -107,7 +137,7 @@ def make(
     boxes = characters.regions(character, portrait[None])
     return Scene(
         index=index, speaker=speaker.name, synthetic=is_synthetic(speaker), style=style,
-        track=track, character=character, motion=motion,
+        track=track, character=character, motion=motion, portrait=portrait[0],
         picture=np.asarray(characters.render(character, portrait[None], size))[0, 0],
         mouth_box=np.asarray(boxes["mouth"])[0, 0], face_box=np.asarray(boxes["face"])[0, 0],
     )

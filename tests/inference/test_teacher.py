@@ -1,0 +1,118 @@
+"""Streams of the teacher at pico size, and bundles with other weights or samplers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import reconstruction
+from tm_jax.inference import session as session_lib
+from tm_jax.inference import teacher
+from tm_jax.inference import variants
+from tm_jax.models import networks
+from tm_jax.models import presets
+from tm_jax.training import rollouts
+from tm_jax.weights import files
+
+_ATOL = 2e-5  # Measured 3e-6 on latents of size 1.
+
+
+@pytest.fixture(scope="module")
+def bundle(pico):
+    preset = presets.get("pico")
+    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
+    models = networks.models(dataclasses.replace(preset, dit=dit))
+    params = {part: pico.random(shapes) for part, shapes in networks.shapes(models).items()}
+    return bundle_lib.Bundle(models, params)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def _session(bundle, picture, **plan):
+    return teacher.Session(
+        bundle, picture, rollouts.teacher_velocity, seed=3, mode="speak",
+        plan=teacher.Plan(**plan),
+    )
+
+
+def test_clips_are_samples_of_the_teacher(bundle, picture, monkeypatch):
+    """Against `rollouts.teacher_sample` with the same inputs, noise and guidance."""
+    seen = {}
+    made = _session(bundle, picture, steps=2, guidance=2.0)
+    inner = made._sample
+
+    def spy(params, batch, context, windows, key, shape):
+        seen.update(batch=batch, windows=windows, key=key)
+        seen["x0"] = inner(params, batch, context, windows, key, shape)
+        return seen["x0"]
+
+    monkeypatch.setattr(made, "_sample", spy)
+    rng = np.random.default_rng(1)
+    step = bundle.preset.timing.samples_per_chunk
+    made.push_audio((0.3 * rng.standard_normal(2 * step)).astype(np.float32))
+    assert made.pull() is None  # The look-ahead is missing.
+    made.end_audio()
+    first = made.pull()
+    assert first.frames.shape == (24, 64, 64, 3) and first.first_frame == 0 and first.speaking
+    face = made._start.context.face_mask
+    batch = {**seen["batch"], "windows": seen["windows"], "face": face}
+    expected = jax.jit(
+        lambda b, k: rollouts.teacher_sample(
+            bundle.models, bundle.params["dit"], b, k, bundle.preset.schedule.steps(2), 2.0
+        )[-1]
+    )(batch, seen["key"])
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(seen["x0"], expected, rtol=0, atol=_ATOL * max(1, scale))
+    second = made.pull()
+    assert second.first_frame == 24 and (second.frames != first.frames).any()
+
+
+def test_motion_is_the_students(bundle, picture):
+    """Only latents differ: what moves the head is drawn from the same seed and sound."""
+    sound = (0.3 * np.random.default_rng(2).standard_normal(20000)).astype(np.float32)
+    poses = []
+    for session in (
+        session_lib.Session(bundle, picture, seed=3, mode="speak"),
+        _session(bundle, picture, steps=1, chunks=2),
+    ):
+        session.push_audio(sound)
+        session.end_audio()
+        for _ in range(2 if session.chunk_frames == 12 else 1):
+            session.pull()
+        poses.append(np.asarray(session._state.motion.history))
+    np.testing.assert_allclose(poses[0], poses[1], rtol=0, atol=1e-6)
+
+
+def test_parts_of_a_folder_replace_those_of_a_bundle(bundle, tmp_path):
+    other = jax.tree.map(lambda x: x + 1, bundle.params["dit"])
+    files.save(str(tmp_path / "dit.safetensors"), other, "float32", preset="pico")
+    changed = variants.with_parts(bundle, str(tmp_path))
+    for a, b in zip(jax.tree.leaves(changed.params["dit"]), jax.tree.leaves(other)):
+        np.testing.assert_array_equal(a, b)
+    assert changed.params["vae"] is bundle.params["vae"]
+    with pytest.raises(FileNotFoundError, match="expected one or more of dit.safetensors"):
+        variants.with_parts(bundle, str(tmp_path / "none"))
+
+
+def test_another_sampler_of_the_student(bundle):
+    changed = variants.with_student(bundle, num_steps=1, policy="per_step")
+    assert changed.preset.sigmas == (1.0,) and changed.preset.student.policy == "per_step"
+    assert bundle.preset.student.num_steps == 2
+    with pytest.raises(ValueError, match="num_steps"):
+        variants.with_student(bundle, num_steps=0)
+
+
+def test_a_plan_needs_steps():
+    with pytest.raises(ValueError, match="at least 1"):
+        teacher.Plan(steps=0)
+
+
+def test_reconstruction_has_the_frames_of_its_clip(bundle, picture):
+    frames = np.repeat(picture[None], 15, 0)
+    assert reconstruction.Autoencoder(bundle)(picture, frames).shape == frames.shape
