@@ -63,7 +63,7 @@ def test_what_does_not_change_stays_bit_for_bit():
 def test_a_change_arrives_where_it_was_cut():
     """A spot in the middle of the square comes back at its place; outside nothing moves."""
     y, x = np.mgrid[:64, :64]
-    spot = np.exp(-(np.square(y - 34) + np.square(x - 31)) / 20)[None, None, ..., None] * np.ones(3)
+    spot = np.exp(-(np.square(y - 34) + np.square(x - 31)) / 60)[None, None, ..., None] * np.ones(3)
     box = jnp.array([[0.2, 0.25, 0.75, 0.75]])
     square = face.square(box)
     change = face.cut(jnp.asarray(spot, jnp.float32), square, 64)

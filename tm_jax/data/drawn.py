@@ -38,12 +38,22 @@ def clip(rng: np.random.Generator, seed: int, num_frames: int) -> dict:
         motion = motion_lib.talking(rng, made_up_mouth(rng, num_frames), _FPS)
     else:
         motion = motion_lib.listening(rng, num_frames, _FPS)
+    if rng.random() < 0.5:
+        _stare(rng, motion)
     pose = motion_lib.portrait(rng)
     motion = np.concatenate([pose[None], motion_lib.hold(motion, pose)])
     return {
         "character": characters.sample(seed), "motion": motion.astype(np.float32),
         "jitter": jitter(rng),
     }
+
+
+def _stare(rng, motion):
+    """Holds the eyes somewhere: blinks and glances are short, and would hardly be seen."""
+    at = motion_lib.COLUMNS.index
+    motion[:, [at("blink_left"), at("blink_right")]] = rng.uniform(0, 1.3, 1).clip(max=1)
+    motion[:, at("gaze_x")], motion[:, at("gaze_y")] = rng.uniform(-0.6, 0.6, 2)
+    motion[:, at("brow")] = rng.uniform(-0.5, 0.7)
 
 
 def jitter(rng: np.random.Generator) -> np.ndarray:

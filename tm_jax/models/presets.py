@@ -133,7 +133,7 @@ PRESETS = {
         name="nano", height=256, width=256,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024,
-            latent_channels=24, condition_channels=72, expression_channels=24, patch=1,
+            latent_channels=24, condition_channels=72, expression_channels=24,
             text_width=None, image_width=None,
             audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
             audio_width=128, reference_std=1.0,

@@ -34,7 +34,7 @@ class TransformerStageConfig:
     """
 
     data: latents_lib.LatentConfig = latents_lib.LatentConfig()
-    batch: int = 4
+    batch: int = 8
     chunks: int = 2
     mouth_weight: float = 3.0
     opening_weight: float = 3.0
