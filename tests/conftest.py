@@ -1,5 +1,6 @@
 """What every test shares: eight simulated devices, a compilation cache, random weights."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+_MAPPINGS = 15000
+
 # Equal programs are compiled once per run. JAX_COMPILATION_CACHE_DIR keeps them for longer.
 _OWN_CACHE = None
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -28,6 +31,24 @@ def pytest_unconfigure(config):
     """Removes the cache of this run."""
     if _OWN_CACHE:
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Forgets compiled programs before they fill the process's table of memory mappings.
+
+    Linux allows 65,530 of them; a program takes several, and thousands of programs later it is
+    some other library that finds no room to open its file.
+    """
+    yield
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            count = sum(1 for _ in file)
+    except OSError:  # Not Linux.
+        return
+    if count > _MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

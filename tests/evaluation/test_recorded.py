@@ -45,7 +45,7 @@ def test_lag_against_loudness(late):
 
 def test_a_mouth_that_moves_in_pauses_is_seen():
     opening = _talk(400)
-    restless = np.where(opening == 0, 0.1 * (np.arange(400) % 2), opening)
+    restless = np.where(opening == 0, 0.1 * (np.arange(400) // 2 % 2), opening)
     calm = recorded.against_sound(opening, _voice(opening))["silence_ratio"]
     moving = recorded.against_sound(restless, _voice(opening))["silence_ratio"]
     assert calm < 0.02 < 0.3 < moving

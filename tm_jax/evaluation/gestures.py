@@ -38,6 +38,14 @@ def _grey(frames: np.ndarray) -> np.ndarray:
     return frames.astype(np.float32) @ _GREY
 
 
+def _reduced(grey: np.ndarray, step: int) -> np.ndarray:
+    """Means over step x step pixels, [T, H / step, W / step]; what does not fit is cut off."""
+    count, height, width = grey.shape
+    rows, columns = height // step, width // step
+    cut = grey[:, : rows * step, : columns * step]
+    return cut.reshape(count, rows, step, columns, step).mean((2, 4))
+
+
 def _peak(scores: np.ndarray) -> tuple[float, float]:
     """Row and column of the maximum, between points by a parabola through its neighbours."""
     at = np.unravel_index(np.argmax(scores), scores.shape)
@@ -54,7 +62,8 @@ def _peak(scores: np.ndarray) -> tuple[float, float]:
 
 
 def head(
-    frames: np.ndarray, reference: np.ndarray, box: np.ndarray, *, reach: int = 24
+    frames: np.ndarray, reference: np.ndarray, box: np.ndarray, *, reach: int = 24,
+    step: int | None = None,
 ) -> np.ndarray:
     """Finds a region of the reference in every frame.
 
@@ -64,12 +73,16 @@ def head(
       box: Region (y0, x0, y1, x1) in 0..1 of the reference that moves as a whole, [4]: the
         upper face.
       reach: Largest shift in pixels.
+      step: Side of the blocks by whose means the pictures are reduced before; by default so
+        that about 128 rows are left.
 
     Returns:
       Shift down and to the right in pixels, float32 [T, 2]: the maximum of the normalised
       cross-correlation, finer than a pixel.
     """
-    model = _grey(np.asarray(reference)[None])[0]
+    step = step or max(1, len(reference) // 128)
+    reach = -(-reach // step)
+    model = _reduced(_grey(np.asarray(reference)[None]), step)[0]
     limits = np.array([*model.shape, *model.shape])
     y0, x0, y1, x1 = np.round(np.asarray(box) * limits).astype(int)
     if y1 - y0 < 4 or x1 - x0 < 4:
@@ -77,7 +90,7 @@ def head(
     template = model[y0:y1, x0:x1] - model[y0:y1, x0:x1].mean()
     ones = np.ones_like(template)
     shifts = []
-    for frame in _grey(frames):
+    for frame in _reduced(_grey(frames), step):
         area = np.pad(frame, reach, mode="edge")[y0 : y1 + 2 * reach, x0 : x1 + 2 * reach]
         area = area - area.mean()
         match = scipy.signal.fftconvolve(area, template[::-1, ::-1], "valid")
@@ -86,7 +99,7 @@ def head(
         scores = match / np.sqrt(np.maximum(power, 1.0))
         row, column = _peak(scores)
         shifts.append((row - reach, column - reach))
-    return np.array(shifts, np.float32)
+    return step * np.array(shifts, np.float32)
 
 
 def lids(

@@ -24,6 +24,7 @@ _QUIET_DB = -60.0  # Below full scale there is no voice at all.
 _SYNC_S = 60.0  # SyncNet looks at the first minute.
 _REACH = 8  # Frames of lag.
 _EMPTY_S = 1.0  # Least time with a face.
+_SMOOTH = (0.25, 0.5, 0.25)
 
 
 def read(path: str | os.PathLike, fps: int = _TIMING.fps):
@@ -147,7 +148,8 @@ def against_sound(opening: np.ndarray, samples: np.ndarray) -> dict:
     loud, voice = loudness(samples, len(opening))
     reach = min(_REACH, (len(opening) - 2) // 2)
     lag = lipsync.best_lag(opening, loud, reach)
-    moved = np.abs(np.diff(opening))
+    # Landmarks tremble from frame to frame; lips that speak do not.
+    moved = np.abs(np.diff(np.convolve(np.pad(opening, 1, mode="edge"), _SMOOTH, "valid")))
     # Pauses begin and end with movements that belong to speech.
     near = np.convolve(voice, np.ones(7), "same") > 0
     still, spoken = ~near[1:] & ~near[:-1], voice[1:] & voice[:-1]

@@ -46,6 +46,8 @@ class DistillStageConfig(student_stage.StudentStageConfig):
         drawn mouth follows its sound closely without, and opens too far with the 3 to 6 of
         text-to-video models.
       regression_weight: Weight of the regression term (DMD, arXiv 2311.18828, section 3.3).
+      regression_batch: Samples of a batch that the term looks at; at most `batch`. Own choice:
+        with all four it would be a third of the student's step.
       critic_updates: Updates of the critic for one of the student (DMD2, arXiv 2405.14867,
         section 4.2).
       lowest_sigma: Noise levels of both scores are clipped here (DMD, section 3.2: 0.02)
@@ -67,6 +69,7 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     real_fraction: float = 0.5
     score_guidance: float = 1.5
     regression_weight: float = 0.25
+    regression_batch: int = 2
     critic_updates: int = 5
     lowest_sigma: float = 0.02
     highest_sigma: float = 0.98
@@ -88,8 +91,9 @@ class DistillStageConfig(student_stage.StudentStageConfig):
             )
         if not 0 <= self.real_fraction <= 1:
             raise ValueError(f"real_fraction must be in 0..1, got {self.real_fraction}.")
-        if self.critic_updates < 1:
-            raise ValueError(f"critic_updates must be at least 1, got {self.critic_updates}.")
+        for name in ("critic_updates", "regression_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.lowest_sigma < self.highest_sigma <= 1:
             raise ValueError(
                 "lowest_sigma and highest_sigma must be rising in (0, 1], got "
@@ -207,9 +211,11 @@ def losses(models: networks.Models, weights: Callable, config) -> tuple[Callable
             "gap": jnp.mean(jnp.abs(fake - real)),
         }
         if config.regression_weight:
+            part = jax.tree.map(
+                lambda a: a[: config.regression_batch], batch["regression"]
+            )
             error, _ = student_stage.regression(
-                models, params, batch["regression"], keys[2],
-                weights(batch["regression"]), config.context_noise,
+                models, params, part, keys[2], weights(part), config.context_noise
             )
             metrics["regression"] = error.mean()
             total = total + config.regression_weight * error.mean()
