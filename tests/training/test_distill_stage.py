@@ -28,16 +28,10 @@ _CONFIG = distill_stage.DistillStageConfig(
 
 @pytest.fixture(scope="module")
 def params(pico):
-    """Random student and teacher, and an autoencoder of which only the weights count."""
-    rng = np.random.default_rng(0)
-    channels = small.models().preset.latent_shape[-1]
-    vae = {
-        "uncode": {"kernel": rng.standard_normal((channels, 5)).astype(np.float32)},
-        "std": np.ones(channels, np.float32),
-    }
+    """Random student and teacher."""
     shapes = small.shapes()
     return types.SimpleNamespace(
-        student={"dit": pico.random(shapes, 1), "vae": vae}, teacher=pico.random(shapes, 2)
+        student={"dit": pico.random(shapes, 1)}, teacher=pico.random(shapes, 2)
     )
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tm_jax.configs import overrides
+from tm_jax.data import characters
 from tm_jax.data import speech
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session as session_lib
@@ -38,9 +40,23 @@ def preset():
     return dataclasses.replace(pico, dit=dit)
 
 
+def _plain(character, motion, size=256):
+    """Pictures that depend on character and motion and, unlike drawn ones, compile at once."""
+    ramp = jnp.linspace(0, 200, size)[:, None] + jnp.linspace(0, 50, size)
+    shade = 20 * motion.mean(-1)[..., None, None, None] + 40 * character.skin[:, None, None, None]
+    return jnp.clip(ramp[None, None, ..., None] + shade, 0, 255).astype(jnp.uint8)
+
+
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, preset):
+def workdir(tmp_path_factory, preset, rough_programs):
     """A work directory after all stages, with exported weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The renderer has tests of its own and takes the compiler 15 s for every shape.
+        patch.setattr(characters, "render", _plain)
+        yield _trained(tmp_path_factory, preset)
+
+
+def _trained(tmp_path_factory, preset):
     folder = str(tmp_path_factory.mktemp("run"))
     rng = np.random.default_rng(0)
     for name in ("allison", "testdata_reader"):

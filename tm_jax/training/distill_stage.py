@@ -159,7 +159,7 @@ def make(
     )
 
 
-def losses(models: networks.Models, weights: Callable, config) -> tuple[Callable, Callable]:
+def losses(models: networks.Models, weights, config) -> tuple[Callable, Callable]:
     """The losses of student and critic.
 
     Args:
@@ -215,7 +215,7 @@ def losses(models: networks.Models, weights: Callable, config) -> tuple[Callable
                 lambda a: a[: config.regression_batch], batch["regression"]
             )
             error, _ = student_stage.regression(
-                models, params, part, keys[2], weights(part), config.context_noise
+                models, params, part, keys[2], weights, config.context_noise
             )
             metrics["regression"] = error.mean()
             total = total + config.regression_weight * error.mean()

@@ -96,7 +96,7 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
     held_out = next(iter(drawn.batches(2, 12, 2 * length, held_out=True)))
     draw = jax.jit(lambda batch: aligned.squares(preset, batch))
     paint = jax.jit(lambda p, z, x: model.apply({"params": p}, z, x, method=model.decode))
-    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x[:, 1:], x[:, 0])[0])
+    reconstruct = jax.jit(lambda p, x: model.apply({"params": p}, x[:, 1:], x[:, 0]))
 
     def sample(params, frozen, path):
         seen = draw(held_out)
