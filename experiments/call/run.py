@@ -1,6 +1,7 @@
 """Starts a server, makes ordinary and impossible calls, and writes what was measured.
 
   python -m experiments.call.run --part=bench --call_seconds=300
+  python -m experiments.call.run --part=screen --call_seconds=300
   python -m experiments.call.run --part=soak --minutes=30
 """
 
@@ -22,9 +23,10 @@ from absl import app
 from absl import flags
 
 from experiments.call import chaos
+from experiments.call import screen
 from tm_jax.serving import load
 
-_PART = flags.DEFINE_enum("part", "bench", ["bench", "soak"], "What to measure.")
+_PART = flags.DEFINE_enum("part", "bench", ["bench", "screen", "soak"], "What to measure.")
 _CALL_S = flags.DEFINE_float("call_seconds", 300, "Length of the measured call.")
 _OUT = flags.DEFINE_string("out", None, "JSON to write; results/PART.json by default.")
 _MINUTES = flags.DEFINE_float("minutes", 30, "Length of the soak.")
@@ -38,13 +40,14 @@ _ROOT = _HERE.parent.parent
 _SETTLE_S = 45.0  # Lost calls, silent connections and uploads are let go by then.
 
 
+_SERVER = ("launch/serve.py", "--port=0", "--per_address=100", "--sessions_per_minute=100000")
+_MARKED_SERVER = ("-m", "experiments.call.marked_server")
+
+
 @contextlib.contextmanager
-def server():
+def server(*command):
     """A server in a process of its own; yields its address."""
-    command = [
-        sys.executable, "launch/serve.py", "--port=0", f"--preset={_WHICH.value}",
-        "--per_address=100", "--sessions_per_minute=100000",
-    ]  # fmt: skip
+    command = [sys.executable, *command, f"--preset={_WHICH.value}"]
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stdout:
@@ -119,12 +122,26 @@ async def soak(url: str) -> dict:
     }
 
 
+def look(url: str) -> dict:
+    """One caller, then two, in a real browser, over each transport."""
+    return {
+        transport: {
+            f"callers_{callers}": screen.watch(url, transport, callers, _CALL_S.value)
+            for callers in (1, 2)
+        }
+        for transport in ("websocket", "webrtc")
+    }
+
+
 def main(argv: list[str]) -> None:
     """Runs one part and writes `results/PART.json`."""
     del argv
-    part = {"bench": bench, "soak": soak}[_PART.value]
-    with contextlib.nullcontext(_URL.value) if _URL.value else server() as url:
-        found = asyncio.run(part(url))
+    command = _MARKED_SERVER if _PART.value == "screen" else _SERVER
+    with contextlib.nullcontext(_URL.value) if _URL.value else server(*command) as url:
+        if _PART.value == "screen":
+            found = look(url)
+        else:
+            found = asyncio.run({"bench": bench, "soak": soak}[_PART.value](url))
         alive = figures(url)["ready"] == 1
         with urllib.request.urlopen(url + "/api/info", timeout=30) as answer:
             preset = json.load(answer)["preset"]

@@ -232,7 +232,7 @@ def describe(motion: np.ndarray, fps: int, other: np.ndarray | None = None) -> d
       the part of the phrases that are answered by a nod, and how many would be by chance.
     """
     at = motion_config.COLUMNS.index
-    minutes = len(motion) / fps / 60
+    minutes = max(len(motion), 1) / fps / 60
     shut = motion[:, at("blink_left")] > 0.5
     away = np.abs(motion[:, at("gaze_x")]) > 0.15
     head = motion[:, at("yaw") : at("head_y") + 1]

@@ -1,0 +1,71 @@
+// Notes what a page shows and what it lets hear, from outside its own modules (see marks.py).
+
+window.probe = { frames: [], sounds: [] };
+
+const [ACROSS, PLACE, BITS] = [32, 4, 12];
+const paint = new OffscreenCanvas(BITS + 1, 1).getContext("2d", { willReadFrequently: true });
+
+// The marks of the picture that is on the screen now: one pixel for the middle of each square.
+function readMarks(shown) {
+  const square = (shown.videoWidth || shown.width) / ACROSS;
+  const from = PLACE * square;
+  for (let place = 0; place <= BITS; place++) {
+    const left = from + (place + 0.25) * square;
+    paint.drawImage(shown, left, from + square / 4, square / 2, square / 2, place, 0, 1, 1);
+  }
+  const { data } = paint.getImageData(0, 0, BITS + 1, 1);
+  let number = 0;
+  for (let bit = 0; bit < BITS; bit++) number += (data[4 * (bit + 1)] > 127) << bit;
+  return { number, level: data[0] };
+}
+
+function watch() {
+  requestAnimationFrame(watch);
+  const shown = document.querySelector("#video:not([hidden]), #remote:not([hidden])");
+  if (!shown || document.body.dataset.state !== "live") return;
+  const marks = readMarks(shown);
+  const { frames } = window.probe;
+  if (frames.length && frames.at(-1).number === marks.number) return;
+  frames.push({ ...marks, ms: performance.now() });
+}
+requestAnimationFrame(watch);
+
+// Loudness of what a context plays, with the time at which the middle of it is heard.
+const analysers = new WeakMap();
+function listen(node) {
+  const { context } = node;
+  if (analysers.has(context)) return connect.call(node, analysers.get(context));
+  const analyser = new AnalyserNode(context, { fftSize: context.sampleRate > 30000 ? 1024 : 512 });
+  analysers.set(context, analyser);
+  connect.call(node, analyser);
+  const samples = new Float32Array(analyser.fftSize);
+  const half = analyser.fftSize / 2 / context.sampleRate;
+  setInterval(() => {
+    const { contextTime, performanceTime } = context.getOutputTimestamp();
+    if (context.state !== "running" || !contextTime) return;
+    analyser.getFloatTimeDomainData(samples);
+    const level = samples.reduce((sum, sample) => sum + Math.abs(sample), 0) / samples.length;
+    const ms = performanceTime + (context.currentTime - half - contextTime) * 1000;
+    window.probe.sounds.push({ level, ms });
+  }, 10);
+}
+
+// Over the WebSocket: whatever the page sends to the loudspeaker.
+const connect = AudioNode.prototype.connect;
+AudioNode.prototype.connect = function (target, ...rest) {
+  if (target instanceof AudioDestinationNode) listen(this);
+  return connect.call(this, target, ...rest);
+};
+
+// Over WebRTC: the stream of the element.
+const heard = new WeakSet();
+const property = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "srcObject");
+Object.defineProperty(HTMLMediaElement.prototype, "srcObject", {
+  ...property,
+  set(stream) {
+    property.set.call(this, stream);
+    if (this.id !== "remote" || !stream?.getAudioTracks().length || heard.has(stream)) return;
+    heard.add(stream);
+    listen(new AudioContext().createMediaStreamSource(stream));
+  },
+});

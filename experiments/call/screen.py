@@ -1,0 +1,144 @@
+"""What callers see and hear in a real browser: order, lateness, picture against sound.
+
+Works on what `probe.js` has noted: frames with their marks and the time they came to the
+screen, and the loudness of the sound that was heard meanwhile.
+"""
+
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+from experiments.call import chromium
+from experiments.call import marks
+
+_FRAME_MS = 40.0
+_AROUND = 50  # Frames on both sides that say where a frame belongs in time.
+_WINDOW_MS = 5000.0  # Of one comparison of picture and sound.
+_LAGS_MS = np.arange(-300.0, 301.0, 5.0)
+_ALIKE = 0.6  # Correlation from which on a window counts: silence says nothing.
+_START_S = 3.0  # Play-out finds its pace.
+
+
+def unwrap(numbers: np.ndarray) -> np.ndarray:
+    """Numbers that begin again at 0 as numbers that only grow."""
+    period = 1 << marks.BITS
+    steps = (np.diff(numbers) + period // 2) % period - period // 2
+    return np.concatenate([[0], np.cumsum(steps)])
+
+
+def lateness(numbers: np.ndarray, ms: np.ndarray) -> tuple[int, int]:
+    """Frames that came late, and frames that never came.
+
+    Args:
+      numbers: Unwrapped numbers in the order of appearance, [n].
+      ms: Times of appearance, [n].
+
+    Returns:
+      Frames shown more than their own duration after their place among the frames around
+      them, and frames that were never shown.
+    """
+    delay = ms - _FRAME_MS * numbers
+    late = 0
+    for index in range(len(delay)):
+        around = delay[max(0, index - _AROUND) : index + _AROUND + 1]
+        late += delay[index] - np.median(around) > _FRAME_MS
+    return int(late), int(numbers[-1] - numbers[0] + 1 - len(set(numbers.tolist())))
+
+
+def offsets(
+    frame_ms: np.ndarray, levels: np.ndarray, sound_ms: np.ndarray, loudness: np.ndarray
+) -> list[float]:
+    """Milliseconds that the picture is behind the sound, for each stretch with speech.
+
+    Args:
+      frame_ms: When frames appeared, [n].
+      levels: How loud their own sound is, [n].
+      sound_ms: When sound was heard, growing, [m].
+      loudness: How loud it was, [m].
+
+    Returns:
+      For each five seconds the shift at which loudness fits the frames' own best.
+    """
+    steps = np.diff(sound_ms, prepend=sound_ms[0])
+    total = np.cumsum(loudness * steps)
+    found = []
+    for start in np.arange(frame_ms[0], frame_ms[-1] - _WINDOW_MS, _WINDOW_MS):
+        inside = (frame_ms >= start) & (frame_ms < start + _WINDOW_MS)
+        times, own = frame_ms[inside], levels[inside]
+        if len(own) < 50 or own.std() < 1e-6:
+            continue
+        alike = []
+        for lag in _LAGS_MS:
+            ends = np.interp((times - lag, times - lag + _FRAME_MS), sound_ms, total)
+            heard = ends[1] - ends[0]
+            alike.append(np.corrcoef(own, heard)[0, 1] if heard.std() > 1e-9 else 0.0)
+        best = int(np.argmax(alike))
+        if alike[best] >= _ALIKE:
+            found.append(float(_LAGS_MS[best]))
+    return found
+
+
+def summary(frames: list[dict], sounds: list[dict], first_s: float) -> dict:
+    """What one caller saw, as plain numbers.
+
+    Args:
+      frames: Of `probe.js`: number, level, ms.
+      sounds: Of `probe.js`: level, ms.
+      first_s: From *Call* to the first frame.
+    """
+    ms = np.array([f["ms"] for f in frames])
+    numbers = unwrap(np.array([f["number"] for f in frames]))
+    kept = ms > ms[0] + 1000 * _START_S
+    ms, numbers = ms[kept], numbers[kept]
+    levels = np.array([f["level"] for f in frames], float)[kept]
+    sounds = sorted(sounds, key=lambda s: s["ms"])
+    heard_ms = np.array([s["ms"] for s in sounds])
+    late, missing = lateness(numbers, ms)
+    found = offsets(ms, levels, heard_ms, np.array([s["level"] for s in sounds]))
+    count = len(numbers) + missing
+    return {
+        "first_frame_ms": round(1000 * first_s, 1),
+        "seconds": round((ms[-1] - ms[0]) / 1000, 1),
+        "frames_per_second": round(1000 * (len(numbers) - 1) / (ms[-1] - ms[0]), 2),
+        "out_of_order": int((np.diff(numbers) < 0).sum()),
+        "late": late, "missing": missing, "late_share": round((late + missing) / count, 5),
+        "offset_windows": len(found),
+        "picture_after_sound_ms": {
+            "least": min(found, default=None), "most": max(found, default=None),
+            "median": float(np.median(found)) if found else None,
+        },
+    }
+
+
+def watch(url: str, transport: str, callers: int, seconds: float) -> list[dict]:
+    """Makes calls from a browser at the same time; returns `summary` of each.
+
+    The avatar repeats the caller's own voice, a recording, and the page plays it back.
+
+    Args:
+      url: A server with marks.
+      transport: "websocket" or "webrtc".
+      callers: Pages that call, one begun after the other.
+      seconds: Length of the calls.
+    """
+    probe = pathlib.Path(__file__).parent / "probe.js"
+    with tempfile.TemporaryDirectory() as folder:
+        voice = pathlib.Path(folder) / "voice.wav"
+        chromium.write_voice(voice)
+        with chromium.launch(voice) as browser:
+            pages = []
+            for _ in range(callers):
+                context = browser.new_context(permissions=["microphone"])
+                context.add_init_script(path=probe)
+                page = context.new_page()
+                page.goto(f"{url}/?transport={transport}")
+                page.wait_for_selector(".face img")
+                page.evaluate("document.getElementById('own').click()")  # Hear oneself.
+                began_s = time.monotonic()
+                page.click("#call")
+                page.wait_for_selector("body[data-state=live]", timeout=60000)
+                pages.append((page, time.monotonic() - began_s))
+            pages[-1][0].wait_for_timeout(1000 * (seconds + _START_S))
+            return [summary(**page.evaluate("probe"), first_s=first_s) for page, first_s in pages]

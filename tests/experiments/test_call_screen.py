@@ -1,0 +1,68 @@
+"""The measurement of a call on a screen, on appearances whose faults are known."""
+
+import numpy as np
+import pytest
+
+from experiments.call import marks
+from experiments.call import screen
+from tm_jax.serving import fake
+
+
+def _speech(seconds):
+    """Loudness of something like words, every 10 ms, with pauses."""
+    rng = np.random.default_rng(0)
+    words = np.repeat(rng.uniform(0, 0.1, int(seconds * 4)), 25)
+    return words * (np.repeat(rng.random(len(words) // 25), 25) > 0.3)
+
+
+def _call(seconds, behind_ms):
+    """Appearances of a call whose picture is that far behind its sound."""
+    loudness = _speech(seconds)
+    sound_ms = 10.0 * np.arange(len(loudness))
+    numbers = np.arange(len(loudness) // 4)
+    levels = loudness.reshape(-1, 4).mean(1)  # Of the 40 ms that belong to a frame.
+    jitter = np.random.default_rng(1).uniform(0, 16, len(numbers))  # Of a screen with 60 Hz.
+    return numbers, 40.0 * numbers + behind_ms + jitter - 8, levels, sound_ms, loudness
+
+
+@pytest.mark.parametrize("behind_ms", [-120.0, 0.0, 45.0])
+def test_the_shift_of_the_picture_is_found(behind_ms):
+    _, frame_ms, levels, sound_ms, loudness = _call(30, behind_ms)
+    found = screen.offsets(frame_ms, levels, sound_ms, loudness)
+    assert len(found) >= 4
+    np.testing.assert_allclose(found, behind_ms, atol=12)
+
+
+def test_silence_says_nothing_about_the_shift():
+    _, frame_ms, levels, sound_ms, loudness = _call(12, 0.0)
+    assert not screen.offsets(frame_ms, 0 * levels, sound_ms, 0 * loudness)
+
+
+def test_late_and_missing_frames_are_counted():
+    numbers, ms, *_ = _call(20, 0.0)
+    assert screen.lateness(numbers, ms) == (0, 0)
+    ms[200] += 60
+    kept = np.delete(np.arange(len(numbers)), [100, 101, 300])
+    assert screen.lateness(numbers[kept], ms[kept]) == (1, 3)
+
+
+def test_numbers_that_begin_again_go_on():
+    numbers = np.arange(4000, 4200)
+    seen = numbers % (1 << marks.BITS)
+    np.testing.assert_array_equal(screen.unwrap(seen), numbers - 4000)
+
+
+def test_marks_say_number_and_loudness_of_a_frame():
+    motor = marks.Marked(fake.FakeBackend(64, chunk_frames=3))
+    lane = motor.lane(2)
+    sounds = np.zeros((2, motor.before + 3 * 640 + motor.after), np.float32)
+    sounds[1, motor.before + 640 : motor.before + 1280] = 0.075  # The second frame of one stream.
+    no = np.zeros(2, bool)
+    for first in (0, 3):
+        frames = motor.step(lane, sounds, np.full(2, -1, np.int32), no).wait().frames
+        row = frames[:, :, 9, 11::2, 0]  # The middle of the squares.
+        bits = row[..., : marks.BITS] > 127
+        numbers = (bits << np.arange(marks.BITS)).sum(-1)
+        np.testing.assert_array_equal(numbers, [[first, first + 1, first + 2]] * 2)
+        levels = frames[:, :, 8, 8, 0]
+        np.testing.assert_allclose(levels, [[0, 0, 0], [0, 128, 0]], atol=1)
