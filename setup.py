@@ -24,6 +24,7 @@ EXTRAS = {
     "browser": ["playwright>=1.50,<2"],
     "corpus": ["pocketsphinx>=5.0.4,<6"],
     "plots": ["matplotlib>=3.9,<4"],
+    "evaluate": ["ai-edge-litert>=2.3,<3", "matplotlib>=3.9,<4"],
     "cuda": ["jax[cuda12]"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],

@@ -90,7 +90,7 @@ class VideoAutoencoder(nn.Module):
         looks = self.viewer(picture)
         zero = jnp.zeros((len(picture), 1, c.rows, c.rows, c.latent_channels))
         return DecoderState(
-            picture=picture, looks=looks, rest=self.painter(zero, looks)[:, :1]
+            picture=picture, looks=looks, rest=self.painter(zero, looks, picture)[:, :1]
         )
 
     def decode_chunk(self, z: jax.Array, state: DecoderState):
@@ -104,7 +104,7 @@ class VideoAutoencoder(nn.Module):
           Pixels in about -1..1, [B, 4 T, H, W, 3], and the next state.
         """
         shapes.check(z, "B T H W C", "latents", C=self.config.latent_channels)
-        paint = self.painter(z, state.looks)
+        paint = self.painter(z, state.looks, state.picture)
         # With latents of zero nothing changes.
         return state.picture[:, None] + paint - state.rest, state
 
@@ -187,8 +187,8 @@ class Painter(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z, looks):
-        """Maps latents [B, T, h, w, C] to [B, 4 T, H, W, 3]."""
+    def __call__(self, z, looks, picture):
+        """Maps latents [B, T, h, w, C] and the picture [B, H, W, 3] to [B, 4 T, H, W, 3]."""
         c = self.config
         fine, middle, coarse = c.widths
         b, t, h, w, _ = z.shape
@@ -211,9 +211,18 @@ class Painter(nn.Module):
         x = x + jnp.repeat(looks[0], frames, 0)
         for i in range(2):
             x = x + _conv(fine, self.dtype, f"fine_joint_{i}")(nn.silu(x))
-        out = linear.Conv(_COLOURS, dtype=self.dtype, zero=True, name="out")
-        x = _from_cells(out(nn.silu(x)))
-        return x.reshape(b, frames, *x.shape[1:]).astype(jnp.float32)
+        x = nn.silu(x)
+        silent = lambda name, features: linear.Conv(
+            features, dtype=self.dtype, zero=True, name=name
+        )
+        detail = _from_cells(silent("out", _COLOURS)(x))
+        # A lid covers an eye: one colour a cell, and how much of the picture it hides.
+        cover = _from_cells(jnp.tanh(silent("cover", _CELL**2)(x)))
+        colour = _from_cells(jnp.tile(_conv(3, self.dtype, "colour")(x), _CELL**2))
+        shape = (b, frames, *detail.shape[1:3])
+        detail, cover, colour = (y.reshape(*shape, -1) for y in (detail, cover, colour))
+        paint = detail + cover * (colour - picture[:, None])
+        return paint.astype(jnp.float32)
 
 
 def _to_cells(x, side):
