@@ -10,21 +10,13 @@ import sys
 import threading
 import time
 import urllib.request
-import wave
 
 import pytest
 
+from experiments.call import chromium
+
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _HERE = pathlib.Path(__file__).parent
-_CHROMIUM = next(
-    (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-     if pathlib.Path(p).exists()), None,
-)  # fmt: skip
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--use-fake-device-for-media-stream", "--allow-loopback-in-peer-connection",
-)  # fmt: skip
 
 
 def free_port() -> int:
@@ -135,17 +127,9 @@ def process():
 @pytest.fixture(scope="session")
 def voice_wav(tmp_path_factory):
     """A recorded human voice as 16-bit WAV at 48 kHz."""
-    av = pytest.importorskip("av")
-    source = _ROOT / "tm_jax" / "assets" / "voices" / "dashwood_amiable.flac"
+    pytest.importorskip("av")
     path = tmp_path_factory.mktemp("voice") / "voice.wav"
-    resampler = av.AudioResampler("s16", "mono", 48000)
-    with wave.open(str(path), "wb") as out, av.open(str(source)) as container:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(48000)
-        for frame in container.decode(audio=0):
-            for part in resampler.resample(frame):
-                out.writeframes(part.to_ndarray().tobytes())
+    chromium.write_voice(path)
     return path
 
 
@@ -153,14 +137,11 @@ def voice_wav(tmp_path_factory):
 def browser(voice_wav):
     """Chromium without a window. While it is open this thread has a running event loop, which
     tests outside of this folder must not meet."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if _CHROMIUM is None:
+    pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if chromium.executable() is None:
         pytest.skip("needs a browser: apt-get install chromium")
-    flags = [*_FLAGS, f"--use-file-for-fake-audio-capture={voice_wav}"]
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=_CHROMIUM, args=flags)
+    with chromium.launch(voice_wav) as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
 """The page and the project's own server together, over both transports."""
 
+import contextlib
 import importlib.util
 import pathlib
+import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -21,6 +25,19 @@ _BRIGHTNESS = """(seconds) => new Promise((done) => {
     if (values.length >= seconds * 25) { clearInterval(timer); done(values); }
   }, 40);
 })"""
+
+
+_BOTH = pytest.mark.parametrize("transport", [
+    "websocket",
+    pytest.param("webrtc", marks=pytest.mark.skipif(not _WEBRTC, reason="needs the package aiortc")),
+])  # fmt: skip
+
+# Three callers who talk as long as the server lives.
+_CROWD = """
+import asyncio, sys
+from tm_jax.serving import load
+print(asyncio.run(load.storm(sys.argv[1], load.speech(), 120, 3, stagger_s=0.05))["errors"])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +64,7 @@ def _moves(page):
     return max(values) > 60 and min(values) < 30
 
 
-@pytest.mark.parametrize("transport", [
-    "websocket",
-    pytest.param("webrtc", marks=pytest.mark.skipif(not _WEBRTC, reason="needs the package aiortc")),
-])  # fmt: skip
+@_BOTH
 def test_the_voice_moves_the_picture(own_server, visit, on_time, transport):
     page = visit(f"{own_server.url}/?transport={transport}", init="measured.paused = true;")
     _dial(page)
@@ -63,22 +77,58 @@ def test_the_voice_moves_the_picture(own_server, visit, on_time, transport):
         assert 23 < rate < 27
     page.click("#hangup")
     page.wait_for_selector("body[data-state=idle]")
-    end = time.monotonic() + 10
-    while own_server.json("/api/info")["sessions"] and time.monotonic() < end:
+    _eventually(lambda: _sessions(own_server) == 0)
+
+
+def _sessions(server):
+    return server.json("/api/info")["sessions"]
+
+
+@contextlib.contextmanager
+def _crowd(server):
+    """Other callers on the line."""
+    command = [sys.executable, "-c", _CROWD, server.url]
+    with subprocess.Popen(command, cwd=_HERE.parents[1], stdout=subprocess.PIPE) as callers:
+        try:
+            yield callers
+        finally:
+            callers.kill()
+
+
+def _eventually(condition, timeout_s=60.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
-    assert own_server.json("/api/info")["sessions"] == 0
 
 
-@pytest.mark.parametrize("transport", [
-    "websocket",
-    pytest.param("webrtc", marks=pytest.mark.skipif(not _WEBRTC, reason="needs the package aiortc")),
-])  # fmt: skip
-def test_a_killed_server_is_found_again(own_server, visit, transport):
+@_BOTH
+def test_a_server_killed_under_load_is_found_again(own_server, visit, transport):
     page = visit(f"{own_server.url}/?transport={transport}", init="measured.paused = true;")
     _dial(page)
-    own_server.kill()
-    page.wait_for_selector("body[data-state=lost]")
+    with _crowd(own_server) as callers:
+        _eventually(lambda: _sessions(own_server) == 4)  # All places are taken.
+        own_server.kill()
+        page.wait_for_selector("body[data-state=lost]")
+        callers.wait(60)  # They have noticed, too.
     own_server.start(timeout_s=60)
     page.wait_for_selector(_LIVE)
     assert _moves(page)
     page.click("#hangup")
+
+
+@_BOTH
+def test_a_network_break_resumes_the_same_session(own_server, visit, transport):
+    page = visit(f"{own_server.url}/?transport={transport}", init="measured.paused = true;")
+    _eventually(lambda: _sessions(own_server) == 0)
+    _dial(page)
+    page.context.set_offline(True)
+    page.wait_for_selector("body[data-state=lost]")
+    page.context.set_offline(False)
+    page.wait_for_selector(_LIVE)
+    figures = own_server.read("/metrics").decode()
+    resumed = re.search(r"^tm_jax_sessions_resumed_total (\S+)$", figures, re.MULTILINE)
+    assert float(resumed[1]) >= 1 and _sessions(own_server) == 1
+    assert _moves(page)
+    page.click("#hangup")
+    _eventually(lambda: _sessions(own_server) == 0)

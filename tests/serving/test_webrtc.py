@@ -79,6 +79,13 @@ class Browser:
     def of(self, kind):
         return [m for m in self.messages if isinstance(m, kind)]
 
+    def break_off(self):
+        """Sends and hears nothing more, without a word, as when a cable is pulled."""
+        for transceiver in self.peer.getTransceivers():
+            ice = transceiver.sender.transport.transport._connection
+            for protocol in ice._protocols:
+                protocol.transport.close()
+
     async def close(self):
         await self.peer.close()
         for task in self.tasks:
@@ -125,6 +132,34 @@ def test_a_lost_peer_is_taken_over_by_a_new_one(net):
             assert second.of(messages.Started)[0].resumed
             await net.until(lambda: len(second.images) > 3, 10)
             assert server.sessions == 1
+            await asyncio.gather(first.close(), second.close())
+
+    net.run(go(), 60)
+
+
+def test_a_network_break_leaves_the_call_to_its_caller(net):
+    async def go():
+        async with net.serve(webrtc=True, chunk_frames=6) as server:
+            first, second = Browser(), Browser()
+            await first.call(server, start={"mode": "mirror", "character": "bob"})
+            await net.until(lambda: first.of(messages.Timing), 10)
+            last = first.of(messages.Timing)[-1].frame
+            (call,) = server.exchange.calls.values()
+            first.break_off()
+            (old,) = server.app_peers._connections
+            old.end()  # As when its packets have not been answered for half a minute.
+            await net.until(lambda: call.lost_s is not None)
+            await net.until(lambda: not server.app_peers._connections, 10)
+            assert server.sessions == 1 and call.ended is None and not call.stream.active
+            await second.call(server, resume=first.answer["resume"])
+            await net.until(lambda: second.of(messages.Timing), 10)
+            started = second.of(messages.Started)[0]
+            assert (started.resumed, started.session) == (True, call.id)
+            assert (started.mode, started.character) == ("mirror", "bob")
+            shown = second.of(messages.Timing)[0]
+            assert shown.frame > last and shown.generation == started.generation > 0
+            await net.until(lambda: len(second.images) > 3, 10)
+            await net.until(lambda: max(second.levels[-20:], default=0) > 5000, 10)  # It hears.
             await asyncio.gather(first.close(), second.close())
 
     net.run(go(), 60)
