@@ -30,7 +30,7 @@ from tm_jax.models import presets
 STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights.
 _STEPS = {
-    "vae": 900, "locator": 800, "audio": 1500, "motion": 4000, "teacher": 900, "student": 300,
+    "vae": 1700, "locator": 500, "audio": 1500, "motion": 4000, "teacher": 1200, "student": 400,
     "distill": 600,
 }
 

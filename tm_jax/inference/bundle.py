@@ -324,7 +324,7 @@ def _score(models, params, state, start, windows, mode, other):
     latents, cache = student.next_chunk(
         models.dit, params["dit"], state.student,
         conditioning.condition(start.reference, expression), windows, mode, start.context,
-        preset.sigmas, preset.student.policy,
+        preset.sigmas, preset.student.policy, preset.student.temperature,
     )
     scored = Scored(latents=latents, pose=moved, place=start.place)
     return scored, ScoreState(student=cache, motion=motion_state)

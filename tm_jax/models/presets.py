@@ -17,16 +17,21 @@ class StudentConfig:
     Attributes:
       num_steps: Steps per chunk; the paper's student takes two.
       policy: Cache policy, "clean" or "per_step".
+      temperature: Factor of the sampler's noise. At 1 mouths vary as much as people's do with
+        the same sound; below, they follow the sound more closely.
     """
 
     num_steps: int = 2
     policy: str = "clean"
+    temperature: float = 1.0
 
     def __post_init__(self):
         if self.policy not in ("clean", "per_step"):
             raise ValueError(f"policy must be clean or per_step, got {self.policy!r}.")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        if not 0 <= self.temperature <= 1:
+            raise ValueError(f"temperature must be in 0..1, got {self.temperature}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,7 @@ PRESETS = {
         vae=vae_config.VAEConfig(rows=8, look_channels=32),
         audio=audio_config.AudioEncoderConfig(),
         motion=motion_config.MotionConfig(),
+        student=StudentConfig(temperature=0.4),
     ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
     "wan-1.3b": Preset(

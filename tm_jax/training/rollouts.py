@@ -229,6 +229,7 @@ def visit(models, params, batch, key, chunks: int, start, given, exit_step) -> V
             lambda: student_lib.given_chunk(
                 models.dit, params, state, at(true, index), piece["condition"],
                 piece["windows"], piece["mode"], context, preset.sigmas, preset.student.policy,
+                preset.student.temperature,
             ),
             lambda: _make(models, params, context, state, piece)[2],
         )
@@ -328,5 +329,5 @@ def _make(models, params, context, state, piece):
     preset = models.preset
     return student_lib.make_chunk(
         models.dit, params, state, piece["condition"], piece["windows"], piece["mode"],
-        context, preset.sigmas, preset.student.policy,
+        context, preset.sigmas, preset.student.policy, preset.student.temperature,
     )

@@ -145,7 +145,7 @@ def chunk_pass(
 
 def make_chunk(
     model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
-    sigmas: tuple[float, ...], policy: str,
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ):
     """Makes the next chunk of every stream and shows how it came about.
 
@@ -160,6 +160,7 @@ def make_chunk(
       sigmas: Noise levels of the few-step sampler, the first is 1.
       policy: "clean": one more pass at noise level 0 writes the cache, N + 1 passes;
         "per_step": every step keeps its own cache, N passes.
+      temperature: Factor of the noise; below 1 samples stay closer to what is likeliest.
 
     Returns:
       What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
@@ -177,7 +178,7 @@ def make_chunk(
         )
         return x0, (x0, states)
 
-    draw = _noise(model, state, condition.shape)
+    draw = _noise(model, state, condition.shape, temperature)
     x0, made = samplers.few_step(predict, draw, sigmas)
     estimates, kept = [e for e, _ in made], [s for _, s in made]
     if policy == "clean":
@@ -189,7 +190,7 @@ def make_chunk(
 
 def next_chunk(
     model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
-    sigmas: tuple[float, ...], policy: str,
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ):
     """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
 
@@ -197,14 +198,14 @@ def next_chunk(
       Latents [B, T, H, W, C] and the next state.
     """
     _, estimates, state = make_chunk(
-        model, params, state, condition, windows, mode, context, sigmas, policy
+        model, params, state, condition, windows, mode, context, sigmas, policy, temperature
     )
     return estimates[-1], state
 
 
 def given_chunk(
     model: transformer.DiT, params, state: StreamState, x0, condition, windows, mode,
-    context, sigmas: tuple[float, ...], policy: str,
+    context, sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 
@@ -214,7 +215,7 @@ def given_chunk(
     audio = model.apply({"params": params}, windows, method=model.audio)
     if policy == "clean":
         return _keep_clean(model, params, state, x0, condition, mode, context, audio)
-    draw, kept = _noise(model, state, condition.shape), []
+    draw, kept = _noise(model, state, condition.shape, temperature), []
     for step, sigma in enumerate(sigmas):
         x = flow.corrupt(x0, draw(step), jnp.float32(sigma))
         level = jnp.full((x0.shape[0],), sigma)
@@ -225,13 +226,14 @@ def given_chunk(
     return state.replace(previous=tuple(kept), chunk=state.chunk + 1)
 
 
-def _noise(model, state, shape):
+def _noise(model, state, shape, temperature):
     """Function (step) -> the noise of the current chunk of every stream, [B, T, H, W, C]."""
     keys = jax.vmap(jax.random.fold_in)(state.key, state.chunk)
     shape = (*shape[1:4], model.config.latent_channels)
 
     def draw(step):
-        return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, step), shape))(keys)
+        one = lambda k: jax.random.normal(jax.random.fold_in(k, step), shape)
+        return temperature * jax.vmap(one)(keys)
 
     return draw
 
