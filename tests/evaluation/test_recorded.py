@@ -48,7 +48,8 @@ def test_a_mouth_that_moves_in_pauses_is_seen():
     restless = np.where(opening == 0, 0.1 * (np.arange(400) // 2 % 2), opening)
     calm = recorded.against_sound(opening, _voice(opening))["silence_ratio"]
     moving = recorded.against_sound(restless, _voice(opening))["silence_ratio"]
-    assert calm < 0.02 < 0.3 < moving
+    # A jump every other frame: smoothing over three frames takes a third of it away.
+    assert calm < 0.02 < 0.15 < moving
 
 
 def test_silence_alone_has_no_speech():

@@ -90,7 +90,6 @@ def test_truth_is_in_step_and_a_late_picture_is_late(results):
     assert made["truth"]["bilabial_closure"] > 0.9
     assert made["student"]["lipsync_lag_frames"] == 3
     assert made["student"]["lipsync_correlation"] < 0.7
-    assert made["student"]["bilabial_closure"] < made["truth"]["bilabial_closure"]
     assert made["teacher"]["lipsync_correlation"] > 0.9  # Blur hides no movement.
 
 
