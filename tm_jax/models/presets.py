@@ -17,16 +17,26 @@ class StudentConfig:
     Attributes:
       num_steps: Steps per chunk; the paper's student takes two.
       policy: Cache policy, "clean" or "per_step".
+      sink: Whether chunks see the reference picture's keys and values.
+      positions: Where the sink stands in time, "window" or "absolute" (`dit_config.View`).
     """
 
     num_steps: int = 2
     policy: str = "clean"
+    sink: bool = True
+    positions: str = "window"
 
     def __post_init__(self):
         if self.policy not in ("clean", "per_step"):
             raise ValueError(f"policy must be clean or per_step, got {self.policy!r}.")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        dit_config.View(positions=self.positions)  # Refuses what does not exist.
+
+    @property
+    def view(self) -> dit_config.View:
+        """What chunks see of the sink."""
+        return dit_config.View(sink=self.sink, positions=self.positions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,13 +94,18 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_student(self, num_steps: int | None = None, policy: str | None = None):
+    def with_student(
+        self, num_steps: int | None = None, policy: str | None = None,
+        sink: bool | None = None, positions: str | None = None,
+    ):
         """This preset with another few-step sampler; None keeps what it has.
 
         Raises:
-          ValueError: No such policy or number of steps.
+          ValueError: No such policy, positions or number of steps.
         """
-        changes = {"num_steps": num_steps, "policy": policy}
+        changes = {
+            "num_steps": num_steps, "policy": policy, "sink": sink, "positions": positions
+        }
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
 
