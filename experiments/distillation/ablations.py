@@ -67,6 +67,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "set", [], "Override of the stages student and distill, e.g. data.clips=1000."
     )
+    flags.DEFINE_multi_string(
+        "distill", [], "Override of the stage distill alone, e.g. rollouts.clips=160."
+    )
     flags.DEFINE_bool("train", True, "Whether to train; else only what is trained is measured.")
     flags.DEFINE_bool("measure", True, "Whether to measure.")
     flags.DEFINE_integer("clips", 8, "Clips of held-out voices.", lower_bound=2)
@@ -87,7 +90,9 @@ class Bench:
         """
         self._plan, self._measuring = plan, measuring
         preset = plan.preset
-        stage = overrides.apply(run.config("distill", plan.corpus), plan.shared)
+        stage = overrides.apply(
+            run.config("distill", plan.corpus), (*plan.shared, *plan.distill)
+        )
         self._window = stage.chunks * preset.timing.latents_per_chunk  # The teacher's.
         self._shapes = networks.shapes(networks.models(preset))
         chunks = preset.timing.chunks_for(measuring.seconds)
@@ -101,7 +106,7 @@ class Bench:
     def _load(self, part: str, folder):
         path = os.path.join(folder, f"{part}.safetensors")
         if not os.path.exists(path):
-            raise FileNotFoundError(f"{path} is missing: finish stage {part} first.")
+            raise FileNotFoundError(f"{path} is missing: finish its stage first.")
         return files.load(path, self._shapes[part])
 
     @property
@@ -241,7 +246,7 @@ def main(argv):
         preset=presets.get(given.preset), workdir=given.workdir, corpus=given.corpus,
         steps=given.steps, regression_steps=given.regression_steps, seed=given.seed,
         # Two clips in the preview that ends every training: this experiment has its own.
-        shared=("previews=2", *given.set),
+        shared=("previews=2", *given.set), distill=tuple(given.distill),
     )
     measuring = Measuring(
         clips=given.clips, seconds=given.seconds, teacher_steps=given.teacher_steps,

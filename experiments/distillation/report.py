@@ -21,6 +21,7 @@ _COLUMNS = (
     ("rest_ratio", "listening", 0, True), ("seam_ratio", "seams", 2, False),
     ("drift", "drift", 2, False), ("error_growth", "growth of error", 2, False),
 )  # fmt: skip
+_TECHNICAL = ("previews=", "start=")  # Overrides that the table leaves out.
 _BARS = ("correlation", "closures_kept", "rest_ratio", "seam_ratio", "error_growth")
 
 
@@ -63,7 +64,7 @@ def _distances(results: dict) -> list[str]:
         arm = arms[name]
         start = arms.get(arm["start"] or "", {}).get("frechet")
         asked = arm.get("asked", {})
-        changed = [a for a in asked.get("assignments", []) if not a.startswith(("previews=", "start="))]
+        changed = [a for a in asked.get("assignments", []) if not a.startswith(_TECHNICAL)]
         hours = arm["seconds"] / 3600 if "seconds" in arm else None
         rows.append([
             name, arm["shows"], ", ".join(f"`{a}`" for a in changed) or tables.NONE,

@@ -104,6 +104,7 @@ class Plan:
       steps: Batches of a distillation, those of critic and student.
       regression_steps: Batches of a regression.
       shared: Overrides of all stages, ahead of a variant's own.
+      distill: Overrides of the stage distill, likewise.
       seed: Seed of noise and data order.
     """
 
@@ -113,6 +114,7 @@ class Plan:
     steps: int = 600
     regression_steps: int = 300
     shared: tuple[str, ...] = ()
+    distill: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -161,7 +163,7 @@ def jobs(plan: Plan, chosen: list[Variant]) -> Iterator[Job]:
         start = f"{FOLDER}/{variant.start}" if variant.start else "teacher"
         yield Job(
             name=variant.name, stage="distill", steps=plan.steps, variant=variant,
-            assignments=(*shared, *variant.settings, f"start={start}"),
+            assignments=(*shared, *plan.distill, *variant.settings, f"start={start}"),
         )
 
 
@@ -171,7 +173,7 @@ def folder(plan: Plan, name: str) -> pathlib.Path:
 
 
 def record(plan: Plan, name: str) -> dict:
-    """What a training was asked and what it took; without one, an empty dictionary."""
+    """What a training was asked, and the seconds of all calls that were not killed; or {}."""
     path = folder(plan, name) / "job.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
