@@ -3,7 +3,6 @@
 import json
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from tm_jax.training import run
 from tm_jax.weights import files
 
 _FRAMES, _CHUNK, _WINDOW = 240, 12, 24
+pytestmark = pytest.mark.usefixtures("rough_programs")
 
 
 def _latents(lower):
@@ -220,7 +220,6 @@ def test_a_student_is_measured_as_it_was_trained(trained, heard, tmp_path, pico)
     bench = ablations.Bench(_plan(tmp_path), ablations.Measuring(clips=2, seconds=1.9))
     errors = {
         asked: bench.student(tmp_path / "student", asked)["median"]["error"]
-        for asked in ((), ("sink=false",), ("num_steps=1",))
+        for asked in ((), ("num_steps=1", "sink=false"))
     }
-    assert len({round(e, 5) for e in errors.values()}) == 3
-    jax.clear_caches()
+    assert len({round(e, 5) for e in errors.values()}) == 2
