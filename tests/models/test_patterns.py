@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 
 _ROWS, _COLUMNS, _HEADS, _WIDTH, _CHUNK = 1, 2, 2, 12, 3
@@ -54,7 +55,7 @@ def test_bidirectional():
 
 def _window(k, v, sink, before, here):
     """What a chunk sees: frames of the sink, of the chunk before and of itself."""
-    seen = [(k[sink], v[sink], 0)]
+    seen = [] if sink is None else [(k[sink], v[sink], 0)]
     seen += [(k[f], v[f], 1 + i) for i, f in enumerate(before)]
     return seen + [(k[f], v[f], 1 + _CHUNK + i) for i, f in enumerate(here)]
 
@@ -102,3 +103,78 @@ def test_teacher_forcing():
             for i, frame in enumerate(here):
                 expected[frame] = _attend(q[b, frame], 1 + _CHUNK + i, seen)
         np.testing.assert_allclose(actual[b], expected, rtol=0, atol=_ATOL)
+
+
+def _forced(q, k, v, chunks, window):
+    """Teacher forcing in NumPy; `window` gives time and sights of a chunk's frames."""
+    def clean(c):
+        return range(1 + (c - 1) * _CHUNK, 1 + c * _CHUNK) if c else []
+
+    first = 1 + (chunks - 1) * _CHUNK
+    own = [(clean(c), c) for c in range(1, chunks)]
+    own += [(range(first + c * _CHUNK, first + (c + 1) * _CHUNK), c + 1) for c in range(chunks)]
+    expected = np.zeros(q.shape)
+    expected[0] = _attend(q[0], 0, [(k[0], v[0], 0)])
+    for here, c in own:
+        start, seen = window(k, v, clean(c - 1), here, c)
+        for i, frame in enumerate(here):
+            expected[frame] = _attend(q[frame], start + i, seen)
+    return expected
+
+
+def test_without_the_sink_a_chunk_sees_only_chunks():
+    q, k, v = _qkv(1 + 5 * _CHUNK)
+    view = config.View(sink=False)
+    actual = patterns.teacher_forcing(_GRID, 3, view)(q, k, v)
+
+    def window(k, v, before, here, c):
+        return 1 + _CHUNK, _window(k, v, None, before, here)
+
+    for b in range(2):
+        expected = _forced(q[b], k[b], v[b], 3, window)
+        np.testing.assert_allclose(actual[b], expected, rtol=0, atol=_ATOL)
+    seen = patterns.teacher_forcing(_GRID, 3)(q, k, v)
+    assert np.abs(seen - actual)[:, 1:].max() > 0.1
+
+
+def test_absolute_positions_count_from_the_begin_of_the_stream():
+    """Chunk c = 1, 2, ... stands at the latents (c - 1) * 3 + 1 ... c * 3, the sink at 0."""
+    chunks = 4
+    q, k, v = _qkv(1 + (2 * chunks - 1) * _CHUNK)
+    view = config.View(positions="absolute")
+    actual = patterns.teacher_forcing(_GRID, chunks, view)(q, k, v)
+
+    def window(k, v, before, here, c):
+        start = 1 + (c - 1) * _CHUNK
+        seen = [(k[0], v[0], 0)]
+        seen += [(k[f], v[f], start - _CHUNK + i) for i, f in enumerate(before)]
+        return start, seen + [(k[f], v[f], start + i) for i, f in enumerate(here)]
+
+    for b in range(2):
+        expected = _forced(q[b], k[b], v[b], chunks, window)
+        np.testing.assert_allclose(actual[b], expected, rtol=0, atol=_ATOL)
+    relative = patterns.teacher_forcing(_GRID, chunks)(q, k, v)
+    second = slice(1 + chunks * _CHUNK, 1 + (chunks + 1) * _CHUNK)  # Where both views agree.
+    np.testing.assert_allclose(relative[:, second], actual[:, second], rtol=0, atol=_ATOL)
+    assert np.abs(relative - actual)[:, 1 + (chunks - 1) * _CHUNK :][:, :_CHUNK].max() > 0.01
+    assert np.abs(relative - actual)[:, -_CHUNK:].max() > 0.01
+
+
+def test_streams_at_different_chunks_have_sinks_at_different_times():
+    q, k, v = _qkv(1 + 2 * _CHUNK)
+    slots = lambda x: x.reshape(2, -1, _HEADS, _WIDTH)
+    time = config.View(positions="absolute").sink_time(np.array([1, 7]), _CHUNK)
+    assert time.tolist() == [0, -18]
+    actual = patterns.windowed(
+        _GRID, k[:, 0], v[:, 0], slots(k[:, 1:4]), slots(v[:, 1:4]), np.full((2, 1, 1, 1), True),
+        time,
+    )(q[:, 4:], k[:, 4:], v[:, 4:])
+    for b in range(2):
+        seen = _window(k[b], v[b], None, [1, 2, 3], [4, 5, 6]) + [(k[b, 0], v[b, 0], time[b])]
+        expected = np.stack([_attend(q[b, 4 + i], 4 + i, seen) for i in range(_CHUNK)])
+        np.testing.assert_allclose(actual[b], expected, rtol=0, atol=_ATOL)
+
+
+def test_unknown_positions_are_refused():
+    with pytest.raises(ValueError, match="positions must be one of window, absolute, got 'far'"):
+        config.View(positions="far")

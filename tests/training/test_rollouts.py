@@ -7,6 +7,7 @@ import pytest
 
 from tests.training import small
 from tm_jax.core import trees
+from tm_jax.models import networks
 from tm_jax.models.wan import student as student_lib
 from tm_jax.training import rollouts
 
@@ -18,8 +19,9 @@ _KEY = jax.random.key(5)
 class Student:
     """A student with random weights, its compiled window and a fixed batch."""
 
-    def __init__(self, params, policy):
-        self.models, self.params = small.models(2, policy), params
+    def __init__(self, params, policy, **view):
+        preset = small.models(2, policy).preset.with_student(**view)
+        self.models, self.params = networks.models(preset), params
         self.batch = small.batch(_B, _CHUNKS * _C)
         self.sampled = jax.jit(self._sample)(params)
 
@@ -65,6 +67,23 @@ def test_a_window_is_a_part_of_the_cached_rollout(students, policy, start):
     np.testing.assert_allclose(
         found.estimates.reshape(expected.shape), expected, rtol=0, atol=_ATOL
     )
+
+
+@pytest.mark.parametrize("view", [{"sink": False}, {"positions": "absolute"}])
+def test_every_view_is_the_same_in_rollout_exit_and_whole_clip(students, view):
+    """Training at once, training on rollouts and streams see the same of the sink."""
+    student, usual = Student(students["clean"].params, "clean", **view), students["clean"]
+    found, x0 = student.window(2, False, [1, 1])
+    expected = student.sampled[:, 2 * _C :]
+    np.testing.assert_allclose(x0, expected, rtol=0, atol=_ATOL)
+    seen = student.sampled[:, : 3 * _C]
+    x = jnp.concatenate([jnp.zeros_like(seen[:, : 2 * _C]), *found.points.swapaxes(0, 1)], 1)
+    sigma = jnp.repeat(found.sigma[:, None], _CHUNKS, 1)
+    whole = jax.jit(lambda p: rollouts.student_forward(
+        student.models, p, student.batch, seen, jnp.zeros((_B, _CHUNKS - 1)), x, sigma
+    ))(student.params)
+    np.testing.assert_allclose(whole[:, 2 * _C :], expected, rtol=0, atol=_ATOL)
+    assert np.abs(student.sampled - usual.sampled)[:, -_C:].max() > 0.01
 
 
 def _noise(models, chunk, step):
@@ -164,7 +183,7 @@ def test_an_earlier_chunk_gets_no_gradient_from_a_later_one(gradients):
 def test_cutting_moves_what_has_frames():
     batch = small.batch(2, 6)
     part = jax.jit(lambda b, i: rollouts.cut(b, i, 3))(batch, 2)
-    for name in ("x0", "windows", "mouth", "expression"):
+    for name in ("x0", "windows", "expression"):
         np.testing.assert_array_equal(part[name], batch[name][:, 2:5])
     for name in ("reference", "face", "mode"):
         np.testing.assert_array_equal(part[name], batch[name])

@@ -292,6 +292,7 @@ def _begin(models, params, pictures, keys):
     state = student.begin(
         models.dit, params["dit"], rest, condition[:, 0], context, keys,
         preset.timing.latents_per_chunk, preset.student.num_steps, preset.student.policy,
+        preset.student.view,
     )
     motion_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MOTION))(keys)
     state = ScoreState(

@@ -227,7 +227,7 @@ class WanBundle:
             return student.begin(
                 self.dit, params, reference, condition, context, key,
                 preset.timing.latents_per_chunk, preset.student.num_steps,
-                preset.student.policy,
+                preset.student.policy, preset.student.view,
             )
 
         return self._compile(run)

@@ -19,11 +19,15 @@ class StudentConfig:
       policy: Cache policy, "clean" or "per_step".
       temperature: Factor of the sampler's noise. At 1 mouths vary as much as people's do with
         the same sound; below, they follow the sound more closely.
+      sink: Whether chunks see the reference picture's keys and values.
+      positions: Where the sink stands in time, "window" or "absolute" (`dit_config.View`).
     """
 
     num_steps: int = 2
     policy: str = "clean"
     temperature: float = 1.0
+    sink: bool = True
+    positions: str = "window"
 
     def __post_init__(self):
         if self.policy not in ("clean", "per_step"):
@@ -32,6 +36,12 @@ class StudentConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
         if not 0 <= self.temperature <= 1:
             raise ValueError(f"temperature must be in 0..1, got {self.temperature}.")
+        dit_config.View(positions=self.positions)  # Refuses what does not exist.
+
+    @property
+    def view(self) -> dit_config.View:
+        """What chunks see of the sink."""
+        return dit_config.View(sink=self.sink, positions=self.positions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +99,18 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_student(self, num_steps: int | None = None, policy: str | None = None):
+    def with_student(
+        self, num_steps: int | None = None, policy: str | None = None,
+        sink: bool | None = None, positions: str | None = None,
+    ):
         """This preset with another few-step sampler; None keeps what it has.
 
         Raises:
-          ValueError: No such policy or number of steps.
+          ValueError: No such policy, positions or number of steps.
         """
-        changes = {"num_steps": num_steps, "policy": policy}
+        changes = {
+            "num_steps": num_steps, "policy": policy, "sink": sink, "positions": positions
+        }
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
 

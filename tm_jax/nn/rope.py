@@ -44,13 +44,13 @@ def apply(x: jax.Array, angle: jax.Array) -> jax.Array:
 
     Args:
       x: Queries or keys [..., L, N, K].
-      angle: [L, K / 2].
+      angle: [L, K / 2], or with leading axes that broadcast to those of `x`.
 
     Returns:
       Rotated array in the shape and dtype of `x`.
     """
-    cosine = jnp.cos(angle)[:, None, :]
-    sine = jnp.sin(angle)[:, None, :]
+    cosine = jnp.cos(angle)[..., None, :]
+    sine = jnp.sin(angle)[..., None, :]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1)

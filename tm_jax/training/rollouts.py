@@ -149,7 +149,9 @@ def student_forward(models, params, batch, seen, seen_sigmas, x, sigmas):
         conditioning.condition(batch["reference"], expression, sink=True),
         jnp.concatenate([quiet, jnp.repeat(seen_sigmas, c, 1), level], 1), mode,
         context, models.dit.apply(variables, windows, method=models.dit.audio),
-        lambda layer: patterns.teacher_forcing(models.grid, chunks),
+        lambda layer: patterns.teacher_forcing(
+            models.grid, chunks, models.preset.student.view
+        ),
     )
     return flow.to_x0(x, velocity[:, -x.shape[1] :], level)
 
@@ -278,7 +280,7 @@ def exit_pass(models, params, batch, visit: Visit):
     pieces = fold(visit.pieces)
     state = student_lib.StreamState(
         sink=spread(visit.sink), previous=(fold(visit.previous),), chunk=fold(visit.chunk),
-        key=None,
+        key=None, view=models.preset.student.view,
     )
     x0, _ = student_lib.chunk_pass(
         models.dit, params, state, 0, fold(visit.points), spread(visit.sigma),
@@ -315,6 +317,7 @@ def _begin(models, params, batch, key):
     state = student_lib.begin(
         models.dit, params, rest(models, size), conditions[:, 0], context,
         jax.random.split(key, size), c, preset.student.num_steps, preset.student.policy,
+        preset.student.view,
     )
     frames = batch["windows"].shape[1]
     pieces = {

@@ -51,6 +51,13 @@ def config(stage: str, corpus: str):
     return dataclasses.replace(settings, rollouts=rollouts)
 
 
+def _sampled(preset, settings):
+    """The preset with the sampler and the view that a stage of the student trains."""
+    return preset.with_student(
+        settings.num_steps, settings.policy, settings.sink, settings.positions
+    )
+
+
 def _published(workdir, stage, part):
     return os.path.join(workdir, stage, f"{part}.safetensors")
 
@@ -78,7 +85,7 @@ def make(preset: presets.Preset, stage: str, settings, workdir: str) -> loop.Sta
     if stage == "audio":
         return audio_stage.make(preset, settings)
     if stage in _STUDENTS:
-        preset = preset.with_student(settings.num_steps, settings.policy)
+        preset = _sampled(preset, settings)
     models = networks.models(preset)
     params = _collect(models, workdir, f"stage {stage}", _READS[stage])
     if stage == "motion":
@@ -148,8 +155,12 @@ def train(
     part = _TRAINS[stage]
     facts = {"preset": preset.name, "stage": stage}
     if stage in _STUDENTS:
-        sampler = preset.with_student(settings.num_steps, settings.policy).student
+        sampler = _sampled(preset, settings).student
         facts |= {"num_steps": str(sampler.num_steps), "policy": sampler.policy}
+        if not sampler.sink:
+            facts["sink"] = "no"
+        if sampler.positions != "window":
+            facts["positions"] = sampler.positions
     # float32 here, so that a later stage starts from exactly what was trained.
     files.save(_published(workdir, name, part), result, "float32", **facts)
     if export:

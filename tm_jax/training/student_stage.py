@@ -30,6 +30,8 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
     Attributes:
       num_steps: Steps of the student's sampler; the preset's by default.
       policy: Cache policy, "clean" or "per_step"; the preset's by default.
+      sink: Whether chunks see the sink; the preset's by default.
+      positions: Where the sink stands in time, "window" or "absolute"; the preset's by default.
       trajectories: Teacher trajectories to compute.
       teacher_steps: Steps of the teacher's sampler; a multiple of the student's steps, so
         that the student's noise levels are points of the trajectory.
@@ -41,6 +43,8 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
 
     num_steps: int | None = None
     policy: str | None = None
+    sink: bool | None = None
+    positions: str | None = None
     trajectories: int = 400
     teacher_steps: int = 4
     guidance: float = 1.0

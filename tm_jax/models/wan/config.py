@@ -1,6 +1,47 @@
-"""Sizes of the video transformer."""
+"""Sizes of the video transformer, and what its student sees of a stream."""
 
 import dataclasses
+
+POSITIONS = ("window", "absolute")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """What a chunk of the student sees beside itself and the chunk before it.
+
+    The defaults are what streams run; the others are there to be compared with them.
+
+    Attributes:
+      sink: Whether it sees the reference picture's keys and values.
+      positions: "window": the sink stands right before the window of every chunk. "absolute":
+        it stands at the begin of the stream, ever further from the window.
+    """
+
+    sink: bool = True
+    positions: str = "window"
+
+    def __post_init__(self):
+        if self.positions not in POSITIONS:
+            raise ValueError(
+                f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}."
+            )
+
+    def sink_time(self, chunk, frames: int):
+        """Time of the sink on the clock of the window of a chunk.
+
+        Rotary positions act by differences alone, so this is all in which absolute positions
+        differ from those of the window: there chunk c begins at latent c * frames + 1.
+
+        Args:
+          chunk: Index of the chunk, a number or an array.
+          frames: Latent frames of a chunk.
+
+        Returns:
+          0 or, with absolute positions, like `chunk`; None if the sink is not seen.
+        """
+        if not self.sink:
+            return None
+        return 0 if self.positions == "window" else (1 - chunk) * frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from tm_jax.models.wan import config
 from tm_jax.nn import attention
 from tm_jax.nn import rope
 
@@ -32,6 +33,11 @@ class Grid:
     def angles(self, times, head_width: int) -> jax.Array:
         """Rotary angles of frames at `times`, [len(times) * P, K / 2]."""
         return jnp.asarray(rope.angles(times, self.rows, self.columns, head_width))
+
+    def angles_at(self, time, head_width: int) -> jax.Array:
+        """Rotary angles of a frame at a time that may be traced, [*] -> [*, P, K / 2]."""
+        start, later = self.angles([0], head_width), self.angles([1], head_width)
+        return start + jnp.asarray(time, jnp.float32)[..., None, None] * (later - start)
 
     @property
     def previous_times(self) -> range:
@@ -62,7 +68,7 @@ def bidirectional(grid: Grid):
     return attend
 
 
-def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled):
+def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_time=0):
     """The current chunk attends to itself, the previous chunk and the sink.
 
     Args:
@@ -72,26 +78,29 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled):
       previous_k: Unrotated keys of the previous chunk, [*, chunk * P, N, K].
       previous_v: Its values.
       filled: Boolean, broadcasts to [*, 1, 1, 1]: False where there is no previous chunk.
+      sink_time: Result of `config.View.sink_time`, a number or broadcasts to [*]; None hides
+        the sink.
 
     Returns:
       Pattern for q, k, v of the current chunk, [*, chunk, P, N, K].
     """
+
+    def sink_angles(head):
+        static = isinstance(sink_time, int)
+        return grid.angles([sink_time], head) if static else grid.angles_at(sink_time, head)
 
     def attend(q, k, v):
         head = q.shape[-1]
         here = grid.angles(grid.current_times, head)
         before = grid.angles(grid.previous_times, head)
         flat_k, flat_v = _flat(k), _flat(v)
-        keys = jnp.concatenate(
-            [
-                rope.apply(sink_k, grid.angles([0], head)),
-                rope.apply(flat_k, here),
-                rope.apply(previous_k, before),
-            ],
-            -3,
-        )  # [*, S, N, K]
-        values = jnp.concatenate([sink_v, flat_v, previous_v], -3)
-        always = sink_k.shape[-3] + flat_k.shape[-3]
+        keys = [rope.apply(flat_k, here), rope.apply(previous_k, before)]
+        values = [flat_v, previous_v]
+        if sink_time is not None:
+            keys.insert(0, rope.apply(sink_k, sink_angles(head)))
+            values.insert(0, sink_v)
+        keys, values = jnp.concatenate(keys, -3), jnp.concatenate(values, -3)  # [*, S, N, K]
+        always = keys.shape[-3] - previous_k.shape[-3]
         slot = jnp.arange(keys.shape[-3])
         valid = jnp.logical_or(slot < always, filled)  # [*, 1, 1, S]
         mixed = attention.attend(rope.apply(_flat(q), here), keys, values, valid)
@@ -100,7 +109,7 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled):
     return attend
 
 
-def teacher_forcing(grid: Grid, chunks: int):
+def teacher_forcing(grid: Grid, chunks: int, view: config.View = config.View()):
     """The whole clip at once, with clean context: what a cached rollout computes.
 
     Frames stand in the order [sink, clean chunks 1 ... n-1, noisy chunks 1 ... n]. Each chunk,
@@ -109,6 +118,7 @@ def teacher_forcing(grid: Grid, chunks: int):
     Args:
       grid: Token grid.
       chunks: Number n of noisy chunks.
+      view: What the student sees of the sink.
 
     Returns:
       Pattern for q, k, v of 1 + (2n - 1) * chunk frames.
@@ -133,10 +143,11 @@ def teacher_forcing(grid: Grid, chunks: int):
         def sink(x):
             return jnp.repeat(_flat(x)[:, None], 2 * chunks - 1, 1)
 
-        order = list(range(chunks - 1)) + list(range(chunks))
-        filled = (jnp.asarray(order) > 0)[:, None, None, None]
+        order = jnp.asarray([*range(chunks - 1), *range(chunks)])
+        filled = (order > 0)[:, None, None, None]
         pattern = windowed(
-            grid, sink(sink_k), sink(sink_v), previous(k), previous(v), filled
+            grid, sink(sink_k), sink(sink_v), previous(k), previous(v), filled,
+            view.sink_time(order, c),
         )
         rest = pattern(q, k, v)  # [B, 2n - 1, c, P, N, K]
         rest = rest.reshape(rest.shape[0], -1, *rest.shape[3:])

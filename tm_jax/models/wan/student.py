@@ -14,6 +14,7 @@ from tm_jax.core import axes
 from tm_jax.diffusion import flow
 from tm_jax.diffusion import samplers
 from tm_jax.models.wan import blocks
+from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
 
@@ -33,12 +34,14 @@ class StreamState:
       chunk: Index of the next chunk of each stream, [B] int32.
       key: Random key of each stream, [B]; the noise of chunk i is drawn from
         fold_in(key, i), so a stream can be replayed.
+      view: What chunks see of the sink; no array.
     """
 
     sink: list
     previous: tuple
     chunk: jax.Array
     key: jax.Array
+    view: config.View = flax.struct.field(pytree_node=False, default=config.View())
 
 
 def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
@@ -53,7 +56,7 @@ def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
 
 def begin(
     model: transformer.DiT, params, reference, condition, context, keys,
-    latents_per_chunk: int, num_steps: int, policy: str,
+    latents_per_chunk: int, num_steps: int, policy: str, view: config.View = config.View(),
 ) -> StreamState:
     """Starts streams from reference pictures.
 
@@ -67,6 +70,7 @@ def begin(
       latents_per_chunk: Latent frames per chunk.
       num_steps: Steps of the student's sampler.
       policy: "clean" or "per_step".
+      view: What chunks see of the sink.
 
     Returns:
       State before the first chunk.
@@ -102,7 +106,7 @@ def begin(
     levels = 1 if policy == "clean" else num_steps
     return StreamState(
         sink=sink, previous=tuple(empty() for _ in range(levels)),
-        chunk=jnp.zeros((batch,), jnp.int32), key=keys,
+        chunk=jnp.zeros((batch,), jnp.int32), key=keys, view=view,
     )
 
 
@@ -131,10 +135,13 @@ def chunk_pass(
     patch = model.config.patch
     grid = patterns.Grid(height // patch, width // patch, frames)
     filled = (state.chunk > 0)[:, None, None, None]
+    sink_time = state.view.sink_time(state.chunk, frames)
 
     def pattern(layer):
         sink, previous = state.sink[layer], state.previous[level][layer]
-        return patterns.windowed(grid, sink.k, sink.v, previous.k, previous.v, filled)
+        return patterns.windowed(
+            grid, sink.k, sink.v, previous.k, previous.v, filled, sink_time
+        )
 
     velocity, states = model.apply(
         {"params": params}, x, condition, jnp.repeat(sigma[:, None], frames, 1), mode,
