@@ -23,6 +23,7 @@ EXTRAS = {
     "pipecat": ["pipecat-ai>=1.14,<1.15"],
     "browser": ["playwright>=1.50,<2"],
     "corpus": ["pocketsphinx>=5.0.4,<6"],
+    "fuzz": ["atheris>=3.0,<4"],
     "plots": ["matplotlib>=3.9,<4"],
     "evaluate": ["ai-edge-litert>=2.3,<3", "matplotlib>=3.9,<4"],
     "cuda": ["jax[cuda12]"],
