@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import pytest
 
 from tm_jax.data import characters
 from tm_jax.models import face
@@ -70,7 +71,8 @@ def test_a_change_arrives_where_it_was_cut():
     out = np.asarray(face.paste(change, jnp.zeros((1, 64, 64, 3)), square, box))
     np.testing.assert_allclose(out[0, 0], spot[0, 0], rtol=0, atol=0.03)
     whole = np.asarray(face.paste(jnp.ones_like(change), jnp.zeros((1, 64, 64, 3)), square, box))
-    assert whole[0, 0, 34, 31, 0] == 1 and whole[0, 0, :8].max() == 0 == whole[0, 0, :, :8].max()
+    assert whole[0, 0, 34, 31, 0] == pytest.approx(1)
+    assert whole[0, 0, :8].max() == 0 == whole[0, 0, :, :8].max()
 
 
 def test_coverage_is_the_share_of_each_cell():
