@@ -6,7 +6,7 @@ import pytest
 from tm_jax.evaluation import mfcc
 from tm_jax.evaluation import syncnet
 
-_RTOL = 1e-4  # Of the output's scale; measured 2e-6.
+_RTOL = 1e-4  # Of the output's scale.
 
 
 def _reference_cepstra(samples: np.ndarray) -> np.ndarray:

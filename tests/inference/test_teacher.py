@@ -17,7 +17,7 @@ from tm_jax.models import presets
 from tm_jax.training import rollouts
 from tm_jax.weights import files
 
-_ATOL = 2e-5  # Measured 3e-6 on latents of size 1.
+_ATOL = 2e-5  # On latents of size 1.
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_a_window_is_a_part_of_the_cached_rollout(students, policy, start):
     student = students[policy]
     found, x0 = student.window(start, False, [1, 1])
     expected = student.sampled[:, start * _C : (start + _W) * _C]
-    # Measured 1e-6.
+    # Float32, of numbers of size 1.
     np.testing.assert_allclose(x0, expected, rtol=0, atol=_ATOL)
     np.testing.assert_allclose(
         found.estimates.reshape(expected.shape), expected, rtol=0, atol=_ATOL
@@ -105,7 +105,7 @@ def test_after_true_chunks_a_window_equals_the_whole_clip(students, policy):
     found, x0 = student.window(2, True, exit_step)
     np.testing.assert_allclose(
         x0, found.estimates.reshape(x0.shape), rtol=0, atol=_ATOL
-    )  # Measured 5e-7.
+    )
     sigma = np.asarray(models.preset.sigmas, np.float32)[exit_step]
     np.testing.assert_array_equal(found.sigma, sigma)
     assert found.chunk.tolist() == [[2, 3]] * _B
@@ -127,7 +127,7 @@ def test_after_true_chunks_a_window_equals_the_whole_clip(students, policy):
         models, p, clip, seen, np.repeat(level[:, None], 2, 1), x,
         np.repeat(sigma[:, None], 3, 1),
     ))(student.params)
-    # Measured 1e-6.
+    # Float32, of numbers of size 1.
     np.testing.assert_allclose(x0[:, :_C], whole[:, -_C:], rtol=0, atol=_ATOL)
     own, _ = student.window(2, False, exit_step)
     assert np.abs(own.estimates - found.estimates).max() > 0.01
