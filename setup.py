@@ -9,6 +9,7 @@ EXTRAS = {
     "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
     "reference": [
         "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",
+        "accelerate>=1.10,<2",
     ],
     "text": ["tokenizers>=0.21,<0.24", "sentencepiece>=0.2,<0.3", "ftfy>=6.3,<7"],
     "serve": ["aiohttp>=3.10,<4", "prometheus_client>=0.21,<1"],
