@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from tm_jax.data import alignment
+from tm_jax.data import festival
 from tm_jax.data import speech
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
@@ -190,6 +191,10 @@ def _flite(text, voice, rng):
     return alignment.flite(text, voice, rng.uniform(0.85, 1.25), pitch_hz)
 
 
+def _festival(text, voice, rng):
+    return festival.speak(text, voice, rng.uniform(0.85, 1.2))
+
+
 def _espeak(text, voice, rng):
     rate, pitch, span = rng.uniform(125, 200), rng.uniform(25, 75), rng.uniform(35, 80)
     audio, phones, _ = alignment.espeak(text, voice, rate, pitch, span)
@@ -266,6 +271,21 @@ def _synthetic_jobs():
                     alignment="exact",
                 ),
             )  # fmt: skip
+    for voice, (_, package) in festival.VOICES.items():
+        if voice not in festival.installed():
+            logging.warning("festival_%s: skipped; install festival and %s.", voice, package)
+            continue
+        language = voice[:2]
+        jobs[f"festival_{voice}"] = (
+            functools.partial(
+                _speak, texts[language], voice, _MINUTES.value / len(festival.VOICES),
+                _SEED.value, _festival,
+            ),
+            dict(
+                language=language, source=package, licence=festival.LICENCES[voice],
+                alignment="exact",
+            ),
+        )  # fmt: skip
     for voice in _ESPEAK_VOICES:
         language = voice[:2]
         jobs[f"espeak_{voice}"] = (

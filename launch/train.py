@@ -50,6 +50,10 @@ _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. s
 _EXPORT = flags.DEFINE_string(
     "export", None, "Also write the published weights to this folder, in bfloat16."
 )
+_START = flags.DEFINE_string(
+    "start", None, "Weight file of the trained part to start from, e.g. the shipped "
+    "tm_jax/assets/nano/audio.safetensors to go on with other speech.",
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and stop.")
 
 
@@ -71,7 +75,7 @@ def main() -> None:
     common.cache_compilations()
     finished = run.train(
         preset, _STAGE.value, config, _WORKDIR.value, steps, loop_config, _EXPORT.value,
-        _NAME.value,
+        _NAME.value, _START.value,
     )
     folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or _STAGE.value)
     if finished:

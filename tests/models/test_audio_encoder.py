@@ -53,6 +53,20 @@ def test_log_mel_matches_librosa():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6)  # Measured 2e-7.
 
 
+def test_warps_move_formants_and_not_time():
+    time = np.arange(2 * _MARGIN + 3 * _FRAME) / 16000
+
+    def heard(hertz, warp=None):
+        tone = np.float32(0.1 * np.sin(2 * np.pi * hertz * time))[None]
+        index = None if warp is None else np.array([warp])
+        return np.asarray(encoder.log_mel(tone, 20, index)).reshape(3, 4, 20).mean((0, 1))
+
+    middle = len(encoder.WARPS) // 2
+    np.testing.assert_allclose(heard(1000, middle), heard(1000), rtol=0, atol=1e-5)
+    for warp, factor in enumerate(encoder.WARPS):
+        assert np.argmax(heard(1500, warp)) == np.argmax(heard(1500 * factor))
+
+
 def test_digital_silence_has_the_floor():
     out = encoder.log_mel(np.zeros((1, 2 * _MARGIN + _FRAME), np.float32), 20)
     np.testing.assert_allclose(out, (-7 + 2.5) / 2, rtol=1e-6)

@@ -40,10 +40,10 @@ _VOICELESS_STOPS = frozenset(speech.PHONE_ID[name] for name in "P T K CH".split(
 _SIL = speech.PHONE_ID["SIL"]
 
 # Name in the source -> our phone(s). A name that is missing here is an error.
-_FLITE = {name.lower(): name for name in speech.PHONES[1:41]}
-_FLITE |= {"pau": "SIL", "sil": "SIL", "ssil": "SIL", "h#": "SIL", "brth": "SIL"}
-_FLITE |= {"axr": "ER", "ix": "IH", "el": "AX L", "en": "AX N", "em": "AX M"}
-_FLITE |= {"dx": "D", "nx": "N", "hv": "HH"}
+FLITE = {name.lower(): name for name in speech.PHONES[1:41]}
+FLITE |= {"pau": "SIL", "sil": "SIL", "ssil": "SIL", "h#": "SIL", "brth": "SIL"}
+FLITE |= {"axr": "ER", "ix": "IH", "el": "AX L", "en": "AX N", "em": "AX M"}
+FLITE |= {"dx": "D", "nx": "N", "hv": "HH"}
 
 # espeak-ng 1.5x in IPA, after length marks and diacritics are removed. Nasal vowels
 # take the lips of their oral partners.
@@ -116,16 +116,31 @@ def flite(text, voice, stretch=1.0, pitch_hz=None):
         command += ["-t", text + " ", "-o", path]
         printed = subprocess.run(command, check=True, capture_output=True, text=True)
         audio = read_audio(path)
-    segments = re.findall(r"(\S+):([\d.]+)", printed.stdout)
-    if np.any(np.diff([float(end) for _, end in segments]) < 0):
+    ends = [(name, float(end)) for name, end in re.findall(r"(\S+):([\d.]+)", printed.stdout)]
+    if np.any(np.diff([end for _, end in ends]) < 0):
         raise Unalignable(f"flite split {text!r}.")
+    seconds = len(audio) / speech.SAMPLE_RATE
+    return audio, segments(ends, seconds, lambda name: ids(name, FLITE, "flite"))
+
+
+def segments(ends, seconds, phones_of):
+    """Phones that follow one another without a gap.
+
+    Args:
+      ends: (name, end in seconds) of every segment, in order.
+      seconds: Length of the sound.
+      phones_of: Function (name) -> ids, of which one segment may be several phones.
+
+    Returns:
+      Rows (start, end, id) that cover the sound.
+    """
     phones, start = [], 0.0
-    for name, end in segments:
-        end = min(float(end), len(audio) / speech.SAMPLE_RATE)
+    for name, end in ends:
+        end = min(end, seconds)
         if end > start:
-            phones += _divide(start, end, ids(name, _FLITE, "flite"))
+            phones += _divide(start, end, phones_of(name))
             start = end
-    return audio, _tile(phones, len(audio) / speech.SAMPLE_RATE)
+    return _tile(phones, seconds)
 
 
 # --- espeak-ng -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ The split goes by speaker, never by utterance, and is a rule on the speaker's na
   held_out  the LibriVox reader and the other small recordings of pocketsphinx-testdata,
             the Italian man (Carlo), the Russian speaker, and the flite voice "awb";
   train     everyone else: Allison in English and Spanish, June in French, the other
-            flite voices, and all espeak-ng variants.
+            flite voices, those of Festival, and all espeak-ng variants.
 """
 
 import dataclasses
@@ -33,6 +33,14 @@ PHONE_ID = {name: index for index, name in enumerate(PHONES)}
 _HELD_OUT = ("librivox_", "testdata_", "asterisk_it_", "asterisk_ru_", "flite_awb")
 SPLITS = ("train", "held_out")
 _INDEX = "corpus.json"
+
+
+_SYNTHESISERS = ("espeak", "flite", "festival")
+
+
+def synthesiser(speaker: str) -> str | None:
+    """The program that speaks, by a speaker's name; None for a recorded person."""
+    return next((name for name in _SYNTHESISERS if speaker.startswith(name)), None)
 
 
 def split_of(speaker):

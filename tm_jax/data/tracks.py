@@ -35,7 +35,8 @@ class Track:
 class Voices:
     """Draws tracks from the speakers of one split of a corpus.
 
-    Recorded voices are drawn as often as synthetic ones together, however few they are.
+    Recorded people are drawn as often as all synthesisers together, however few they are, and
+    every synthesiser as often as any other.
     """
 
     def __init__(self, folder: str, split: str):
@@ -49,13 +50,7 @@ class Voices:
             raise ValueError(
                 f"{folder}: no {split} speakers; build a corpus with launch/corpus.py."
             )
-        human = np.array(
-            [not s.name.startswith(("espeak", "flite")) for s in self.speakers], float
-        )
-        minutes = np.array([len(s.audio) for s in self.speakers], float)
-        parts = [minutes * human, np.sqrt(minutes) * (1 - human)]
-        parts = [p / p.sum() for p in parts if p.sum() > 0]
-        self._weights = sum(parts) / len(parts)
+        self._weights = _shares(self.speakers)
 
     def draw(self, rng: np.random.Generator, num_frames: int, vary: float = 0.12) -> Track:
         """A track of one random voice.
@@ -67,6 +62,16 @@ class Voices:
         """
         speaker = self.speakers[rng.choice(len(self.speakers), p=self._weights)]
         return track(speaker, rng, num_frames, vary)
+
+
+def _shares(speakers) -> np.ndarray:
+    """Probability of every speaker: within a kind by the square root of its minutes."""
+    kinds = [speech.synthesiser(s.name) for s in speakers]
+    programs = len(set(kinds) - {None})
+    length = np.sqrt([len(s.audio) for s in speakers])
+    total = {k: sum(n for n, kind in zip(length, kinds) if kind == k) for k in kinds}
+    shares = [n / total[k] * (1 if k else max(programs, 1)) for n, k in zip(length, kinds)]
+    return np.array(shares) / sum(shares)
 
 
 def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0) -> Track:

@@ -16,7 +16,6 @@ from tm_jax.data import tracks
 from tm_jax.evaluation import mouth
 
 _FIRST = 500  # Number of the first held-out character.
-_SYNTHETIC = ("espeak", "flite")
 _SHUT = 1e-3  # True opening below which lips are shut.
 _NOISE_LEVEL = 0.006  # 20 dB below speech.
 _FPS = timing_lib.Timing().fps
@@ -145,7 +144,7 @@ def make(
 
 def is_synthetic(speaker: speech.Speaker) -> bool:
     """Whether a machine speaks."""
-    return speaker.name.startswith(_SYNTHETIC)
+    return speech.synthesiser(speaker.name) is not None
 
 
 def room(index: int, frames: int) -> np.ndarray:

@@ -27,6 +27,8 @@ class AudioStageConfig:
       batch: Tracks per step.
       frames: Video frames per track.
       quiet: Fraction of tracks without speech, with noise only.
+      vary: Largest relative change of speed and pitch.
+      warp: Whether formants are moved at random (`encoder.WARPS`).
       optimizer: Optimiser.
     """
 
@@ -34,6 +36,8 @@ class AudioStageConfig:
     batch: int = 24
     frames: int = 100
     quiet: float = 0.08
+    vary: float = 0.12
+    warp: bool = True
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=2e-3, weight_decay=0.05, ema_decay=0.99
     )
@@ -51,7 +55,7 @@ def example(voices, config, audio, rng, clean=False) -> dict:
         sound = tracks.noise(rng, total * encoder.FRAME) * 10 ** rng.uniform(-4, -1.5)
         track = tracks.Track(sound, np.zeros((total, 6), np.float32), np.zeros(total, np.float32))
     else:
-        track = voices.draw(rng, total, 0.0 if clean else 0.12)
+        track = voices.draw(rng, total, 0.0 if clean else config.vary)
         sound = track.audio if clean else tracks.damage(rng, track.audio)
     kept = slice(before, before + config.frames)
     return {
@@ -77,7 +81,10 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
         return model.init(key, dummy, method=model.train)["params"]
 
     def loss(params, frozen, batch, key):
-        out = model.apply({"params": params}, batch["samples"], method=model.train)
+        warp = None
+        if config.warp:
+            warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
+        out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
         mouth, voice = out[..., :-1], out[..., -1]
         error = jnp.square(mouth - batch["mouth"]) * _WEIGHTS
         active = batch["active"]

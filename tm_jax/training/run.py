@@ -3,8 +3,11 @@
 import dataclasses
 import os
 
+import jax
+
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.parallel import rules
 from tm_jax.training import audio_stage
 from tm_jax.training import distill_stage
 from tm_jax.training import latents
@@ -121,9 +124,17 @@ def _make_distill(models, params, settings, workdir):
     )
 
 
+def _from(built: loop.Stage, path: str) -> loop.Stage:
+    """The stage with the weights of a file as its start."""
+    boxed = jax.eval_shape(built.init, jax.random.key(0))
+    values = files.load(path, rules.unbox(boxed))
+    return dataclasses.replace(built, init=lambda key: rules.box_like(boxed, values))
+
+
 def train(
     preset: presets.Preset, stage: str, settings, workdir: str, steps: int,
     loop_config: loop.LoopConfig, export: str | None = None, name: str | None = None,
+    start: str | None = None,
 ) -> bool:
     """Trains a stage and publishes its weights in the work directory.
 
@@ -143,12 +154,15 @@ def train(
       Whether the stage is finished.
 
     Raises:
-      FileNotFoundError: An earlier stage is missing.
-      ValueError: Settings that do not fit the preset or the folder.
+      FileNotFoundError: An earlier stage, or `start`, is missing.
+      ValueError: Settings that do not fit the preset or the folder; `start` is no weights of
+        this part.
     """
     os.makedirs(workdir, exist_ok=True)
     name = name or stage
     built = dataclasses.replace(make(preset, stage, settings, workdir), name=name)
+    if start:
+        built = _from(built, start)
     result = loop.run(built, workdir, steps, loop_config)
     if result is None:
         return False

@@ -13,6 +13,7 @@ from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.models.vae import config as vae_config
 from tm_jax.models.wan import preconditioning
+from tm_jax.parallel import rules
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
@@ -86,12 +87,7 @@ def flow_loss(models: networks.Models, params, batch, x0, sigma, noise, windows,
 
 def boxed(models: networks.Models, values: dict):
     """Parameters of the transformer from an earlier stage, boxed with their logical axes."""
-    shapes = jax.eval_shape(lambda: models.init("dit", jax.random.key(0)))
-    is_box = lambda x: hasattr(x, "replace_boxed")
-    return jax.tree.map(
-        lambda b, v: b.replace_boxed(jnp.asarray(v)) if is_box(b) else jnp.asarray(v),
-        shapes, values, is_leaf=is_box,
-    )
+    return rules.box_like(jax.eval_shape(lambda: models.init("dit", jax.random.key(0))), values)
 
 
 def stream(one: Callable, count: int, batch: int, seed: int) -> grain.IterDataset:

@@ -22,6 +22,8 @@ _HOP = 160
 _WINDOW = 400
 MARGIN = (_WINDOW - _HOP) // 2  # samples that an analysis window reaches past its hop
 _FLOOR = 1e-7
+# Factors on the frequencies of a voice in training, evenly on a logarithmic scale.
+WARPS = tuple(float(warp) for warp in np.geomspace(1 / 1.22, 1.22, 9))
 
 
 @functools.cache
@@ -36,12 +38,26 @@ def _bases(mels: int):
     return basis.astype(np.float32), filters.T.astype(np.float32)
 
 
-def log_mel(samples: jax.Array, mels: int) -> jax.Array:
+@functools.cache
+def _warped(mels: int):
+    """The mel filters for voices whose formants lie at other frequencies, [K, 257, mels]."""
+    _, filters = _bases(mels)
+    at = np.arange(len(filters))
+    return np.stack([
+        np.stack([np.interp(at * warp, at, column, right=0.0) for column in filters.T], 1)
+        for warp in WARPS
+    ]).astype(np.float32)  # fmt: skip
+
+
+def log_mel(samples: jax.Array, mels: int, warp: jax.Array | None = None) -> jax.Array:
     """Log-mel spectrum, four hops of 10 ms stacked per video frame.
 
     Args:
       samples: Speech in -1..1 at 16 kHz, [B, MARGIN + 640 n + MARGIN].
       mels: Mel bands.
+      warp: Index into `WARPS` for every clip, int [B]: hears a voice with all its
+        frequencies times that factor, as from a shorter or longer vocal tract (Jaitly and
+        Hinton 2013).
 
     Returns:
       [B, n, 4 * mels], about zero mean and unit size for speech at a usual level.
@@ -59,7 +75,8 @@ def log_mel(samples: jax.Array, mels: int) -> jax.Array:
     index = np.arange(hops)[:, None] * _HOP + np.arange(_WINDOW)
     spectrum = samples[:, index] @ basis  # [B, hops, 514]
     cosine, sine = jnp.split(spectrum, 2, -1)
-    power = (jnp.square(cosine) + jnp.square(sine)) @ filters
+    power = jnp.square(cosine) + jnp.square(sine)
+    power = power @ (filters if warp is None else jnp.asarray(_warped(mels))[warp])
     level = jnp.log10(jnp.maximum(power, _FLOOR))
     return (level.reshape(samples.shape[0], -1, 4 * mels) + 2.5) / 2.0
 
@@ -88,17 +105,18 @@ class AudioEncoder(nn.Module):
         self.out = linear.Dense(c.features, (None, None), dtype)
         self.labels = linear.Dense(c.outputs, (None, None), dtype)
 
-    def __call__(self, samples: jax.Array) -> jax.Array:
+    def __call__(self, samples: jax.Array, warp: jax.Array | None = None) -> jax.Array:
         """Features of the frames whose whole receptive field lies in `samples`.
 
         Args:
           samples: [B, MARGIN + 640 (history + n + future) + MARGIN] at 16 kHz.
+          warp: As in `log_mel`; None hears voices as they are.
 
         Returns:
           [B, n, U].
         """
         c = self.config
-        x = nn.gelu(self.stem(log_mel(samples, c.mels)))  # [B, history + n + future, width]
+        x = nn.gelu(self.stem(log_mel(samples, c.mels, warp)))  # [B, history + n + future, width]
         taps = c.past + 1 + c.future
         frames = x.shape[1] - taps + 1
         around = jnp.concatenate([x[:, i : i + frames] for i in range(taps)], -1)
@@ -114,9 +132,9 @@ class AudioEncoder(nn.Module):
         """Training labels from features: mouth columns, then a voice-activity logit."""
         return self.labels(features)
 
-    def train(self, samples: jax.Array) -> jax.Array:
+    def train(self, samples: jax.Array, warp: jax.Array | None = None) -> jax.Array:
         """`predict` of `__call__`; touches every parameter."""
-        return self.predict(self(samples))
+        return self.predict(self(samples, warp))
 
 
 def _normalise(x):
