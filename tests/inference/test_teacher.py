@@ -100,6 +100,20 @@ def test_parts_of_a_folder_replace_those_of_a_bundle(bundle, tmp_path):
         variants.with_parts(bundle, str(tmp_path / "none"))
 
 
+def test_a_student_of_a_folder_samples_as_it_was_trained(bundle, tmp_path):
+    facts = presets.StudentConfig(num_steps=4, policy="per_step", sink=False).facts
+    path = str(tmp_path / "dit.safetensors")
+    files.save(path, bundle.params["dit"], "float32", preset="pico", **facts)
+    student = variants.with_parts(bundle, str(tmp_path)).preset.student
+    assert (student.num_steps, student.policy, student.sink) == (4, "per_step", False)
+    assert (student.positions, student.temperature) == (
+        "window", bundle.preset.student.temperature
+    )
+    files.save(path, bundle.params["dit"], "float32", preset="pico", num_steps="two")
+    with pytest.raises(ValueError, match="num_steps must be a number, got 'two'"):
+        variants.with_parts(bundle, str(tmp_path))
+
+
 def test_another_sampler_of_the_student(bundle):
     changed = variants.with_student(bundle, num_steps=1, policy="per_step")
     assert changed.preset.sigmas == (1.0,) and changed.preset.student.policy == "per_step"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,6 +105,25 @@ def test_an_exported_student_says_what_it_was_trained_for(workdir):
         "preset": "pico", "stage": "distill", "num_steps": "2", "policy": "clean"
     }
     assert files.facts(os.path.join(workdir, "export", "vae.safetensors")) == {"preset": "pico"}
+
+
+def test_a_stage_starts_from_a_weight_file(workdir, preset):
+    settings = [*_SETTINGS["locator"], "optimizer.learning_rate=0"]
+    config = overrides.apply(run.config("locator", "corpus"), settings)
+    start = os.path.join(workdir, "locator", "locator.safetensors")
+    assert run.train(preset, "locator", config, workdir, 1, _LOOP, name="again", start=start)
+    expected, shapes = files.facts(start), networks.shapes(networks.models(preset))["locator"]
+    again = os.path.join(workdir, "again", "locator.safetensors")
+    assert files.facts(again) == expected
+    for a, b in zip(*(jax.tree.leaves(files.load(p, shapes)) for p in (start, again))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_start_of_another_part_is_refused(workdir, preset):
+    config = overrides.apply(run.config("locator", "corpus"), _SETTINGS["locator"])
+    start = os.path.join(workdir, "audio", "audio.safetensors")
+    with pytest.raises(ValueError, match="does not fit this preset"):
+        run.train(preset, "locator", config, workdir, 1, _LOOP, name="other", start=start)
 
 
 def test_the_motion_stage_measures_its_samples(workdir):

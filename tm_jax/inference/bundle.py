@@ -142,7 +142,7 @@ def stream_key(seed: int, chunk: int = 0) -> np.ndarray:
 
 
 def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bundle:
-    """Loads a preset.
+    """Loads a preset; the student samples in the way that its weights say it was trained for.
 
     Programs that were compiled by an earlier process are loaded in the background, while
     weights are read.
@@ -162,7 +162,7 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bu
         fit it.
       FileNotFoundError: No such weights.
     """
-    models = networks.models(presets.get(preset))
+    found = presets.get(preset)
     folder = weights or networks.shipped(preset)
     if not os.path.isdir(folder):
         where = "--weights" if weights else "the package"
@@ -170,12 +170,11 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bu
             f"{where}: {folder} is not a folder with weights of preset {preset}; train them "
             "with launch/train.py, or use preset nano, whose weights come with the package."
         )
+    paths = {part: os.path.join(folder, f"{part}.safetensors") for part in networks.PARTS}
+    models = networks.models(found.trained(files.facts(paths["dit"])))
     _programs(models).preload(batch)
     shapes = _shapes(models)
-    params = {
-        part: files.load(os.path.join(folder, f"{part}.safetensors"), shapes[part])
-        for part in networks.PARTS
-    }
+    params = {part: files.load(path, shapes[part]) for part, path in paths.items()}
     return Bundle(models, jax.device_put(params))
 
 

@@ -13,6 +13,8 @@ from tm_jax.weights import files
 def with_parts(bundle: bundle_lib.Bundle, folder: str) -> bundle_lib.Bundle:
     """The bundle with the parts that a folder holds: that of a stage of training, say.
 
+    A student among them samples in the way that its file says it was trained for.
+
     Raises:
       FileNotFoundError: The folder holds none of `networks.PARTS`.
       ValueError: Files that do not fit the preset.
@@ -24,7 +26,12 @@ def with_parts(bundle: bundle_lib.Bundle, folder: str) -> bundle_lib.Bundle:
         raise FileNotFoundError(f"{folder}: expected one or more of {names}.")
     shapes = networks.shapes(bundle.models)
     params = {part: files.load(path, shapes[part]) for part, path in found.items()}
-    return dataclasses.replace(bundle, params={**bundle.params, **jax.device_put(params)})
+    models = bundle.models
+    if "dit" in found:
+        models = networks.models(bundle.preset.trained(files.facts(found["dit"])))
+    return dataclasses.replace(
+        bundle, models=models, params={**bundle.params, **jax.device_put(params)}
+    )
 
 
 def with_student(bundle: bundle_lib.Bundle, **changes) -> bundle_lib.Bundle:

@@ -43,6 +43,16 @@ class StudentConfig:
         """What chunks see of the sink."""
         return dit_config.View(sink=self.sink, positions=self.positions)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a weight file says of a student that was trained so; `Preset.trained` reads it."""
+        facts = {"num_steps": str(self.num_steps), "policy": self.policy}
+        if not self.sink:
+            facts["sink"] = "no"
+        if self.positions != "window":
+            facts["positions"] = self.positions
+        return facts
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -113,6 +123,23 @@ class Preset:
         }
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
+
+    def trained(self, facts: dict[str, str]):
+        """This preset with the sampler that weights were trained for.
+
+        Args:
+          facts: What their file says, `StudentConfig.facts` among it; what is not said stays.
+
+        Raises:
+          ValueError: A sampler that does not exist.
+        """
+        steps = facts.get("num_steps")
+        if steps is not None and not steps.isdigit():
+            raise ValueError(f"num_steps must be a number, got {steps!r}.")
+        return self.with_student(
+            steps and int(steps), facts.get("policy"),
+            False if facts.get("sink") == "no" else None, facts.get("positions"),
+        )
 
     @property
     def lookahead_s(self) -> float:

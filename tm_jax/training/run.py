@@ -169,12 +169,7 @@ def train(
     part = _TRAINS[stage]
     facts = {"preset": preset.name, "stage": stage}
     if stage in _STUDENTS:
-        sampler = _sampled(preset, settings).student
-        facts |= {"num_steps": str(sampler.num_steps), "policy": sampler.policy}
-        if not sampler.sink:
-            facts["sink"] = "no"
-        if sampler.positions != "window":
-            facts["positions"] = sampler.positions
+        facts |= _sampled(preset, settings).student.facts
     # float32 here, so that a later stage starts from exactly what was trained.
     files.save(_published(workdir, name, part), result, "float32", **facts)
     if export:

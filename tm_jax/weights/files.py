@@ -1,5 +1,6 @@
 """Safetensors files of our own parameter trees."""
 
+import contextlib
 import json
 import os
 
@@ -34,9 +35,27 @@ def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
 
 
 def facts(path: str) -> dict[str, str]:
-    """The strings that `save` put beside the tensors of a file."""
-    with safetensors.safe_open(path, "numpy") as file:
+    """The strings that `save` put beside the tensors of a file.
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: Not a safetensors file.
+    """
+    with _explained(path), safetensors.safe_open(path, "numpy") as file:
         return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _explained(path: str):
+    """Says in words what is wrong with a file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such weight file.")
+    try:
+        yield
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path}: expected a complete safetensors file ({error}); copy it again."
+        ) from error
 
 
 def load(path: str, expected, dtype=jnp.float32) -> dict:
@@ -54,14 +73,8 @@ def load(path: str, expected, dtype=jnp.float32) -> dict:
       FileNotFoundError: No such file.
       ValueError: Not a safetensors file, or other names or shapes than expected.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such weight file.")
-    try:
+    with _explained(path):
         flat = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(
-            f"{path}: expected a complete safetensors file ({error}); copy it again."
-        ) from error
     shapes = {k: tuple(v.shape) for k, v in trees.flatten(expected).items()}
     missing, extra = sorted(shapes.keys() - flat.keys()), sorted(flat.keys() - shapes.keys())
     if missing or extra:
