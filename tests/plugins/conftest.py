@@ -17,13 +17,14 @@ class Session:
     Attributes:
       calls: Names of the methods that were called.
       threads: Identifiers of the threads that called them.
+      others: What the other party said, one array a chunk.
       wait: Called in every `pull`.
     """
 
     fps, chunk_frames = 25, 12
 
     def __init__(self, lookahead=3200, size=4):
-        self.calls, self.threads = [], set()
+        self.calls, self.threads, self.others = [], set(), []
         self.lookahead, self.size = lookahead, size
         self.wait = lambda: None
         self._sound = np.zeros(0, np.float32)
@@ -37,6 +38,11 @@ class Session:
         self._called("push_audio")
         assert samples.dtype == np.float32 and samples.ndim == 1
         self._sound = np.concatenate([self._sound, samples])
+
+    def push_other(self, samples):
+        self._called("push_other")
+        assert samples.dtype == np.float32
+        self.others.append(samples)
 
     def set_mode(self, mode):
         assert mode in session.MODES

@@ -80,6 +80,34 @@ def test_without_speech_it_listens_in_frames_without_sound(fake):
     assert all(p.sound is None and not p.ended and not p.frame[1, 0, 0] for p in pieces)
 
 
+def test_a_chunk_hears_the_newest_of_the_other_party(fake):
+    async def work(avatar):
+        pieces = avatar.pieces()
+        await _take(pieces, 1)
+        for level in np.linspace(0.1, 0.9, 10):  # A second: more than a chunk is long.
+            avatar.hear(np.full(4800, level, np.float32), 48000)
+        await _take(pieces, 24)
+
+    _run(fake, work)
+    heard = next(other for other in fake.others if other.any())
+    assert len(heard) == 12 * 640
+    # The last 0.48 s, apart from what the filter holds back.
+    assert heard[100] == pytest.approx(0.55, abs=0.03)
+    assert heard[-200] == pytest.approx(0.9, abs=0.03)
+    assert fake.calls.count("push_other") < fake.calls.count("pull")  # Silence is not pushed.
+
+
+def test_a_preset_that_hears_nobody_else_is_left_alone(fake):
+    async def run():
+        avatar = avatar_lib.Avatar(fake, _LOOKAHEAD_S, hears=False)
+        avatar.hear(np.ones(16000, np.float32), 16000)
+        await _take(avatar.pieces(), 13)
+        await avatar.close()
+
+    asyncio.run(run())
+    assert "push_other" not in fake.calls
+
+
 def test_a_beginning_waits_for_a_whole_chunk_but_only_for_one(fake):
     async def work(avatar):
         pieces = avatar.pieces()

@@ -85,6 +85,14 @@ def test_frames_come_at_25_a_second_also_without_speech(fake):
     assert 10 <= count <= 27 and not _sound(frames).any()  # Fewer on a busy machine.
 
 
+def test_the_user_is_heard_and_passed_on(fake):
+    data = resampling.to_pcm16(np.full(8000, 0.5, np.float32))
+    user = pipecat_frames.InputAudioRawFrame(audio=data, sample_rate=16000, num_channels=1)
+    frames = _run(fake, user, utils.SleepFrame(0.8))
+    assert "InputAudioRawFrame" in _kinds(frames)
+    assert any(np.median(other) == pytest.approx(0.5, abs=0.01) for other in fake.others)
+
+
 def test_an_interruption_passes_and_silences(fake):
     frames = _run(
         fake, _speech(5), pipecat_frames.TTSStoppedFrame(), utils.SleepFrame(0.6),

@@ -49,6 +49,8 @@ class _Filling:
       sound: What people hear, int16 [samples of a chunk].
       speech: Samples of `sound` that were pushed; the rest is silence.
       open: Whether more of the same utterance will come.
+      other: What the other party said meanwhile, float32 [samples of a chunk] at 16 kHz; None
+        if it was silent.
     """
 
     generation: int
@@ -56,6 +58,7 @@ class _Filling:
     sound: np.ndarray
     speech: int
     open: bool
+    other: np.ndarray | None
 
 
 class _Samples:
@@ -98,13 +101,16 @@ class _Samples:
 class Avatar:
     """One character in real time. All methods are called in one event loop."""
 
-    def __init__(self, session: Any, lookahead_s: float, *, rate: int = 24000):
+    def __init__(
+        self, session: Any, lookahead_s: float, *, rate: int = 24000, hears: bool = True
+    ):
         """Takes a session over; a thread of the avatar's own calls it from now on.
 
         Args:
           session: An `inference.session.Session`, or whatever has its methods.
           lookahead_s: Sound beyond a chunk that the session needs to know.
           rate: Samples per second, in and out; a multiple of the frame rate.
+          hears: Whether the session can hear another party.
 
         Raises:
           ValueError: A rate of which no whole number of samples fits a frame.
@@ -121,6 +127,7 @@ class Avatar:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tm_jax_avatar")
         self._resampler = resampling.Resampler(rate, _MODEL_RATE)
         self._sound, self._heard = _Samples(), _Samples()  # for people, for the models
+        self._hears, self._other, self._other_rate = hears, _Samples(), 0
         self._room = asyncio.Event()
         self._room.set()
         self._took_s: collections.deque[float] = collections.deque([0.0], maxlen=_RECENT)
@@ -144,9 +151,28 @@ class Avatar:
         from tm_jax.inference import session  # Brings JAX in.
 
         live = session.Session(bundle, picture, seed=seed)
-        return cls(live, bundle.preset.lookahead_s, rate=rate)
+        preset = bundle.preset
+        return cls(live, preset.lookahead_s, rate=rate, hears=preset.motion is not None)
 
     # Speech in.
+
+    def hear(self, samples: np.ndarray, rate: int) -> None:
+        """Appends live sound of the other party, whom the avatar answers while it listens.
+
+        A chunk hears the newest sound, as much as it is long; what is older is let go. Presets
+        that cannot hear another party ignore it.
+
+        Args:
+          samples: float32 [n] in -1..1, mono; any n.
+          rate: Samples per second; may change at any time.
+        """
+        if self._closed or not self._hears:
+            return
+        if rate != self._other_rate:
+            self._other_resampler = resampling.Resampler(rate, _MODEL_RATE)
+            self._other_rate = rate
+        self._other.append(self._other_resampler.push(samples))
+        self._other.drop(max(0, len(self._other) - self._model_step))
 
     async def push(self, samples: np.ndarray) -> None:
         """Appends speech; waits while minutes of it are waiting.
@@ -269,7 +295,9 @@ class Avatar:
 
     async def _chunk(self, filling: _Filling) -> tuple[_Filling, np.ndarray]:
         started = time.monotonic()
-        frames = await self._call(self._make, filling.window, filling.speech > 0)
+        frames = await self._call(
+            self._make, filling.window, filling.speech > 0, filling.other
+        )
         self._took_s.append(time.monotonic() - started)
         return filling, frames
 
@@ -292,17 +320,24 @@ class Avatar:
         self._room.set()
         self._speaking = speech > 0 and (self._open or len(self._sound) > 0)
         pcm = np.frombuffer(resampling.to_pcm16(sound), "<i2")
+        other = self._other.peek(self._model_step)
+        self._other.clear()
         return _Filling(
             self._generation, np.pad(window, (0, self._model_window - len(window))),
             np.pad(pcm, (0, self._step - len(pcm))), speech, self._speaking,
+            np.pad(other, (self._model_step - len(other), 0)) if len(other) else None,
         )
 
-    def _make(self, window: np.ndarray, speaking: bool) -> np.ndarray:
+    def _make(
+        self, window: np.ndarray, speaking: bool, other: np.ndarray | None = None
+    ) -> np.ndarray:
         """Runs the session on one chunk; called in the avatar's thread."""
         session = self._session
         session.set_mode("speak" if speaking else "listen")
         session.interrupt()  # The look-ahead of the last chunk is known better by now.
         session.push_audio(window)
+        if other is not None:
+            session.push_other(other)
         chunk = session.pull()
         if chunk is None:
             raise RuntimeError(

@@ -3,6 +3,9 @@
   face = pipecat.AvatarVideoService(avatar.Avatar.open(bundle, picture))
   pipeline = Pipeline([transport.input(), stt, llm, tts, face, transport.output()])
 
+Sound of the user that reaches the service (speech recognition passes it on by default) makes the
+avatar nod and look while it listens.
+
 The transport needs `video_out_enabled=True, video_out_is_live=True, video_out_framerate=25`
 and the preset's size. Needs the extra `pipecat`.
 """
@@ -86,7 +89,10 @@ class AvatarVideoService(ai_service.AIService):
         if isinstance(frame, pipecat_frames.TTSStoppedFrame):
             await self._stop_speaking(frame)
             return
-        if isinstance(frame, pipecat_frames.TTSStartedFrame):
+        if isinstance(frame, pipecat_frames.InputAudioRawFrame):
+            samples = resampling.from_pcm16(frame.audio, frame.num_channels)
+            self._avatar.hear(samples, frame.sample_rate)
+        elif isinstance(frame, pipecat_frames.TTSStartedFrame):
             await self.start_ttfb_metrics()
         elif isinstance(frame, pipecat_frames.InterruptionFrame):
             self._stops.clear()
