@@ -11,7 +11,6 @@ from absl import app
 from tm_jax.evaluation import tables
 
 _FOLDER = pathlib.Path(__file__).parent
-_BEGIN, _END = "<!-- table -->", "<!-- end -->"
 _REFERENCE = "full"
 # Key, words, digits, and whether it is a share in per cent.
 _COLUMNS = (
@@ -137,11 +136,8 @@ def render(folder: pathlib.Path) -> str:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    readme = _FOLDER / "README.md"
-    before, rest = readme.read_text().split(_BEGIN)
-    _, after = rest.split(_END)
     text = render(_FOLDER / "results")
-    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    tables.put(_FOLDER / "README.md", text)
     print(text)
 
 

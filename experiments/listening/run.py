@@ -35,7 +35,6 @@ from tm_jax.training import motion_stage
 from tm_jax.weights import files
 
 _FOLDER = pathlib.Path(__file__).parent
-_BEGIN, _END = "<!-- table -->", "<!-- end -->"
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Folder of weights; the shipped ones by default.")
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")
@@ -244,10 +243,7 @@ def main(argv):
     text = render(json.loads(pathlib.Path(_OUT.value).read_text()))
     print(text)
     if pathlib.Path(_OUT.value).parent == _FOLDER:
-        readme = _FOLDER / "README.md"
-        before, rest = readme.read_text().split(_BEGIN)
-        _, after = rest.split(_END)
-        readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+        tables.put(_FOLDER / "README.md", text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from absl import app
 
 from tm_jax.core import trees
+from tm_jax.evaluation import tables
 from tm_jax.models import presets
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
@@ -88,11 +89,7 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     results = {name: measure(name) for name in _NAMES}
     (_FOLDER / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    readme = _FOLDER / "README.md"
-    begin, end = "<!-- table -->\n", "\n<!-- end -->"
-    before, rest = readme.read_text().split(begin)
-    after = rest.split(end)[1]
-    readme.write_text(before + begin + table(results) + end + after)
+    tables.put(_FOLDER / "README.md", table(results))
     print(table(results))
 
 

@@ -1,7 +1,9 @@
 """Results as Markdown: numbers, shares and tables, and the tables of an evaluation."""
 
+import pathlib
 from collections.abc import Callable
 
+_BEGIN, _END = "<!-- table -->", "<!-- end -->"
 NONE = "–"
 
 _NAMES = {
@@ -15,6 +17,20 @@ _LOOKS = {
     "likeness": "correlation of the upper face",
     "sharpness": "sharpness of the face over the reference's",
 }
+
+
+def put(readme: pathlib.Path, text: str) -> None:
+    """Puts a text between the markers of a page.
+
+    Raises:
+      ValueError: The page does not have them once each.
+    """
+    page = readme.read_text()
+    if page.count(_BEGIN) != 1 or page.count(_END) != 1:
+        raise ValueError(f"{readme} must have {_BEGIN} and {_END} once each.")
+    before, rest = page.split(_BEGIN)
+    _, after = rest.split(_END)
+    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
 def number(value: float | None, digits: int = 2) -> str:
