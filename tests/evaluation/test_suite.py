@@ -162,6 +162,20 @@ def test_plots(results, tmp_path):
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.parametrize("spread", [0.1, None])  # A single other run has no spread.
+def test_a_plot_of_a_long_stream(tmp_path, spread):
+    pytest.importorskip("matplotlib")
+    from tm_jax.evaluation import plots
+
+    looks = plots._LOOKS
+    long = {
+        "seconds": 60.0, "curves": {key: [1.0, 1.1, 0.9] for key in looks},
+        "runs": {key: {"mean": 1.0, "spread": spread} for key in looks},
+    }
+    assert plots.endurance(tmp_path / "long.png", {"arms": {"student": {"long": long}}})
+    assert (tmp_path / "long.png").stat().st_size > 1000
+
+
 def test_settings_that_cannot_be_are_explained():
     with pytest.raises(ValueError, match="twice window_s"):
         suite.Config(size=64, long_seconds=60, window_s=60)

@@ -105,6 +105,8 @@ def endurance(path: str | os.PathLike, results: dict) -> bool:
             axis.plot(minutes, values, label=name, linewidth=1)
             if "runs" in long:
                 mean, spread = (long["runs"][key][k] for k in ("mean", "spread"))
+                if spread is None:  # One run has none.
+                    continue
                 axis.axhspan(mean - 2 * spread, mean + 2 * spread, color="0.92")
         axis.set(xlabel="minutes")
         axis.set_title(key.replace("_", " "), fontsize=9)

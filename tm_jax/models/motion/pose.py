@@ -17,6 +17,7 @@ _PARALLAX = 0.1  # half widths of the face
 _NECK = 1.2  # half heights of the face, below its centre
 _BREATH = 0.012  # picture heights
 _BOX = 1.03  # half widths of a face in its box
+_TAPS = (-1, 0, 1, 2)
 
 
 def warp(frames: jax.Array, pose: jax.Array, box: jax.Array) -> jax.Array:
@@ -34,7 +35,7 @@ def warp(frames: jax.Array, pose: jax.Array, box: jax.Array) -> jax.Array:
 
     def one(frame, pose, box):
         y, x = _source(pose, box, height, width)
-        return _bilinear(frame, y, x)
+        return _cubic(frame, y, x)
 
     return jax.vmap(jax.vmap(one, (0, 0, None)))(frames, pose, box)
 
@@ -63,13 +64,24 @@ def _source(pose, box, height, width):
     return rows * height - 0.5, jnp.broadcast_to(columns, rows.shape) * width - 0.5
 
 
-def _bilinear(frame, y, x):
+def _cubic(frame, y, x):
+    """Catmull-Rom interpolation: bilinear sampling takes a quarter of the fine detail."""
     height, width, channels = frame.shape
     y, x = jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
-    row = jnp.minimum(y.astype(jnp.int32), height - 2)
-    column = jnp.minimum(x.astype(jnp.int32), width - 2)
-    a, b = (y - row)[..., None], (x - column)[..., None]
-    flat, at = frame.reshape(-1, channels), row * width + column
-    top = flat[at] * (1 - b) + flat[at + 1] * b
-    bottom = flat[at + width] * (1 - b) + flat[at + width + 1] * b
-    return top * (1 - a) + bottom * a
+    row, column = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+    columns = [jnp.clip(column + i, 0, width - 1) for i in _TAPS]
+    across, down = _catmull_rom(x - column), _catmull_rom(y - row)
+    flat, found = frame.reshape(-1, channels), 0.0
+    for i, weight in zip(_TAPS, down):
+        start = jnp.clip(row + i, 0, height - 1) * width
+        line = sum(flat[start + at] * w[..., None] for at, w in zip(columns, across))
+        found += line * weight[..., None]
+    return found
+
+
+def _catmull_rom(t):
+    """Weights of four neighbours for a place t in 0..1 between the middle two."""
+    return (
+        t * (-0.5 + t * (1.0 - 0.5 * t)), 1.0 + t * t * (1.5 * t - 2.5),
+        t * (0.5 + t * (2.0 - 1.5 * t)), t * t * (0.5 * t - 0.5),
+    )
