@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most tests wait for the compiler rather than for what it makes: a third less time.
+jax.config.update("jax_disable_most_optimizations", True)
 
-_MAPPINGS = 15000
+_MAPPINGS = 40000
 
 # Equal programs are compiled once per run. JAX_COMPILATION_CACHE_DIR keeps them for longer.
 _OWN_CACHE = None
@@ -49,17 +51,6 @@ def few_mappings():
     if count > _MAPPINGS:
         jax.clear_caches()
         gc.collect()
-
-
-@pytest.fixture(scope="module")
-def rough_programs():
-    """Compiles with few optimisations, in half the time.
-
-    For modules that wait for the compiler rather than for what it makes.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_parameters(shapes, seed=0):

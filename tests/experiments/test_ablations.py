@@ -19,7 +19,6 @@ from tm_jax.training import run
 from tm_jax.weights import files
 
 _FRAMES, _CHUNK, _WINDOW = 240, 12, 24
-pytestmark = pytest.mark.usefixtures("rough_programs")
 
 
 def _latents(lower):

@@ -13,7 +13,7 @@ _SIZE = 128
 
 
 @pytest.fixture(scope="module")
-def scene(rough_programs):
+def scene():
     """A character at rest and in five poses, as drawn; and the box of its face."""
     character = characters.stack([characters.sample(3, "flat")])
     at = motion_lib.COLUMNS.index

@@ -19,8 +19,6 @@ from tm_jax.training import latents as latents_lib
 from tm_jax.training import run
 from tm_jax.training import turns
 
-# What takes the time here is the compiler: every sampler and mesh is a program of its own.
-pytestmark = pytest.mark.usefixtures("rough_programs")
 
 _C = 3
 _CONFIG = distill_stage.DistillStageConfig(

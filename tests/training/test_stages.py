@@ -49,7 +49,7 @@ def _plain(character, motion, size=256):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, preset, rough_programs):
+def workdir(tmp_path_factory, preset):
     """A work directory after all stages, with exported weights."""
     with pytest.MonkeyPatch.context() as patch:
         # The renderer has tests of its own and takes the compiler 15 s for every shape.
@@ -107,14 +107,17 @@ def test_an_exported_student_says_what_it_was_trained_for(workdir):
     assert files.facts(os.path.join(workdir, "export", "vae.safetensors")) == {"preset": "pico"}
 
 
-def test_a_stage_starts_from_a_weight_file(workdir, preset):
-    settings = [*_SETTINGS["locator"], "optimizer.learning_rate=0"]
-    config = overrides.apply(run.config("locator", "corpus"), settings)
-    start = os.path.join(workdir, "locator", "locator.safetensors")
-    assert run.train(preset, "locator", config, workdir, 1, _LOOP, name="again", start=start)
-    expected, shapes = files.facts(start), networks.shapes(networks.models(preset))["locator"]
-    again = os.path.join(workdir, "again", "locator.safetensors")
-    assert files.facts(again) == expected
+@pytest.mark.parametrize("stage", ["locator", "motion"])  # Motion publishes more than it trains.
+def test_a_stage_starts_from_a_weight_file(workdir, preset, stage):
+    settings = [*_SETTINGS[stage], "optimizer.learning_rate=0"]
+    corpus = os.path.join(workdir, "corpus")
+    config = overrides.apply(run.config(stage, corpus), settings)
+    start = os.path.join(workdir, stage, f"{stage}.safetensors")
+    name = f"{stage}_again"
+    assert run.train(preset, stage, config, workdir, 1, _LOOP, name=name, start=start)
+    shapes = networks.shapes(networks.models(preset))[stage]
+    again = os.path.join(workdir, name, f"{stage}.safetensors")
+    assert files.facts(again) == files.facts(start)
     for a, b in zip(*(jax.tree.leaves(files.load(p, shapes)) for p in (start, again))):
         np.testing.assert_array_equal(a, b)
 

@@ -162,7 +162,7 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bu
         fit it.
       FileNotFoundError: No such weights.
     """
-    found = presets.get(preset)
+    models = networks.models(presets.get(preset))
     folder = weights or networks.shipped(preset)
     if not os.path.isdir(folder):
         where = "--weights" if weights else "the package"
@@ -171,7 +171,7 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> Bu
             "with launch/train.py, or use preset nano, whose weights come with the package."
         )
     paths = {part: os.path.join(folder, f"{part}.safetensors") for part in networks.PARTS}
-    models = networks.models(found.trained(files.facts(paths["dit"])))
+    models = networks.models(models.preset.trained(files.facts(paths["dit"])))
     _programs(models).preload(batch)
     shapes = _shapes(models)
     params = {part: files.load(path, shapes[part]) for part, path in paths.items()}

@@ -5,6 +5,7 @@ import os
 
 import jax
 
+from tm_jax.core import trees
 from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.parallel import rules
@@ -126,8 +127,12 @@ def _make_distill(models, params, settings, workdir):
 
 def _from(built: loop.Stage, path: str) -> loop.Stage:
     """The stage with the weights of a file as its start."""
-    boxed = jax.eval_shape(built.init, jax.random.key(0))
-    values = files.load(path, rules.unbox(boxed))
+    key = jax.random.key(0)
+    boxed = jax.eval_shape(built.init, key)
+    # What a stage publishes may be more than what it trains.
+    published = jax.eval_shape(lambda k: built.finish(rules.unbox(built.init(k)), built.frozen), key)
+    found = trees.flatten(files.load(path, published))
+    values = trees.unflatten({name: found[name] for name in trees.flatten(rules.unbox(boxed))})
     return dataclasses.replace(built, init=lambda key: rules.box_like(boxed, values))
 
 
