@@ -1,6 +1,6 @@
 """One long stream: whether looks, lips, seams, numbers and memory stay what they were.
 
-Frames are measured chunk by chunk and not kept. What the last minute looks like is judged
+Frames are measured as they come and not kept. What the last minute looks like is judged
 against first minutes of other runs, which differ by seed and by what is said.
 """
 
@@ -23,7 +23,8 @@ from tm_jax.evaluation import scenes
 from tm_jax.evaluation import seams
 
 _SYNC_S = 30.0
-_CHECK_EVERY = 50  # Chunks between looks at the state.
+_CHECK_EVERY = 50  # Chunks between looks at the state, and between measures of the mouth.
+_WHOLE = np.array([0, 0, 1, 1])
 
 
 def finite(session: Any) -> bool:
@@ -65,18 +66,26 @@ class _Visitor:
         limits = np.array([height, width, height, width])
         self._box = np.round(scene.mouth_box * limits).astype(int)
         self._last, self._count = None, 0
-        self.crops, self.change, self.finite, self.memory = [], [], True, []
+        self._crops, self._openings = [], []
+        self.change, self.finite, self.memory = [], True, []
 
     def __call__(self, chunk):
         y0, x0, y1, x1 = self._box
-        self.crops.append(chunk.frames[:, y0:y1, x0:x1].copy())
+        self._crops.append(chunk.frames[:, y0:y1, x0:x1].copy())
         self.change.append(seams.changes(chunk.frames, self._last))
         self._last = chunk.frames[-1]
         self._count += 1
         if self._count % _CHECK_EVERY == 0 or self._count == self._chunks:
+            self._openings.append(mouth.opening(np.concatenate(self._crops), _WHOLE))
+            self._crops.clear()
             self.finite = self.finite and finite(self._session)
             self.memory.append(memory_mb())
             logging.info("Long clip of %s: chunk %d of %d.", self._name, self._count, self._chunks)
+
+    @property
+    def opening(self) -> np.ndarray:
+        """Measured opening of the mouth in all frames, [frames]."""
+        return np.concatenate(self._openings)
 
 
 def first_windows(
@@ -129,7 +138,7 @@ def measure(
     seen = _Visitor(session, scene, count, name)
     values = _looks_over(session, scene, sound, seen)
     frames, rate = len(scene.motion), fps / chunk_frames
-    opening = mouth.opening(np.concatenate(seen.crops)[:frames], np.array([0, 0, 1, 1]))
+    opening = seen.opening[:frames]
     part = min(round(_SYNC_S * fps), frames // 2)
     truth = scene.track.mouth[:, 0]
     result = {

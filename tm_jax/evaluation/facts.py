@@ -14,6 +14,8 @@ import numpy as np
 
 from tm_jax.models import networks
 
+_BLOCK = 1 << 24  # Bytes read at once.
+
 
 def hardware() -> str:
     """The processor and the number of its cores that this process may use."""
@@ -30,18 +32,26 @@ def hardware() -> str:
 
 
 def weights_hash(folder: str) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all weight files.
+    """First 16 hexadecimal digits of the SHA-256 of all weights.
 
-    Those of a small preset are read in the order of `PARTS`, others in that of their names.
+    Of the tensors alone, in the order of their files' and their own names: what else a file
+    says, and in which order, differs from one writing to the next.
     """
     files = [pathlib.Path(folder, f"{part}.safetensors") for part in networks.PARTS]
     if not all(file.exists() for file in files):
-        files = sorted(pathlib.Path(folder).rglob("*.safetensors"))
+        files = pathlib.Path(folder).rglob("*.safetensors")
     total = hashlib.sha256()
-    for file in files:
+    for file in sorted(files):
         with open(file, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 24), b""):
-                total.update(block)
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+            header.pop("__metadata__", None)
+            for name, entry in sorted(header.items()):
+                begin, end = entry["data_offsets"]
+                total.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+                stream.seek(8 + size + begin)
+                for at in range(begin, end, _BLOCK):
+                    total.update(stream.read(min(_BLOCK, end - at)))
     return total.hexdigest()[:16]
 
 
