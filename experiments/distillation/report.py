@@ -118,7 +118,7 @@ def _finish(axis, labels: list[str], reference: float | None) -> None:
     if reference is not None:
         axis.axvline(reference, color="0.4", linewidth=1, linestyle=":")
     axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
+    axis.set_ylim(len(labels) - 0.5, -0.5)  # A row that has no bar keeps its place.
     axis.tick_params(labelsize=8)
 
 
