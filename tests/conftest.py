@@ -39,8 +39,7 @@ def pytest_unconfigure(config):
 def few_mappings():
     """Forgets compiled programs before they fill the process's table of memory mappings.
 
-    Linux allows 65,530 of them; a program takes several, and thousands of programs later it is
-    some other library that finds no room to open its file.
+    Linux allows 65,530 of them, and a program takes several.
     """
     yield
     try:
