@@ -22,6 +22,7 @@ import tqdm
 
 from tm_jax.data import alignment
 from tm_jax.data import festival
+from tm_jax.data import refinement
 from tm_jax.data import speech
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
@@ -55,6 +56,7 @@ _ESPEAK_VOICES = (
     "ru+f4", "de+m1", "de+f5", "de+m7", "es+m5", "fr+f3",
 )  # fmt: skip
 _MIN_S, _MAX_S = 0.5, 20.0
+_REFINED_S = 300.0  # Speech from which on a model of one speaker alone is trained.
 _MAX_DISAGREEMENT_S = 0.06  # Good alignments of two methods lie 10 to 40 ms apart.
 
 # Sentences for the synthesisers: one choice from every column, in order.
@@ -165,6 +167,10 @@ def _align_recordings(rows, voice, seed):
                 kept.append((audio, phones))
             else:
                 left["implausible"] += 1
+    if sum(len(audio) for audio, _ in kept) >= _REFINED_S * speech.SAMPLE_RATE:
+        refined = refinement.refine(kept)
+        kept = [(a, phones) for a, phones in refined if alignment.plausible(a, phones)]
+        left["implausible"] += len(refined) - len(kept)
     return kept, left
 
 
@@ -234,7 +240,7 @@ def _jobs():
             functools.partial(_align_recordings, rows, voice, 0),
             dict(
                 language=language, source=f"{package}-g722", licence=licence,
-                alignment="pocketsphinx, checked by DTW with espeak-ng",
+                alignment="pocketsphinx, checked by DTW with espeak-ng, refined",
             ),
         )  # fmt: skip
     for speaker, rows in _testdata().items():

@@ -56,13 +56,13 @@ class Marked:
         """See `backend.Backend`."""
         return self._backend.begin(lane, slot, picture, seed, chunk)
 
-    def step(self, lane, sounds, poses, clear):
+    def step(self, lane, sounds, poses, clear, others=None):
         """See `backend.Backend`."""
         own = sounds[:, self.before : sounds.shape[1] - self.after]
         levels = np.abs(own.reshape(len(own), self.chunk_frames, -1)).mean(-1)  # [B, F]
         first = self._numbers.get(id(lane), 0)
         self._numbers[id(lane)] = first + self.chunk_frames
-        return _Job(self._backend.step(lane, sounds, poses, clear), first, levels)
+        return _Job(self._backend.step(lane, sounds, poses, clear, others), first, levels)
 
 
 class _Job:

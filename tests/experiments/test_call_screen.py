@@ -57,9 +57,9 @@ def test_marks_say_number_and_loudness_of_a_frame():
     lane = motor.lane(2)
     sounds = np.zeros((2, motor.before + 3 * 640 + motor.after), np.float32)
     sounds[1, motor.before + 640 : motor.before + 1280] = 0.075  # The second frame of one stream.
-    no = np.zeros(2, bool)
+    no, others = np.zeros(2, bool), np.zeros((2, 3), np.float32)
     for first in (0, 3):
-        frames = motor.step(lane, sounds, np.full(2, -1, np.int32), no).wait().frames
+        frames = motor.step(lane, sounds, np.full(2, -1, np.int32), no, others).wait().frames
         row = frames[:, :, 9, 11::2, 0]  # The middle of the squares.
         bits = row[..., : marks.BITS] > 127
         numbers = (bits << np.arange(marks.BITS)).sum(-1)

@@ -296,6 +296,9 @@ def _with_closures(phones, audio):
 _SPOKEN_SYMBOLS = {"*": " star ", "#": " pound ", "&": " and ", "%": " percent "}
 _DIGITS = "zero one two three four five six seven eight nine".split()
 _HMM_RATE = 100  # Frames per second of the acoustic model.
+# Frame k of the model is a window of 25.6 ms that begins at 10 k ms, so a border before it
+# lies half a hop before the middle of that window.
+_HMM_BORDER_S = 0.0256 / 2 - 0.5 / _HMM_RATE
 _PAD_S = 0.2
 
 
@@ -377,7 +380,7 @@ class Aligner:
         for word in alignment:
             for phone in word:
                 known = phone.name if phone.name in speech.PHONE_ID else "SIL"
-                start = phone.start / _HMM_RATE - _PAD_S
+                start = phone.start / _HMM_RATE + _HMM_BORDER_S - _PAD_S
                 end = start + phone.duration / _HMM_RATE
                 phones.append((start, end, speech.PHONE_ID[known]))
         return _tile(phones, len(audio) / speech.SAMPLE_RATE)

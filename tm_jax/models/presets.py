@@ -170,7 +170,9 @@ PRESETS = {
             audio_width=16, reference_std=0.5,
         ),
         vae=vae_config.VAEConfig(rows=4, look_channels=8, widths=(8, 8, 12)),
-        audio=audio_config.AudioEncoderConfig(mels=20, width=16, features=16),
+        audio=audio_config.AudioEncoderConfig(
+            mels=20, width=16, features=16, dilations=(1, 2, 4)
+        ),
         motion=motion_config.MotionConfig(
             width=16, mlp_width=16, layers=1, history=2, steps=2
         ),

@@ -85,11 +85,15 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
         out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
-        mouth, voice = out[..., :-1], out[..., -1]
-        error = jnp.square(mouth - batch["mouth"]) * _WEIGHTS
+        told, voice = jnp.split(out[..., :-1], 1 + preset.audio.recalled, -1), out[..., -1]
+        truth, frames = batch["mouth"], config.frames
+        error = sum(
+            jnp.mean(jnp.square(mouth[:, ago:] - truth[:, : frames - ago]) * _WEIGHTS)
+            for ago, mouth in enumerate(told)
+        ) / len(told)
         active = batch["active"]
         entropy = jnp.mean(jax.nn.softplus(voice) - active * voice)
-        return jnp.mean(error) + 0.05 * entropy, {"mouth": jnp.mean(error), "voice": entropy}
+        return error + 0.05 * entropy, {"mouth": error, "voice": entropy}
 
     def batches(seed):
         def one(index):

@@ -15,15 +15,19 @@ class AudioEncoderConfig:
       past: Frames that the first layer sees before the current one.
       future: Frames that the first layer sees after the current one.
       outputs: Labels that features predict in training: mouth columns and voice activity.
+      recalled: Earlier frames whose mouth columns a feature predicts besides its own: which
+        stop it was is only heard when it opens, and the transformer makes several frames
+        together.
     """
 
     mels: int = 64
     width: int = 192
     features: int = 32
-    dilations: tuple[int, ...] = (1, 2, 4)
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
     past: int = 3
     future: int = 1
     outputs: int = 7
+    recalled: int = 2
 
     @property
     def history(self) -> int:

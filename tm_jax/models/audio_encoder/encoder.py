@@ -103,7 +103,7 @@ class AudioEncoder(nn.Module):
         self.back = [conv() for _ in c.dilations]
         self.mix = [conv() for _ in c.dilations]
         self.out = linear.Dense(c.features, (None, None), dtype)
-        self.labels = linear.Dense(c.outputs, (None, None), dtype)
+        self.labels = linear.Dense((c.outputs - 1) * (1 + c.recalled) + 1, (None, None), dtype)
 
     def __call__(self, samples: jax.Array, warp: jax.Array | None = None) -> jax.Array:
         """Features of the frames whose whole receptive field lies in `samples`.
@@ -129,7 +129,11 @@ class AudioEncoder(nn.Module):
         return self.out(_normalise(x))
 
     def predict(self, features: jax.Array) -> jax.Array:
-        """Training labels from features: mouth columns, then a voice-activity logit."""
+        """Training labels from features, [..., (outputs - 1) * (1 + recalled) + 1].
+
+        Mouth columns of the feature's own frame, of the frame before it and so on, then a
+        voice-activity logit of its own.
+        """
         return self.labels(features)
 
     def train(self, samples: jax.Array, warp: jax.Array | None = None) -> jax.Array:
