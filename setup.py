@@ -6,7 +6,7 @@ import setuptools
 
 # launch/environment.sh reads this table too, so it stays a literal.
 EXTRAS = {
-    "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
+    "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
     "reference": [
         "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",
         "accelerate>=1.10,<2",

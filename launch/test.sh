@@ -8,4 +8,5 @@ prepare_environment test reference plots text serve webrtc agent livekit browser
 cd -- "$TM_JAX_ROOT"
 # Tests share a device with whatever else runs on it.
 export XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"
-exec "$TM_JAX_PYTHON" -m pytest -q "$@"
+# Two at a time, each file in one process: the browser's tests mostly wait.
+exec "$TM_JAX_PYTHON" -m pytest -q -n 2 --dist loadfile "$@"

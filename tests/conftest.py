@@ -9,6 +9,14 @@ import types
 # Before jax is imported: tests run on simulated CPU devices wherever they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Equal programs are compiled once per run, by whichever process comes first: what is in the
+# environment is shared. A folder that was given keeps them for longer.
+_OWN_CACHE = None
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    _OWN_CACHE = tempfile.mkdtemp(prefix="tm_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
+os.environ["TM_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +28,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 _MAPPINGS = 40000
 
-# Equal programs are compiled once per run. JAX_COMPILATION_CACHE_DIR keeps them for longer.
-_OWN_CACHE = None
-if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    _OWN_CACHE = tempfile.mkdtemp(prefix="tm_jax_tests_")
-    jax.config.update("jax_compilation_cache_dir", _OWN_CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-os.environ["TM_JAX_CACHE"] = _OWN_CACHE or os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 
 def pytest_unconfigure(config):
