@@ -123,11 +123,11 @@ async def soak(url: str) -> dict:
 
 
 def look(url: str) -> dict:
-    """One caller, then two, in a real browser, over each transport."""
+    """One caller, then two for a minute, in a real browser, over each transport."""
     return {
         transport: {
-            f"callers_{callers}": screen.watch(url, transport, callers, _CALL_S.value)
-            for callers in (1, 2)
+            f"callers_{callers}": screen.watch(url, transport, callers, seconds)
+            for callers, seconds in ((1, _CALL_S.value), (2, min(60.0, _CALL_S.value)))
         }
         for transport in ("websocket", "webrtc")
     }

@@ -141,4 +141,8 @@ def watch(url: str, transport: str, callers: int, seconds: float) -> list[dict]:
                 page.wait_for_selector("body[data-state=live]", timeout=60000)
                 pages.append((page, time.monotonic() - began_s))
             pages[-1][0].wait_for_timeout(1000 * (seconds + _START_S))
-            return [summary(**page.evaluate("probe"), first_s=first_s) for page, first_s in pages]
+            seen = [(page.evaluate("probe"), first_s) for page, first_s in pages]
+            for page, _ in pages:  # Else the server keeps the places for those who come back.
+                page.click("#hangup")
+                page.wait_for_selector("body:not([data-state=live])")
+            return [summary(**probe, first_s=first_s) for probe, first_s in seen]

@@ -333,8 +333,9 @@ def _score(models, params, state, start, windows, mode, other):
 def _decode(models, params, scored, state):
     from tm_jax.data import drawn  # See `_begin`.
 
+    latents = autoencoder.respond(scored.latents, models.preset.opening)
     pixels, state = models.vae.apply(
-        {"params": params["vae"]}, scored.latents, state, method=models.vae.decode_chunk
+        {"params": params["vae"]}, latents, state, method=models.vae.decode_chunk
     )
     place, picture = scored.place, drawn.to_float(scored.place.picture)
     change = pixels - state.picture[:, None]

@@ -66,6 +66,9 @@ class Preset:
       vae: Own small autoencoder; None where the Wan VAE is used.
       audio: Own small speech encoder; None where wav2vec2 is used.
       motion: Own motion model; None where the transformer draws all motion.
+      opening: Openings of the mouth that latents of `vae` tell and what its painter is given
+        for them (`autoencoder.respond`), as `experiments/nano/opening.py` finds them for
+        trained weights.
       spatial_stride: Pixels per latent.
       timing: Clocks.
       schedule: Noise levels.
@@ -80,6 +83,7 @@ class Preset:
     vae: vae_config.VAEConfig | None = None
     audio: audio_config.AudioEncoderConfig | None = None
     motion: motion_config.MotionConfig | None = None
+    opening: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     spatial_stride: int = 16
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow.Schedule = flow.Schedule()
@@ -190,6 +194,10 @@ PRESETS = {
         vae=vae_config.VAEConfig(rows=8, look_channels=32),
         audio=audio_config.AudioEncoderConfig(),
         motion=motion_config.MotionConfig(),
+        opening=(
+            (0.0, 0.0), (0.11, 0.46), (0.24, 0.62), (0.36, 0.69), (0.62, 0.91), (1.0, 1.29),
+            (1.33, 1.61), (1.85, 2.09), (2.81, 2.81),
+        ),
         student=StudentConfig(temperature=0.4),
     ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.

@@ -275,3 +275,23 @@ def labels(upper: jax.Array, lower: jax.Array, height: int, width: int, group: i
     both = jnp.moveaxis(both, 2, 3).reshape(b, f // group, 2, 1, group * n)
     both = jnp.repeat(both, height // 2, 2)
     return jnp.broadcast_to(both, (b, f // group, height, width, group * n))
+
+
+def respond(z: jax.Array, points: tuple[tuple[float, float], ...]) -> jax.Array:
+    """Latents with the opening of the mouth that the painter needs to be told.
+
+    Args:
+      z: Latents [B, T, h, w, C].
+      points: Openings that latents tell and those to give to the painter instead, both
+        growing from (0, 0), in units of the labels; straight lines between them, and the last
+        difference beyond. A mouth that is told to be shut stays as it is.
+
+    Returns:
+      The same shape.
+    """
+    told, given = jnp.asarray(points).T
+    opened = jnp.interp(z, told, given) + jnp.maximum(z - told[-1], 0)
+    column = config_lib.LOWER.index("mouth_open")
+    opens = jnp.arange(z.shape[-1]) % len(config_lib.LOWER) == column
+    lower = jnp.arange(z.shape[2])[:, None, None] >= z.shape[2] // 2
+    return jnp.where(opens & lower & (z > 0), opened, z)
