@@ -5,14 +5,15 @@ window.probe = { frames: [], sounds: [] };
 const [ACROSS, PLACE, BITS] = [32, 4, 12];
 const paint = new OffscreenCanvas(BITS + 1, 1).getContext("2d", { willReadFrequently: true });
 
+paint.imageSmoothingEnabled = false; // A pixel of the middle, not a mean of neighbours.
+
 // The marks of the picture that is on the screen now: one pixel for the middle of each square.
+// One copy for all of them: without a GPU each copy of a video's frame converts all its pixels.
 function readMarks(shown) {
   const square = (shown.videoWidth || shown.width) / ACROSS;
   const from = PLACE * square;
-  for (let place = 0; place <= BITS; place++) {
-    const left = from + (place + 0.25) * square;
-    paint.drawImage(shown, left, from + square / 4, square / 2, square / 2, place, 0, 1, 1);
-  }
+  const row = [from, from + square / 4, (BITS + 1) * square, square / 2];
+  paint.drawImage(shown, ...row, 0, 0, BITS + 1, 1);
   const { data } = paint.getImageData(0, 0, BITS + 1, 1);
   let number = 0;
   for (let bit = 0; bit < BITS; bit++) number += (data[4 * (bit + 1)] > 127) << bit;

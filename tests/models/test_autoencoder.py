@@ -133,3 +133,25 @@ def test_wrong_latents_are_explained(model, params, clip):
     state = model.apply({"params": params}, clip[1], method=model.begin)
     with pytest.raises(ValueError, match="latents: axis C of .* must be 24, got 5"):
         model.apply({"params": params}, jnp.zeros((2, 1, 4, 4, 5)), state, method=model.decode_chunk)
+
+
+def test_only_an_open_mouth_is_told_otherwise(clip):
+    z, _ = clip
+    points = ((0.0, 0.0), (0.5, 0.8), (2.0, 2.1))
+    told = np.asarray(autoencoder.respond(z, points))
+    column = config_lib.LOWER.index("mouth_open")
+    opening = z.reshape(*z.shape[:4], 4, 6)[..., column]
+    moved = told.reshape(*z.shape[:4], 4, 6)
+    lower = slice(z.shape[2] // 2, None)
+    expected = z.reshape(*z.shape[:4], 4, 6).copy()
+    line = np.interp(opening, *zip(*points)) + np.maximum(opening - 2.0, 0)  # 2.5 becomes 2.6.
+    expected[:, :, lower, ..., column] = np.where(opening > 0, line, opening)[:, :, lower]
+    assert (opening > 2).any() and (opening < 0).any()
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_openings_of_presets_grow_from_shut(name):
+    told, given = np.array(presets.get(name).opening).T
+    assert told[0] == given[0] == 0
+    assert (np.diff(told) > 0).all() and (np.diff(given) > 0).all()
