@@ -67,8 +67,7 @@ class Preset:
       audio: Own small speech encoder; None where wav2vec2 is used.
       motion: Own motion model; None where the transformer draws all motion.
       opening: Openings of the mouth that latents of `vae` tell and what its painter is given
-        for them (`autoencoder.respond`), as `experiments/nano/opening.py` finds them for
-        trained weights.
+        for them (`autoencoder.respond`), by `experiments/nano/opening.py`.
       spatial_stride: Pixels per latent.
       timing: Clocks.
       schedule: Noise levels.
@@ -195,8 +194,8 @@ PRESETS = {
         audio=audio_config.AudioEncoderConfig(),
         motion=motion_config.MotionConfig(),
         opening=(
-            (0.0, 0.0), (0.11, 0.46), (0.24, 0.62), (0.36, 0.69), (0.62, 0.91), (1.0, 1.29),
-            (1.33, 1.61), (1.85, 2.09), (2.81, 2.81),
+            (0.0, 0.0), (0.11, 0.29), (0.24, 0.43), (0.36, 0.53), (0.62, 0.77), (1.0, 1.15),
+            (1.33, 1.47), (1.85, 1.97), (2.81, 2.81),
         ),
         student=StudentConfig(temperature=0.4),
     ),
