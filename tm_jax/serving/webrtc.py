@@ -186,11 +186,11 @@ class PeerConnection:
         """Releases a frame and its sound at every tick."""
         start_s = time.monotonic()
         silence = np.zeros(protocol.SAMPLE_RATE // self._fps, np.int16)
+        length = int(_AUDIO_RATE * _PARTS_S)
         tick = 0
         while True:
             await asyncio.sleep(start_s + tick / self._fps - time.monotonic())
             item = self._playout.tick()
-            self._release_sound(tick, silence if item is None else item.pcm)
             if item is not None:
                 frame = av.VideoFrame.from_ndarray(item.image, "rgb24")
                 frame.pts = tick * _VIDEO_RATE // self._fps
@@ -198,18 +198,20 @@ class PeerConnection:
                 self.video.put(frame)
                 if item.done is not None:
                     item.done()
+            sound = self._doubler.push(silence if item is None else item.pcm)
+            for start in range(0, len(sound), length):
+                # Each packet at its own time: a player takes bunches for jitter, and waits.
+                due_s = start_s + tick / self._fps + start / _AUDIO_RATE
+                await asyncio.sleep(due_s - time.monotonic())
+                self._release_sound(tick * len(sound) + start, sound[start : start + length])
             tick += 1
 
-    def _release_sound(self, tick: int, pcm: np.ndarray) -> None:
-        doubled = self._doubler.push(pcm)
-        length = int(_AUDIO_RATE * _PARTS_S)
-        for start in range(0, len(doubled), length):
-            part = np.ascontiguousarray(doubled[None, start : start + length])
-            frame = av.AudioFrame.from_ndarray(part, "s16", "mono")
-            frame.sample_rate = _AUDIO_RATE
-            frame.pts = tick * len(doubled) + start
-            frame.time_base = fractions.Fraction(1, _AUDIO_RATE)
-            self.audio.put(frame)
+    def _release_sound(self, position: int, pcm: np.ndarray) -> None:
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm[None]), "s16", "mono")
+        frame.sample_rate = _AUDIO_RATE
+        frame.pts = position
+        frame.time_base = fractions.Fraction(1, _AUDIO_RATE)
+        self.audio.put(frame)
 
     # Its end.
 
