@@ -14,8 +14,8 @@ _FOLDER = pathlib.Path(__file__).parent
 _TRANSPORTS = {"websocket": "WebSocket", "webrtc": "WebRTC"}
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.2f} %"
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def _ms(found: dict, quantile: str) -> str:
@@ -45,7 +45,7 @@ def screen(results: dict) -> list[str]:
     """Callers in a browser."""
     head = [
         "browser, callers", "seconds", "first frame, ms", "frames a second", "late or missing",
-        "picture after sound, ms: least", "median", "most",
+        "undisturbed seconds", "late or missing in them", "picture after sound, ms: least", "median", "most",
     ]  # fmt: skip
     rows = []
     for transport, title in _TRANSPORTS.items():
@@ -56,6 +56,8 @@ def screen(results: dict) -> list[str]:
                     f"{title}, {len(callers)}", tables.number(found["seconds"], 0),
                     tables.number(found["first_frame_ms"], 0),
                     tables.number(found["frames_per_second"], 1), _share(found["late_share"]),
+                    tables.number(found["undisturbed_seconds"], 0),
+                    _share(found["undisturbed_late_share"]),
                     *(tables.number(behind[name], 0) for name in ("least", "median", "most")),
                 ])
     return tables.table(head, rows)
@@ -91,8 +93,10 @@ def main(argv: list[str]) -> None:
         if path.exists():
             results = json.loads(path.read_text())
             load = results["load_average_at_end"]
+            taken = results.get("taken_by_the_host")
             lines += [
-                f"`{path.name}`: {results['preset']}, {results['machine']}, load {load:.1f} at the end.",
+                f"`{path.name}`: {results['preset']}, {results['machine']}, load {load:.1f} at the end"
+                + (f", {_share(taken)} of the processors taken by the host." if taken else "."),
                 "", *render(results),
             ]  # fmt: skip
     tables.put(_FOLDER / "README.md", "\n".join(lines).strip())

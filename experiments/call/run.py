@@ -23,6 +23,7 @@ from absl import app
 from absl import flags
 
 from experiments.call import chaos
+from experiments.call import host
 from experiments.call import screen
 from tm_jax.serving import load
 
@@ -64,12 +65,6 @@ def server(*command):
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def _ticks() -> tuple[int, int]:
-    """Processor time so far: in all, and what the host gave to other guests."""
-    fields = pathlib.Path("/proc/stat").read_text(encoding="utf-8").split(None, 9)[1:9]
-    return sum(map(int, fields)), int(fields[7])
 
 
 def figures(url: str) -> dict[str, float]:
@@ -142,7 +137,7 @@ def look(url: str) -> dict:
 def main(argv: list[str]) -> None:
     """Runs one part and writes `results/PART.json`."""
     del argv
-    before = _ticks()
+    before = host.ticks()
     command = _MARKED_SERVER if _PART.value == "screen" else _SERVER
     with contextlib.nullcontext(_URL.value) if _URL.value else server(*command) as url:
         if _PART.value == "screen":
@@ -152,11 +147,10 @@ def main(argv: list[str]) -> None:
         alive = figures(url)["ready"] == 1
         with urllib.request.urlopen(url + "/api/info", timeout=30) as answer:
             preset = json.load(answer)["preset"]
-    total, stolen = (now - then for now, then in zip(_ticks(), before))
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "server_ready": alive,
         "load_average_at_end": os.getloadavg()[0],
-        "taken_by_the_host": round(stolen / total, 4), "preset": preset,
+        "taken_by_the_host": host.taken(before), "preset": preset,
         **found,
     }
     path = pathlib.Path(_OUT.value or _HERE / "results" / f"{_PART.value}.json")

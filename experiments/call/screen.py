@@ -4,6 +4,7 @@ Works on what `probe.js` has noted: frames with their marks and the time they ca
 screen, and the loudness of the sound that was heard meanwhile.
 """
 
+import itertools
 import pathlib
 import tempfile
 import time
@@ -11,6 +12,7 @@ import time
 import numpy as np
 
 from experiments.call import chromium
+from experiments.call import host
 from experiments.call import marks
 
 _FRAME_MS = 40.0
@@ -18,6 +20,8 @@ _AROUND = 50  # Frames on both sides that say where a frame belongs in time.
 _WINDOW_MS = 5000.0  # Of one comparison of picture and sound.
 _LAGS_MS = np.arange(-300.0, 301.0, 5.0)
 _ALIKE = 0.6  # Correlation from which on a window counts: silence says nothing.
+_SAMPLE_S = 1.0  # Between two looks at what the host takes.
+_STOLEN = 0.01  # Part of the processors that the host may take from an undisturbed second.
 _START_S = 3.0  # Play-out finds its pace.
 
 
@@ -28,23 +32,26 @@ def unwrap(numbers: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(steps)])
 
 
-def lateness(numbers: np.ndarray, ms: np.ndarray) -> tuple[int, int]:
-    """Frames that came late, and frames that never came.
+def lateness(numbers: np.ndarray, ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames came late, and where frames never came.
 
     Args:
       numbers: Unwrapped numbers in the order of appearance, [n].
       ms: Times of appearance, [n].
 
     Returns:
-      Frames shown more than their own duration after their place among the frames around
-      them, and frames that were never shown.
+      Whether each was shown more than its own duration after its place among the frames
+      around it, [n] bool, and how many frames before each were never shown, [n].
     """
     delay = ms - _FRAME_MS * numbers
-    late = 0
+    late = np.zeros(len(delay), bool)
     for index in range(len(delay)):
         around = delay[max(0, index - _AROUND) : index + _AROUND + 1]
-        late += delay[index] - np.median(around) > _FRAME_MS
-    return int(late), int(numbers[-1] - numbers[0] + 1 - len(set(numbers.tolist())))
+        late[index] = delay[index] - np.median(around) > _FRAME_MS
+    order = np.argsort(numbers, kind="stable")
+    missing = np.zeros(len(numbers), int)
+    missing[order[1:]] = np.maximum(np.diff(numbers[order]) - 1, 0)
+    return late, missing
 
 
 def offsets(
@@ -80,13 +87,28 @@ def offsets(
     return found
 
 
-def summary(frames: list[dict], sounds: list[dict], first_s: float) -> dict:
+def undisturbed(ms: np.ndarray, samples: list[tuple[float, int, int]]) -> np.ndarray:
+    """Whether the machine was this guest's alone at given times, [n] bool.
+
+    Args:
+      ms: Times, [n].
+      samples: Times and `host.ticks` then, growing.
+    """
+    found = np.zeros(len(ms), bool)
+    for (start, total, stolen), (end, more, taken) in itertools.pairwise(samples):
+        if taken - stolen <= _STOLEN * (more - total):
+            found |= (ms >= start) & (ms < end)
+    return found
+
+
+def summary(frames: list[dict], sounds: list[dict], first_s: float, samples=()) -> dict:
     """What one caller saw, as plain numbers.
 
     Args:
       frames: Of `probe.js`: number, level, ms.
       sounds: Of `probe.js`: level, ms.
       first_s: From *Call* to the first frame.
+      samples: Times on the page's clock, and what the host had taken by then (`undisturbed`).
     """
     ms = np.array([f["ms"] for f in frames])
     numbers = unwrap(np.array([f["number"] for f in frames]))
@@ -97,13 +119,19 @@ def summary(frames: list[dict], sounds: list[dict], first_s: float) -> dict:
     heard_ms = np.array([s["ms"] for s in sounds])
     late, missing = lateness(numbers, ms)
     found = offsets(ms, levels, heard_ms, np.array([s["level"] for s in sounds]))
-    count = len(numbers) + missing
+    bad = late + missing
+    alone = undisturbed(ms, list(samples))
+    count = len(numbers) + missing.sum()
     return {
         "first_frame_ms": round(1000 * first_s, 1),
         "seconds": round((ms[-1] - ms[0]) / 1000, 1),
         "frames_per_second": round(1000 * (len(numbers) - 1) / (ms[-1] - ms[0]), 2),
         "out_of_order": int((np.diff(numbers) < 0).sum()),
-        "late": late, "missing": missing, "late_share": round((late + missing) / count, 5),
+        "late": int(late.sum()), "missing": int(missing.sum()),
+        "late_share": round(float(bad.sum() / count), 5),
+        "undisturbed_seconds": round(float(alone.sum() * _FRAME_MS / 1000), 1),
+        "undisturbed_late_share":
+            round(float(bad[alone].sum() / (1 + missing)[alone].sum()), 5) if alone.any() else None,
         "offset_windows": len(found),
         "picture_after_sound_ms": {
             "least": min(found, default=None), "most": max(found, default=None),
@@ -140,9 +168,16 @@ def watch(url: str, transport: str, callers: int, seconds: float) -> list[dict]:
                 page.click("#call")
                 page.wait_for_selector("body[data-state=live]", timeout=60000)
                 pages.append((page, time.monotonic() - began_s))
-            pages[-1][0].wait_for_timeout(1000 * (seconds + _START_S))
-            seen = [(page.evaluate("probe"), first_s) for page, first_s in pages]
+            samples = [(1000 * time.time(), *host.ticks())]
+            while samples[-1][0] - samples[0][0] < 1000 * (seconds + _START_S):
+                pages[-1][0].wait_for_timeout(1000 * _SAMPLE_S)
+                samples.append((1000 * time.time(), *host.ticks()))
+            seen = []
+            for page, first_s in pages:
+                origin = page.evaluate("performance.timeOrigin")
+                own = [(at - origin, *ticks) for at, *ticks in samples]
+                seen.append(summary(**page.evaluate("probe"), first_s=first_s, samples=own))
             for page, _ in pages:  # Else the server keeps the places for those who come back.
                 page.click("#hangup")
                 page.wait_for_selector("body:not([data-state=live])")
-            return [summary(**probe, first_s=first_s) for probe, first_s in seen]
+            return seen

@@ -40,10 +40,31 @@ def test_silence_says_nothing_about_the_shift():
 
 def test_late_and_missing_frames_are_counted():
     numbers, ms, *_ = _call(20, 0.0)
-    assert screen.lateness(numbers, ms) == (0, 0)
+    assert [part.sum() for part in screen.lateness(numbers, ms)] == [0, 0]
     ms[200] += 60
     kept = np.delete(np.arange(len(numbers)), [100, 101, 300])
-    assert screen.lateness(numbers[kept], ms[kept]) == (1, 3)
+    assert [part.sum() for part in screen.lateness(numbers[kept], ms[kept])] == [1, 3]
+
+
+def test_seconds_in_which_the_host_took_processors_are_known():
+    samples = [(0, 0, 0), (1000, 200, 1), (2000, 400, 40), (3000, 600, 42)]
+    ms = np.array([-5.0, 5, 995, 1005, 1995, 2005, 3005])
+    found = screen.undisturbed(ms, samples)
+    np.testing.assert_array_equal(found, [False, True, True, False, False, True, False])
+
+
+def test_frames_missing_in_disturbed_seconds_count_apart():
+    numbers, ms, levels, sound_ms, loudness = _call(20, 0.0)
+    frames = [
+        {"number": int(n), "level": level, "ms": at}
+        for n, at, level in zip(numbers, ms, levels) if n not in (200, 201, 400)
+    ]  # fmt: skip
+    sounds = [{"ms": at, "level": level} for at, level in zip(sound_ms, loudness)]
+    samples = [(0, 0, 0), (7000, 1400, 0), (9000, 1800, 300), (20000, 4000, 300)]
+    found = screen.summary(frames, sounds, 0.5, samples)
+    assert (found["late"], found["missing"]) == (0, 3)
+    assert found["undisturbed_seconds"] == pytest.approx(15, abs=0.2)
+    assert found["undisturbed_late_share"] == pytest.approx(1 / 375, rel=0.02)
 
 
 def test_numbers_that_begin_again_go_on():
