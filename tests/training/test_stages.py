@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +176,24 @@ def test_overrides_reach_nested_settings():
     )
     assert config.optimizer.learning_rate == 2e-4 and config.data.clips == 7
     assert config.data.corpus == "corpus"
+
+
+def test_stores_grow_and_keep_what_they_hold(workdir, preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(characters, "render", _plain)
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    before = {}
+    for path in [*folder.glob("latents/*.npy"), *folder.glob("trajectories/*.npy")]:
+        before[path] = np.load(path)
+    settings = [s for s in _SETTINGS["student"] if "clips" not in s and "trajectories" not in s]
+    config = overrides.apply(
+        run.config("student", os.path.join(workdir, "corpus")),
+        [*settings, "data.clips=16", "trajectories=12"],
+    )
+    run.train(preset, "student", config, str(folder), 3, _LOOP, str(folder / "export"))
+    for path, held in before.items():
+        grown = np.load(path)
+        assert len(grown) == {"latents": 16, "trajectories": 12}[path.parent.name] > len(held)
+        np.testing.assert_array_equal(grown[: len(held)], held)
+        if path.name in ("latents.npy", "features.npy", "points.npy"):
+            assert all(np.any(entry) for entry in grown[len(held) :])

@@ -197,7 +197,7 @@ PRESETS = {
             (0.0, 0.0), (0.11, 0.29), (0.24, 0.43), (0.36, 0.53), (0.62, 0.77), (1.0, 1.15),
             (1.33, 1.47), (1.85, 1.97), (2.81, 2.81),
         ),
-        student=StudentConfig(temperature=0.4),
+        student=StudentConfig(temperature=0.2),
     ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
     "wan-1.3b": Preset(

@@ -153,10 +153,8 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
         arrays = jax.device_get(encode(collate(items)))
         for name, value in arrays.items():
             path = os.path.join(folder, f"{name}.npy")
-            if not os.path.exists(path):
-                shape = (-(-config.clips // _BLOCK) * _BLOCK, *value.shape[1:])
-                np.lib.format.open_memmap(path, "w+", value.dtype, shape).flush()
-            target = np.lib.format.open_memmap(path, "r+")
+            size = -(-config.clips // _BLOCK) * _BLOCK
+            target = room(path, (size, *value.shape[1:]), value.dtype, made)
             target[made : made + _BLOCK] = value
             target.flush()
         made += _BLOCK
@@ -165,10 +163,26 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
         os.replace(index + ".tmp", index)
         bar.update(_BLOCK)
     bar.close()
-    return {
-        name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
+    return {  # There may be room for more, of a larger build that was stopped.
+        name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")[:made]
         for name in NAMES
     }
+
+
+def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.ndarray:
+    """Memory-mapped array at `path` of at least `shape[0]` entries.
+
+    One that is too short makes way for a longer one with the same first `made` entries.
+    """
+    found = np.lib.format.open_memmap(path, "r+") if os.path.exists(path) else None
+    if found is not None and len(found) >= shape[0]:
+        return found
+    new = np.lib.format.open_memmap(path + ".tmp", "w+", dtype, shape)
+    if found is not None:
+        new[:made] = found[:made]
+    new.flush()
+    os.replace(path + ".tmp", path)
+    return new
 
 
 def window(store: dict, index: int, start: int, latents: int, models: networks.Models):

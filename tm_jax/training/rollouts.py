@@ -91,7 +91,9 @@ def guided_velocity(models, params, batch, x, sigma, guidance: float = 1.0):
     return plain + guidance * (conditional - plain)
 
 
-def teacher_sample(models, params, batch, key, sigmas, guidance: float = 1.0):
+def teacher_sample(
+    models, params, batch, key, sigmas, guidance: float = 1.0, temperature: float = 1.0
+):
     """Many-step samples of the teacher.
 
     Args:
@@ -101,6 +103,7 @@ def teacher_sample(models, params, batch, key, sigmas, guidance: float = 1.0):
       key: Random key.
       sigmas: Decreasing noise levels, the first is 1.
       guidance: As in `guided_velocity`.
+      temperature: Factor of the noise that the trajectory starts from.
 
     Returns:
       Trajectory [steps + 1, B, T, H, W, C]; the last entry is the sample.
@@ -112,7 +115,7 @@ def teacher_sample(models, params, batch, key, sigmas, guidance: float = 1.0):
         level = jnp.full((batch_size,), sigma)
         return guided_velocity(models, params, batch, x, level, guidance)
 
-    return samplers.euler(velocity, jax.random.normal(key, shape), sigmas)
+    return samplers.euler(velocity, temperature * jax.random.normal(key, shape), sigmas)
 
 
 def student_forward(models, params, batch, seen, seen_sigmas, x, sigmas):

@@ -57,7 +57,8 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
 def trajectories(folder, store, models, params, config: StudentStageConfig):
     """Computes the teacher's trajectories, block by block; a killed run goes on.
 
-    All points are kept, so that students of any number of steps learn from one folder.
+    They start from noise of the student's temperature, as its samples do. All points are kept,
+    so that students of any number of steps learn from one folder.
 
     Returns:
       Dictionary of memory-mapped arrays: `points` [n, teacher_steps + 1, T, H, W, C], the
@@ -69,12 +70,12 @@ def trajectories(folder, store, models, params, config: StudentStageConfig):
     """
     preset = models.preset
     latents = config.chunks * preset.timing.latents_per_chunk
-    sigmas = preset.schedule.steps(config.teacher_steps)
+    sigmas, temperature = preset.schedule.steps(config.teacher_steps), preset.student.temperature
 
     @jax.jit
     def run(params, batch, key):
         path = rollouts.teacher_sample(
-            models, params, batch, key, sigmas, config.guidance
+            models, params, batch, key, sigmas, config.guidance, temperature
         )
         return jnp.moveaxis(path, 0, 1).astype(jnp.float16)
 
@@ -83,6 +84,7 @@ def trajectories(folder, store, models, params, config: StudentStageConfig):
     total = -(-config.trajectories // config.batch) * config.batch
     facts = {
         "steps": config.teacher_steps, "guidance": config.guidance, "latents": latents,
+        "temperature": temperature,
     }
     made = 0
     if os.path.exists(index):
@@ -101,9 +103,7 @@ def trajectories(folder, store, models, params, config: StudentStageConfig):
     arrays = {}
     for name, (shape, dtype) in shapes.items():
         path = os.path.join(folder, f"{name}.npy")
-        mode = "r+" if made else "w+"
-        arrays[name] = np.lib.format.open_memmap(path, mode, dtype, None if made else shape)
-    total = min(total, len(arrays["start"]))
+        arrays[name] = latents_lib.room(path, shape, dtype, made)
     bar = tqdm.tqdm(total=total, initial=made, desc="trajectories", unit="clip")
     while made < total:
         items, rng = [], np.random.default_rng((config.data.seed, 11, made))
@@ -123,7 +123,7 @@ def trajectories(folder, store, models, params, config: StudentStageConfig):
         os.replace(index + ".tmp", index)
         bar.update(config.batch)
     bar.close()
-    return arrays
+    return {name: array[:made] for name, array in arrays.items()}
 
 
 def path_window(store, paths, config: StudentStageConfig, models):
