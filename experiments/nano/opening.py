@@ -6,10 +6,12 @@ Two averages do not agree by themselves: the transformer tells a small opening w
 doubt, and the painter paints slits that are hardly dark. Voices of the training split speak,
 characters are none of those that `launch/evaluate.py` shows. For every opening that the
 latents tell there is one that makes the painted opening, measured as in an evaluation, equal
-on average to the drawn one. Prints the points. nano goes half of the way: what is right on
-average opens lips that should be shut whenever the transformer is in doubt about a stop.
+on average to the drawn one. But what is right on average opens lips that should be shut
+whenever the transformer is in doubt about a stop. Prints points that go all of the way and
+parts of it, and what each does to lip sync and to lips shut on m, b and p.
 """
 
+import dataclasses
 import functools
 
 from absl import app
@@ -19,16 +21,19 @@ import tqdm
 
 from tm_jax.data import speech
 from tm_jax.evaluation import arms
+from tm_jax.evaluation import measures
 from tm_jax.evaluation import mouth
 from tm_jax.evaluation import scenes
 from tm_jax.inference import bundle as bundle_lib
 from tm_jax.inference import session
+from tm_jax.models import presets
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.vae import config as vae_config
 
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Folder of weights; the shipped ones by default.")
 _SCENES = flags.DEFINE_integer("scenes", 48, "Clips of 6 s.")
+_PARTS = flags.DEFINE_list("parts", ["0", "0.25", "0.5", "0.75", "1"], "Parts of the way to try.")
 
 _FIRST = 200  # An evaluation counts its scenes from 0.
 _FRAMES = 150
@@ -86,17 +91,39 @@ def points(told, given, painted, drawn) -> list[tuple[float, float]]:
     return [(0.0, 0.0)] + [(round(float(a), 2), round(float(b), 2)) for a, b in zip(at, needed)]
 
 
+def part(of: list[tuple[float, float]], share: float) -> tuple[tuple[float, float], ...]:
+    """Points that go a part of the way from what is told to what is wanted."""
+    return tuple((told, round(told + share * (given - told), 2)) for told, given in of)
+
+
+def _lips(opening, clips) -> dict:
+    """What lips do in scenes with that `Preset.opening`."""
+    presets.PRESETS["nano"] = dataclasses.replace(presets.PRESETS["nano"], opening=opening)
+    bundle = bundle_lib.load("nano", _WEIGHTS.value)
+    speaker = arms.Streamed(functools.partial(session.Session, bundle))
+    return measures.medians(
+        [measures.lips(scene, speaker.speak(scene).frames) for scene in tqdm.tqdm(clips)]
+    )
+
+
 def main(argv: list[str]) -> None:
     """Prints the points."""
     del argv
     bundle = bundle_lib.load("nano", _WEIGHTS.value)
     voices = speech.load(_CORPUS.value, "train")
     voices = [v for v in voices if speech.synthesiser(v.name) != "espeak"]
-    seen = [
-        _watch(bundle, scenes.make(voices, _FIRST + k, _FRAMES, bundle.preset.height, seed=1))
-        for k in tqdm.tqdm(range(_SCENES.value))
+    clips = [
+        scenes.make(voices, _FIRST + k, _FRAMES, bundle.preset.height, seed=1)
+        for k in range(_SCENES.value)
     ]
-    print(tuple(points(*np.concatenate(seen, axis=1))))
+    whole = points(*np.concatenate([_watch(bundle, clip) for clip in tqdm.tqdm(clips)], axis=1))
+    for share in map(float, _PARTS.value):
+        opening = part(whole, share)
+        lips = _lips(opening, clips)
+        print(
+            f"{share:g} of the way: correlation {lips['correlation']:.3f}, lips shut "
+            f"{lips['closures_kept']:.3f}, widest {lips['opening_p95']:.3f}: {opening}"
+        )
 
 
 if __name__ == "__main__":
