@@ -28,10 +28,10 @@ from tm_jax.configs import overrides
 from tm_jax.models import presets
 
 STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
-# Steps of the shipped nano weights.
+# Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).
 _STEPS = {
-    "vae": 1700, "locator": 500, "audio": 1500, "motion": 4000, "teacher": 1200, "student": 400,
-    "distill": 600,
+    "vae": 2150, "locator": 500, "audio": 5000, "motion": 6400, "teacher": 4300, "student": 500,
+    "distill": 500,
 }
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")

@@ -63,7 +63,7 @@ class DistillStageConfig(student_stage.StudentStageConfig):
 
     start: str = "student"
     rollouts: latents_lib.LatentConfig = latents_lib.LatentConfig(
-        clips=320, latents=18, seed=1
+        clips=640, latents=18, seed=1
     )
     rollout_chunks: int = 6
     real_fraction: float = 0.5

@@ -47,7 +47,7 @@ class LatentConfig:
     """
 
     corpus: str = "runs/corpus"
-    clips: int = 2000
+    clips: int = 9000
     latents: int = 9
     listening: float = 0.2
     overheard: float = 0.5

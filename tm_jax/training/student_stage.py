@@ -45,7 +45,7 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
     policy: str | None = None
     sink: bool | None = None
     positions: str | None = None
-    trajectories: int = 400
+    trajectories: int = 1200
     teacher_steps: int = 4
     guidance: float = 1.0
     context_noise: float = 0.15
