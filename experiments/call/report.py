@@ -56,8 +56,8 @@ def screen(results: dict) -> list[str]:
                     f"{title}, {len(callers)}", tables.number(found["seconds"], 0),
                     tables.number(found["first_frame_ms"], 0),
                     tables.number(found["frames_per_second"], 1), _share(found["late_share"]),
-                    tables.number(found["undisturbed_seconds"], 0),
-                    _share(found["undisturbed_late_share"]),
+                    tables.number(found.get("undisturbed_seconds"), 0),
+                    _share(found.get("undisturbed_late_share")),
                     *(tables.number(behind[name], 0) for name in ("least", "median", "most")),
                 ])
     return tables.table(head, rows)
