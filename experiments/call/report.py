@@ -45,7 +45,8 @@ def screen(results: dict) -> list[str]:
     """Callers in a browser."""
     head = [
         "browser, callers", "seconds", "first frame, ms", "frames a second", "late or missing",
-        "undisturbed seconds", "late or missing in them", "picture after sound, ms: least", "median", "most",
+        "undisturbed seconds", "late or missing in them", "picture after sound, ms: least",
+        "median", "most",
     ]  # fmt: skip
     rows = []
     for transport, title in _TRANSPORTS.items():

@@ -7,7 +7,7 @@ const GATHER_MS = 1500;
 const PATIENCE_MS = 3000; // a short "disconnected" often mends itself
 const PING_MS = 1500;
 // How long pictures wait for their turn. Sound waits 60 to 130 ms in the browser, more than
-// pictures do on a good network: without this they run up to 100 ms ahead of it.
+// pictures do on a good network: without this they ran up to 130 ms ahead of it.
 const PICTURE_BUFFER_MS = 100;
 
 export class Peer {
