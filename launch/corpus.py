@@ -22,6 +22,7 @@ import tqdm
 
 from tm_jax.data import alignment
 from tm_jax.data import festival
+from tm_jax.data import fillets
 from tm_jax.data import refinement
 from tm_jax.data import speech
 
@@ -37,6 +38,9 @@ _TRANSCRIPTS = flags.DEFINE_string(
 )
 _TESTDATA = flags.DEFINE_string(
     "testdata", "/usr/share/pocketsphinx/test/data", "Data of pocketsphinx-testdata."
+)
+_GAME = flags.DEFINE_string(
+    "game", "/usr/share/games/fillets-ng", "Data of the game fillets-ng, with its dialogues."
 )
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sentences and voices.")
@@ -55,6 +59,8 @@ _ESPEAK_VOICES = (
     "en-us+f2", "es-419+m2", "es-419+f4", "fr+m4", "fr+f2", "it+m6", "it+f1", "ru+m3",
     "ru+f4", "de+m1", "de+f5", "de+m7", "es+m5", "fr+f3",
 )  # fmt: skip
+# A voice of Festival is a person's: each gets this part of a synthesiser's minutes.
+_FESTIVAL_PART = 4
 _MIN_S, _MAX_S = 0.5, 20.0
 _REFINED_S = 300.0  # Speech from which on a model of one speaker alone is trained.
 _MAX_DISAGREEMENT_S = 0.06  # Good alignments of two methods lie 10 to 40 ms apart.
@@ -107,6 +113,18 @@ _GRAMMARS = {
         ("открывает", "покупает", "рисует", "находит", "помнит"),
         ("новую книгу", "большой дом", "карту", "тёплый суп", "пять яблок"),
         ("утром", "в мае", "под мостом", "для папы", "без шума"),
+    ),
+    "cs": (
+        ("Moje máma", "Starý pekař", "Malý pes", "Nikdo", "Mladá žena"),
+        ("kupuje", "maluje", "hledá", "vidí", "nemá"),
+        ("novou knihu", "velký dům", "mapu", "teplou polévku", "pět jablek"),
+        ("ráno", "v máji", "pod mostem", "pro tatínka", "bez povyku"),
+    ),
+    "fi": (
+        ("Minun äitini", "Vanha leipuri", "Pieni koira", "Naapurin poika", "Nuori nainen"),
+        ("ostaa", "maalaa", "avaa", "löytää", "muistaa"),
+        ("uuden kirjan", "ison talon", "vanhan kartan", "lämpimän keiton", "viisi omenaa"),
+        ("aamulla", "toukokuussa", "sillan alla", "meidän kanssa", "yöllä pöydän ääressä"),
     ),
 }  # fmt: skip
 
@@ -209,9 +227,11 @@ def _espeak(text, voice, rng):
 
 def _sentences(language, rng):
     """Returns the synthesisers' text: long transcripts and made-up sentences."""
+    actors = fillets.lines(_GAME.value, language).values()
+    said = [*_transcripts(language).values(), *(text for rows in actors for _, text in rows)]
     texts = [
         text.replace("#", " ").replace("*", " ")
-        for text in _transcripts(language).values()
+        for text in said
         if len(text.split()) >= 4 and "[" not in text
     ]
     grammar = _GRAMMARS[language]
@@ -243,6 +263,20 @@ def _jobs():
                 alignment="pocketsphinx, checked by DTW with espeak-ng, refined",
             ),
         )  # fmt: skip
+    for language in fillets.LANGUAGES:
+        actors = fillets.lines(_GAME.value, language)
+        if not actors:
+            package = f"fillets-ng-data-{language}"
+            logging.warning("%s: skipped; install %s.", package, package)
+        for actor, rows in actors.items():
+            jobs[f"fillets_{language}_{actor}"] = (
+                functools.partial(_align_recordings, rows, language, 0),
+                dict(
+                    language=language, source=f"fillets-ng-data-{language}",
+                    licence=fillets.LICENCE,
+                    alignment="pocketsphinx, checked by DTW with espeak-ng, refined",
+                ),
+            )  # fmt: skip
     for speaker, rows in _testdata().items():
         licence = "public domain (LibriVox)" if "librivox" in speaker else "BSD-2-Clause"
         jobs[speaker] = (
@@ -284,8 +318,8 @@ def _synthetic_jobs():
         language = voice[:2]
         jobs[f"festival_{voice}"] = (
             functools.partial(
-                _speak, texts[language], voice, _MINUTES.value / len(festival.VOICES),
-                _SEED.value, _festival,
+                _speak, texts[language], voice, _MINUTES.value / _FESTIVAL_PART, _SEED.value,
+                _festival,
             ),
             dict(
                 language=language, source=package, licence=festival.LICENCES[voice],

@@ -67,6 +67,20 @@ def test_doubled_letters_are_soft_russian_consonants(program):
     ]
 
 
+def test_a_colon_marks_length_and_the_stop_of_the_throat_has_no_lips(program):
+    says, folder = program
+    says(("#", 0.1), ("k", 0.2), ("u:", 0.3), ("n~", 0.4), ("_", 0.42), ("r~*", 0.6), ("#", 1.0))
+    assert _names(festival.speak("k\u016f\u0148 \u0159", "cs_ph")[1]) == [
+        "SIL", "K", "UW", "N", "RR", "SIL"
+    ]  # fmt: skip
+    written = (folder / "script").read_text().encode("latin-1")
+    assert '"k\u016f\u0148 \u0159"'.encode("iso-8859-2") in written
+    says(("#", 0.1), ("p", 0.2), ("7", 0.3), ("t:", 0.6), ("@:", 0.8), ("#", 1.0))
+    assert _names(festival.speak("p\u00f6tt\u00e4\u00e4", "fi_lj")[1]) == [
+        "SIL", "P", "OE", "T", "AE", "SIL"
+    ]  # fmt: skip
+
+
 def test_what_festival_cannot_say_is_unalignable(program):
     says, _ = program
     says()

@@ -67,7 +67,7 @@ _ESPEAK = {
     "ɔɹ": "AO R", "oɹ": "AO R", "ɪɹ": "IY R", "ʊɹ": "UH R", "ɛɹ": "EH R",
     "ju": "Y UW", "ja": "Y AA", "jo": "Y OW", "je": "Y EH", "eʊ": "EH UW",
     "ɛʊ": "EH UW", "ui": "UW IY", "ai": "AY", "au": "AW", "ei": "EY", "oi": "OY",
-    "eu": "EH UW",
+    "eu": "EH UW", "r̝": "RR", "ɛɪ": "EY", "œy": "OE UE", "ʌʊ": "AW", "yʊ": "UE UH",
 }  # fmt: skip
 # What espeak-ng writes differently in one language: Spanish and Italian e and o are
 # pure vowels; the Russian y stands for an unrounded vowel, and its r is trilled.
@@ -76,6 +76,7 @@ _ESPEAK_BY_LANGUAGE = {
     "it": {"e": "EH", "o": "AO", "ɾ": "D"},
     "fr": {"e": "EH", "o": "AO"},
     "ru": {"y": "IH", "o": "AO", "e": "EH"},
+    "cs": {"o": "AO", "e": "EH"},
 }
 _DIACRITICS = str.maketrans("", "", "ː̪̩̃̊ˑˈˌʲˠʰ-^\"̯͡ʼ̬")
 

@@ -19,15 +19,29 @@ VOICES = {
     "it_pc": ("voice_pc_diphone", "festvox-itapc16k"),
     "it_lp": ("voice_lp_diphone", "festvox-italp16k"),
     "ru_msu": ("voice_msu_ru_nsh_clunits", "festvox-ru"),
+    "cs_dita": ("voice_czech_dita", "festvox-czech-dita"),
+    "cs_krb": ("voice_czech_krb", "festvox-czech-krb"),
+    "cs_machac": ("voice_czech_machac", "festvox-czech-machac"),
+    "cs_ph": ("voice_czech_ph", "festvox-czech-ph"),
+    "fi_lj": ("voice_suo_fi_lj_diphone", "festvox-suopuhe-lj"),
+    "fi_mv": ("voice_hy_fi_mv_diphone", "festvox-suopuhe-mv"),
 }
 LICENCES = {
     "en_ked": "University of Edinburgh (BSD-like)",
     "it_pc": "GPL-2 or later (ISTC-CNR)",
     "it_lp": "GPL-2 or later (ISTC-CNR)",
     "ru_msu": "BSD-like",
+    "cs_dita": "GPL-3 or later (Brailcom)",
+    "cs_krb": "GPL-3 or later (Brailcom)",
+    "cs_machac": "GPL-3 or later (Brailcom)",
+    "cs_ph": "GPL-2 or later (Brailcom)",
+    "fi_lj": "LGPL-2 or later (Universities of Helsinki and Joensuu)",
+    "fi_mv": "LGPL-2 or later (Universities of Helsinki and Joensuu)",
 }
 # What the rules of a language read.
-_ENCODING = {"en": "ascii", "it": "latin-1", "ru": "utf-8"}
+_ENCODING = {
+    "en": "ascii", "it": "latin-1", "ru": "utf-8", "cs": "iso-8859-2", "fi": "latin-1",
+}  # fmt: skip
 
 _ITALIAN = {
     "#": "SIL", "##": "SIL", "a": "AA", "e": "EH", "E": "EH", "i": "IY", "o": "AO", "O": "AO",
@@ -45,7 +59,23 @@ _RUSSIAN = {
 }  # fmt: skip
 # A doubled letter is the soft consonant.
 _SOFT = {2 * name: _RUSSIAN[name] for name in "p b t d k g f v s z h m n l r".split()}
-_TABLES = {"en": alignment.FLITE, "it": _ITALIAN, "ru": _RUSSIAN | _SOFT}
+# A colon marks the long vowel, or the doubled consonant; "_" is the stop of the throat.
+_CZECH = {
+    "#": "SIL", "_": "", "a": "AA", "e": "EH", "i": "IY", "o": "AO", "u": "UW", "p": "P", "b": "B",
+    "t": "T", "t~": "T", "d": "D", "d~": "D", "k": "K", "g": "G", "c": "T S", "c~": "CH",
+    "dz": "D Z", "dz~": "JH", "f": "F", "v": "V", "s": "S", "s~": "SH", "z": "Z", "z~": "ZH",
+    "ch": "KH", "h": "HH", "m": "M", "n": "N", "n~": "N", "n*": "NG", "l": "L", "r": "RR",
+    "r~": "RR", "r~*": "RR", "j": "Y",
+}  # fmt: skip
+_FINNISH = {
+    "#": "SIL", "a": "AA", "e": "EH", "i": "IY", "o": "AO", "u": "UW", "y": "UE", "@": "AE",
+    "7": "OE", "&": "AX", "p": "P", "b": "B", "t": "T", "d": "D", "k": "K", "g": "G", "f": "F",
+    "T": "TH", "s": "S", "S": "SH", "h": "HH", "v": "V", "w": "W", "m": "M", "n": "N", "N": "NG",
+    "l": "L", "L": "L", "r": "RR", "j": "Y",
+}  # fmt: skip
+_TABLES = {
+    "en": alignment.FLITE, "it": _ITALIAN, "ru": _RUSSIAN | _SOFT, "cs": _CZECH, "fi": _FINNISH,
+}  # fmt: skip
 
 
 @functools.cache
@@ -109,6 +139,8 @@ def _phones(language: str):
             name = name.rstrip("01")
             half = len(name) // 2
             name = name[:half] if name not in table and name[:half] == name[half:] else name
+        if language in ("cs", "fi"):
+            name = name.rstrip(":")
         return alignment.ids(name, table, "festival")
 
     return ids

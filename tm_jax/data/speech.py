@@ -9,8 +9,9 @@ The split goes by speaker, never by utterance, and is a rule on the speaker's na
 
   held_out  the LibriVox reader and the other small recordings of pocketsphinx-testdata,
             the Italian man (Carlo), the Russian speaker, and the flite voice "awb";
-  train     everyone else: Allison in English and Spanish, June in French, the other
-            flite voices, those of Festival, and all espeak-ng variants.
+  train     everyone else: Allison in English and Spanish, June in French, the Czech and
+            Dutch actors of Fish Fillets, the other flite voices, those of Festival, and all
+            espeak-ng variants.
 """
 
 import dataclasses
