@@ -20,10 +20,26 @@ function readMarks(shown) {
   return { number, level: data[0] };
 }
 
+// Whether a video has a frame that was not read yet; of a canvas nobody knows.
+const presented = new WeakMap();
+function isNew(shown) {
+  if (!shown.requestVideoFrameCallback) return true;
+  if (!presented.has(shown)) {
+    const note = () => {
+      presented.set(shown, true);
+      shown.requestVideoFrameCallback(note);
+    };
+    note();
+  }
+  const fresh = presented.get(shown);
+  presented.set(shown, false);
+  return fresh;
+}
+
 function watch() {
   requestAnimationFrame(watch);
   const shown = document.querySelector("#video:not([hidden]), #remote:not([hidden])");
-  if (!shown || document.body.dataset.state !== "live") return;
+  if (!shown || document.body.dataset.state !== "live" || !isNew(shown)) return;
   const marks = readMarks(shown);
   const { frames } = window.probe;
   if (frames.length && frames.at(-1).number === marks.number) return;

@@ -137,3 +137,24 @@ def test_a_jump_of_the_sender_is_followed_at_once(run):
     pieces = [[0.04 * i + (100 if i >= 50 else 0), 5 + 0.04 * i, False] for i in range(100)]
     places = run("timeline", _PLAY, pieces)
     assert places[50]["at"] - pieces[50][1] == pytest.approx(0.17, abs=0.05)
+
+
+def test_pictures_wait_as_long_as_the_sound(run):
+    """Sound waits for 70, then 310, then 90 ms, and pictures as long as they are told."""
+    told = run("peer", """
+      const seen = [];
+      let waiting = 100;
+      for (const sound of given) {
+        for (let second = 0; second < 8; second++)
+          waiting = m.pictureBuffer(waiting, (waiting - sound) / 1000);
+        seen.push(waiting - sound);
+      }
+      return seen;
+    """, [70, 310, 90])
+    assert told == pytest.approx([15, 15, 15], abs=2)
+
+
+def test_a_wrong_estimate_moves_pictures_within_bounds_only(run):
+    waits = run("peer", "return given.map((offset) => m.pictureBuffer(100, offset))",
+                [None, 4004407254.459, -4004407254.459, 1.9, -1.9])  # fmt: skip
+    assert waits == [100, 100, 100, 60, 400]

@@ -6,9 +6,16 @@ import { SAMPLE_RATE } from "./protocol.js";
 const GATHER_MS = 1500;
 const PATIENCE_MS = 3000; // a short "disconnected" often mends itself
 const PING_MS = 1500;
-// How long pictures wait for their turn. Sound waits 60 to 130 ms in the browser, more than
-// pictures do on a good network: without this they ran up to 130 ms ahead of it.
+// How long pictures wait for their turn at first, and the bounds. Sound waits 60 to 130 ms in the
+// browser, more than pictures do on a good network: without this they ran up to 130 ms ahead of it.
 const PICTURE_BUFFER_MS = 100;
+const PICTURE_BUFFER_BOUNDS_MS = [60, 400];
+const KEEP_STEP_MS = 1000;
+// Part of what is missing that is made up for at a time: a buffer needs a while to grow or shrink.
+const KEEP_STEP_PART = 0.5;
+// The browser's estimate of when sound is heard leaves out its way through the audio output.
+const OUTPUT_MS = 15;
+const MOST_OFFSET_MS = 2000; // Beyond, one of the two clocks is not known yet.
 
 export class Peer {
   /**
@@ -48,7 +55,10 @@ export class Peer {
     this.#wireChannel(connection.createDataChannel("control"));
     this.stream = new MediaStream();
     connection.ontrack = ({ track: incoming, receiver }) => {
-      if (incoming.kind === "video") receiver.jitterBufferTarget = PICTURE_BUFFER_MS;
+      if (incoming.kind === "video") {
+        receiver.jitterBufferTarget = PICTURE_BUFFER_MS;
+        this.receiver = receiver;
+      }
       this.stream.addTrack(incoming); // one stream, so that the browser keeps them in step
       this.events.onStream(this.stream);
     };
@@ -87,6 +97,7 @@ export class Peer {
     this.channel = channel;
     channel.onopen = () => {
       this.timer = setInterval(() => this.send({ type: "ping", t: performance.now() }), PING_MS);
+      this.stepTimer = setInterval(() => this.#keepStep(), KEEP_STEP_MS);
     };
     channel.onmessage = ({ data }) => {
       const message = JSON.parse(data);
@@ -120,16 +131,28 @@ export class Peer {
     return null;
   }
 
-  /** Figures of the browser's own player, times in s; null where it does not tell. */
-  async figures() {
+  /** What the browser tells of its player: {audio, video, offset}, the last in s or null. */
+  async #received() {
     const found = {};
     for (const report of (await this.connection?.getStats())?.values() ?? []) {
       if (report.type === "inbound-rtp") found[report.kind] = report;
     }
     const { audio, video } = found;
-    const delay = video && video.jitterBufferDelay / Math.max(1, video.jitterBufferEmittedCount);
     const offset = video?.estimatedPlayoutTimestamp && audio?.estimatedPlayoutTimestamp
       ? (audio.estimatedPlayoutTimestamp - video.estimatedPlayoutTimestamp) / 1000 : null;
+    return { audio, video, offset };
+  }
+
+  async #keepStep() {
+    const { offset } = await this.#received();
+    if (!this.receiver) return; // hung up meanwhile
+    this.receiver.jitterBufferTarget = pictureBuffer(this.receiver.jitterBufferTarget, offset);
+  }
+
+  /** Figures of the browser's own player, times in s; null where it does not tell. */
+  async figures() {
+    const { video, offset } = await this.#received();
+    const delay = video && video.jitterBufferDelay / Math.max(1, video.jitterBufferEmittedCount);
     return {
       drawn: video?.framesDecoded ?? 0,
       late: video?.freezeCount ?? 0,
@@ -149,9 +172,10 @@ export class Peer {
 
   #drop() {
     clearInterval(this.timer);
+    clearInterval(this.stepTimer);
     clearTimeout(this.patience);
     const connection = this.connection;
-    this.connection = this.sender = null;
+    this.connection = this.sender = this.receiver = null;
     if (!connection) return;
     connection.onconnectionstatechange = connection.ontrack = null;
     this.channel.onclose = this.channel.onmessage = null;
@@ -170,6 +194,19 @@ export class Peer {
     if (this.ready) setTimeout(drop, 150);
     else drop();
   }
+}
+
+/**
+ * How long pictures should wait: longer while they are ahead of the sound, shorter while behind.
+ *
+ * @param {number} waiting how long they wait now, in ms
+ * @param {?number} offset how far they are behind the sound by the browser's estimate, in s
+ */
+export function pictureBuffer(waiting, offset) {
+  if (offset === null || Math.abs(1000 * offset) > MOST_OFFSET_MS) return waiting;
+  const wanted = waiting + KEEP_STEP_PART * (OUTPUT_MS - 1000 * offset);
+  const [least, most] = PICTURE_BUFFER_BOUNDS_MS;
+  return Math.min(most, Math.max(least, wanted));
 }
 
 /** Blocks of PCM as a track; silence between them. */
