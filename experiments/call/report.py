@@ -11,7 +11,6 @@ from absl import app
 from tm_jax.evaluation import tables
 
 _FOLDER = pathlib.Path(__file__).parent
-_TRANSPORTS = {"websocket": "WebSocket", "webrtc": "WebRTC"}
 
 
 def _share(value: float | None) -> str:
@@ -44,23 +43,22 @@ def bench(results: dict) -> list[str]:
 def screen(results: dict) -> list[str]:
     """Callers in a browser."""
     head = [
-        "browser, callers", "seconds", "first frame, ms", "frames a second", "late or missing",
+        "pages", "seconds", "first frame, ms", "frames a second", "late or missing",
         "undisturbed seconds", "late or missing in them", "picture after sound, ms: least",
         "median", "most",
     ]  # fmt: skip
     rows = []
-    for transport, title in _TRANSPORTS.items():
-        for callers in results[transport].values():
-            for found in callers:
-                behind = found["picture_after_sound_ms"]
-                rows.append([
-                    f"{title}, {len(callers)}", tables.number(found["seconds"], 0),
-                    tables.number(found["first_frame_ms"], 0),
-                    tables.number(found["frames_per_second"], 1), _share(found["late_share"]),
-                    tables.number(found.get("undisturbed_seconds"), 0),
-                    _share(found.get("undisturbed_late_share")),
-                    *(tables.number(behind[name], 0) for name in ("least", "median", "most")),
-                ])
+    for callers in (results["callers_1"], results["callers_2"]):
+        for found in callers:
+            behind = found["picture_after_sound_ms"]
+            rows.append([
+                str(len(callers)), tables.number(found["seconds"], 0),
+                tables.number(found["first_frame_ms"], 0),
+                tables.number(found["frames_per_second"], 1), _share(found["late_share"]),
+                tables.number(found["undisturbed_seconds"], 0),
+                _share(found["undisturbed_late_share"]),
+                *(tables.number(behind[name], 0) for name in ("least", "median", "most")),
+            ])
     return tables.table(head, rows)
 
 
@@ -89,17 +87,20 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     lines = []
-    for name, render in (("bench", bench), ("screen", screen), ("soak", soak)):
+    parts = {
+        "bench": bench, "screen_websocket": screen, "screen_webrtc": screen, "soak": soak,
+    }  # fmt: skip
+    for name, render in parts.items():
         path = _FOLDER / "results" / f"{name}.json"
         if path.exists():
             results = json.loads(path.read_text())
-            load = results["load_average_at_end"]
-            taken = results.get("taken_by_the_host")
-            lines += [
-                f"`{path.name}`: {results['preset']}, {results['machine']}, load {load:.1f} at the end"
-                + (f", {_share(taken)} of the processors taken by the host." if taken else "."),
-                "", *render(results),
-            ]  # fmt: skip
+            facts = [results["preset"], results["machine"]]
+            if "load_average_at_end" in results:
+                facts.append(f"load {results['load_average_at_end']:.1f} at the end")
+            if results.get("taken_by_the_host"):
+                share = _share(results["taken_by_the_host"])
+                facts.append(f"{share} of the processors taken by the host")
+            lines += [f"`{path.name}`: {', '.join(facts)}.", "", *render(results)]
     tables.put(_FOLDER / "README.md", "\n".join(lines).strip())
 
 

@@ -1,7 +1,7 @@
 """Starts a server, makes ordinary and impossible calls, and writes what was measured.
 
   python -m experiments.call.run --part=bench --call_seconds=300
-  python -m experiments.call.run --part=screen --call_seconds=300
+  python -m experiments.call.run --part=screen --transport=webrtc --call_seconds=300
   python -m experiments.call.run --part=soak --minutes=30
 """
 
@@ -28,8 +28,13 @@ from experiments.call import screen
 from tm_jax.serving import load
 
 _PART = flags.DEFINE_enum("part", "bench", ["bench", "screen", "soak"], "What to measure.")
+_TRANSPORT = flags.DEFINE_enum(
+    "transport", "websocket", ["websocket", "webrtc"], "What the browser of part screen calls over."
+)
 _CALL_S = flags.DEFINE_float("call_seconds", 300, "Length of the measured call.")
-_OUT = flags.DEFINE_string("out", None, "JSON to write; results/PART.json by default.")
+_OUT = flags.DEFINE_string(
+    "out", None, "JSON to write; results/PART.json or results/screen_TRANSPORT.json by default."
+)
 _MINUTES = flags.DEFINE_float("minutes", 30, "Length of the soak.")
 _VISITORS = flags.DEFINE_integer("visitors", 3, "Impossible callers at a time.")
 _WHICH = flags.DEFINE_string("preset", "nano", "Which model.")
@@ -124,19 +129,17 @@ async def soak(url: str) -> dict:
 
 
 def look(url: str) -> dict:
-    """One caller, then two for a minute, in a real browser, over each transport."""
+    """One caller, then two for a minute, in a real browser."""
     return {
-        transport: {
-            f"callers_{callers}": screen.watch(url, transport, callers, seconds)
-            for callers, seconds in ((1, _CALL_S.value), (2, min(60.0, _CALL_S.value)))
-        }
-        for transport in ("websocket", "webrtc")
+        f"callers_{callers}": screen.watch(url, _TRANSPORT.value, callers, seconds)
+        for callers, seconds in ((1, _CALL_S.value), (2, min(60.0, _CALL_S.value)))
     }
 
 
 def main(argv: list[str]) -> None:
-    """Runs one part and writes `results/PART.json`."""
+    """Runs one part and writes its results."""
     del argv
+    name = _PART.value if _PART.value != "screen" else f"screen_{_TRANSPORT.value}"
     before = host.ticks()
     command = _MARKED_SERVER if _PART.value == "screen" else _SERVER
     with contextlib.nullcontext(_URL.value) if _URL.value else server(*command) as url:
@@ -153,7 +156,7 @@ def main(argv: list[str]) -> None:
         "taken_by_the_host": host.taken(before), "preset": preset,
         **found,
     }
-    path = pathlib.Path(_OUT.value or _HERE / "results" / f"{_PART.value}.json")
+    path = pathlib.Path(_OUT.value or _HERE / "results" / f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
