@@ -28,7 +28,8 @@ from tm_jax.data import speech
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
 _MINUTES = flags.DEFINE_float(
-    "minutes_synthetic", 24, "Minutes of each synthesiser for training."
+    "minutes_synthetic", 24,
+    "Minutes of each synthesiser for training; of each Festival voice a quarter of them.",
 )
 _SOUNDS = flags.DEFINE_string(
     "sounds", "/usr/share/asterisk/sounds", "Recordings of the asterisk-core-sounds."

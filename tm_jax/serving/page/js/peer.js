@@ -131,7 +131,7 @@ export class Peer {
     return null;
   }
 
-  /** What the browser tells of its player: {audio, video, offset}, the last in s or null. */
+  /** What the browser tells of its pictures, and how far they are behind the sound, in s or null. */
   async #received() {
     const found = {};
     for (const report of (await this.connection?.getStats())?.values() ?? []) {
@@ -140,7 +140,7 @@ export class Peer {
     const { audio, video } = found;
     const offset = video?.estimatedPlayoutTimestamp && audio?.estimatedPlayoutTimestamp
       ? (audio.estimatedPlayoutTimestamp - video.estimatedPlayoutTimestamp) / 1000 : null;
-    return { audio, video, offset };
+    return { video, offset };
   }
 
   async #keepStep() {
