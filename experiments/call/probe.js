@@ -36,16 +36,21 @@ function isNew(shown) {
   return fresh;
 }
 
-function watch() {
-  requestAnimationFrame(watch);
+// A look comes after the page has drawn: in the first task behind the browser's own.
+const drawn = new MessageChannel();
+requestAnimationFrame(function next() {
+  requestAnimationFrame(next);
+  drawn.port2.postMessage(null);
+});
+
+drawn.port1.onmessage = () => {
   const shown = document.querySelector("#video:not([hidden]), #remote:not([hidden])");
   if (!shown || document.body.dataset.state !== "live" || !isNew(shown)) return;
   const marks = readMarks(shown);
   const { frames } = window.probe;
   if (frames.length && frames.at(-1).number === marks.number) return;
   frames.push({ ...marks, ms: performance.now() });
-}
-requestAnimationFrame(watch);
+};
 
 // Loudness of what a context plays, with the time at which the middle of it is heard.
 const analysers = new WeakMap();
@@ -81,7 +86,8 @@ Object.defineProperty(HTMLMediaElement.prototype, "srcObject", {
   ...property,
   set(stream) {
     property.set.call(this, stream);
-    if (this.id !== "remote" || !stream?.getAudioTracks().length || heard.has(stream)) return;
+    // A muted element feeds a context, which is listened to already.
+    if (this.id !== "remote" || this.muted || !stream?.getAudioTracks().length || heard.has(stream)) return;
     heard.add(stream);
     listen(new AudioContext().createMediaStreamSource(stream));
   },

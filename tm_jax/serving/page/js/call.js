@@ -12,7 +12,7 @@ export class Call {
   /**
    * @param {function} makeLink (events) -> Socket or Peer
    * @param {object} events `onState(state, detail)`, `onMessage(message)`, `onFrames(frames)`,
-   *   `onStream(stream)`, `onRoundTrip(ms)`, `onSession(started)`,
+   *   `onStream(stream)`, `onDrawn()`, `onRoundTrip(ms)`, `onSession(started)`,
    *   `onGone(fields)`: the server does not know the character; resolves with new fields or null
    */
   constructor(makeLink, events) {
@@ -58,6 +58,8 @@ export class Call {
       onMessage: guarded((message) => this.#take(message)),
       onFrames: guarded((frames) => this.#frames(frames)),
       onStream: guarded((stream) => this.events.onStream?.(stream)),
+      onDrawn: guarded(() => this.events.onDrawn?.()),
+      onBlocked: guarded((blocked) => this.events.onBlocked?.(blocked)),
       onRoundTrip: guarded((ms) => this.events.onRoundTrip?.(ms)),
       onDown: guarded((code) => this.#down(code)),
     });

@@ -1,6 +1,6 @@
 // From the voice to the lips: when the sample that a frame moves with was captured.
 
-import { median } from "./player.js";
+import { median } from "./queue.js";
 
 const KEPT = 1500; // messages: half a minute of sound
 const RECENT = 100;

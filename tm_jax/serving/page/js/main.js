@@ -45,6 +45,8 @@ class Page {
       onMessage: (message) => this.#message(message),
       onFrames: (frames) => this.#frames(frames),
       onStream: (stream) => this.#stream(stream),
+      onDrawn: () => this.#drawnByPeer(),
+      onBlocked: (blocked) => this.#blocked(blocked),
       onRoundTrip: (ms) => { this.roundTrip = ms; },
       onSession: (started) => this.#session(started),
       onGone: (fields) => this.#bringAgain(fields),
@@ -255,7 +257,7 @@ class Page {
 
   #link(events) {
     if (this.transport !== "webrtc") return new Socket(events);
-    const peer = new Peer(events, this.info?.ice_servers ?? []);
+    const peer = new Peer(events, this.info?.ice_servers ?? [], this.stage.screen);
     peer.useTrack(this.#track());
     return peer;
   }
@@ -272,7 +274,10 @@ class Page {
   /** The visitor need not hear himself. */
   #muteOwn() {
     this.player.hearOwn = byId("own").checked;
-    this.stage.remote.muted = this.mode === "mirror" && !byId("own").checked;
+    const muted = this.mode === "mirror" && !byId("own").checked;
+    const { link } = this.call;
+    if (link?.kind === "webrtc") link.muted = muted;
+    this.stage.remote.muted = muted || link?.surface === "canvas"; // where the page plays by itself
   }
 
   async #bringAgain(fields) {
@@ -308,15 +313,20 @@ class Page {
     if (this.mode !== "agent") this.stage.doing(frame.speaking ? "Speaking" : "Listening");
   }
 
+  #drawnByPeer() {
+    this.stage.backdrop.take(byId("video"));
+    this.call.moving();
+  }
+
   #stream(stream) {
     const { remote } = this.stage;
-    remote.srcObject = stream;
     this.#muteOwn();
+    remote.srcObject = stream;
     remote.onplaying = () => {
-      this.stage.show("stream");
-      this.call.moving();
+      if (stream.getVideoTracks().length) this.call.moving();
     };
-    remote.play().then(() => this.#blocked(false), (error) => {
+    const heard = this.call.link.surface === "stream";
+    remote.play().then(() => heard && this.#blocked(false), (error) => {
       if (error.name === "NotAllowedError") this.#blocked(true);
     });
   }
@@ -324,7 +334,10 @@ class Page {
   #blocked(blocked) {
     if (!blocked) return this.stage.clear("sound");
     if (this.call.state === "idle") return;
-    const onAction = () => (this.transport === "webrtc" ? this.stage.remote.play() : this.player.resume());
+    const onAction = () => {
+      if (this.transport === "websocket") return this.player.resume();
+      return this.call.link?.player?.resume() ?? this.stage.remote.play();
+    };
     this.stage.tell(BLOCKED, { action: "Turn on sound", onAction, owner: "sound" });
   }
 
@@ -384,7 +397,7 @@ class Page {
     this.stage.clear("ending");
     this.stage.status("good", this.transport === "webrtc" ? "On call · WebRTC" : "On call");
     this.stage.doing("Listening");
-    this.stage.show(this.transport === "webrtc" ? "stream" : "canvas");
+    this.stage.show(this.call.link.surface);
     if (byId("timer").hidden) this.stage.count(true);
     announce(`On call with ${byId("name").textContent}`);
   }

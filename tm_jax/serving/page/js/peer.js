@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { SAMPLE_RATE } from "./protocol.js";
+import { TrackPlayer } from "./track-player.js";
 
 const GATHER_MS = 1500;
 const PATIENCE_MS = 3000; // a short "disconnected" often mends itself
@@ -19,14 +20,20 @@ const MOST_OFFSET_MS = 2000; // Beyond, one of the two clocks is not known yet.
 
 export class Peer {
   /**
-   * @param {object} events as for Socket, but the stream comes whole: `onStream(MediaStream)`
+   * @param {object} events as for Socket, but the stream comes whole: `onStream(MediaStream)`.
+   *   Where the browser hands out its frames it is for an element without sound, and the page
+   *   plays: `onDrawn()` after each frame, `onBlocked(blocked)`
    * @param {Array} iceServers STUN and TURN servers of the host
+   * @param {object} screen where frames are drawn: `show(VideoFrame)`
    */
-  constructor(events, iceServers) {
+  constructor(events, iceServers, screen) {
     this.events = events;
     this.iceServers = iceServers;
+    this.screen = screen;
     this.kind = "webrtc";
+    this.surface = TrackPlayer.possible ? "canvas" : "stream";
     this.microphone = null;
+    this.silent = false;
     this.last = { generation: 0, frame: 0 };
   }
 
@@ -54,14 +61,9 @@ export class Peer {
     connection.addTransceiver("video", { direction: "recvonly" });
     this.#wireChannel(connection.createDataChannel("control"));
     this.stream = new MediaStream();
-    connection.ontrack = ({ track: incoming, receiver }) => {
-      if (incoming.kind === "video") {
-        receiver.jitterBufferTarget = PICTURE_BUFFER_MS;
-        this.receiver = receiver;
-      }
-      this.stream.addTrack(incoming); // one stream, so that the browser keeps them in step
-      this.events.onStream(this.stream);
-    };
+    if (TrackPlayer.possible) this.player = new TrackPlayer(this.screen, this.events);
+    this.muted = this.silent;
+    connection.ontrack = ({ track: incoming, receiver }) => this.#receive(incoming, receiver);
     connection.onconnectionstatechange = () => this.#watch();
     try {
       await connection.setLocalDescription(await connection.createOffer());
@@ -77,6 +79,24 @@ export class Peer {
     } catch (error) {
       if (this.connection === connection) this.#refuse(error);
     }
+  }
+
+  #receive(track, receiver) {
+    if (track.kind === "video" && this.player) return this.player.see(track);
+    if (track.kind === "video") {
+      receiver.jitterBufferTarget = PICTURE_BUFFER_MS;
+      this.receiver = receiver;
+    }
+    this.stream.addTrack(track); // one stream, so that the browser keeps them in step
+    this.events.onStream(this.stream);
+    this.player?.hear(this.stream);
+    return undefined;
+  }
+
+  /** Whether nothing is heard. */
+  set muted(muted) {
+    this.silent = muted;
+    if (this.player) this.player.muted = muted;
   }
 
   #refuse(error) {
@@ -137,30 +157,33 @@ export class Peer {
     for (const report of (await this.connection?.getStats())?.values() ?? []) {
       if (report.type === "inbound-rtp") found[report.kind] = report;
     }
-    const { audio, video } = found;
-    const offset = video?.estimatedPlayoutTimestamp && audio?.estimatedPlayoutTimestamp
-      ? (audio.estimatedPlayoutTimestamp - video.estimatedPlayoutTimestamp) / 1000 : null;
-    return { video, offset };
+    const offset = playoutOffset(found.audio, found.video);
+    const own = this.player && offset !== null ? this.player.behind(offset) : offset;
+    return { video: found.video, offset: own };
   }
 
   async #keepStep() {
     const { offset } = await this.#received();
-    if (!this.receiver) return; // hung up meanwhile
-    this.receiver.jitterBufferTarget = pictureBuffer(this.receiver.jitterBufferTarget, offset);
+    if (!this.connection || offset === null) return;
+    if (this.player) this.player.keepStep(offset - OUTPUT_MS / 1000);
+    else if (this.receiver) this.receiver.jitterBufferTarget = pictureBuffer(this.receiver.jitterBufferTarget, offset);
   }
 
-  /** Figures of the browser's own player, times in s; null where it does not tell. */
+  /** Figures of the player, times in s; null where the browser does not tell. */
   async figures() {
     const { video, offset } = await this.#received();
-    const delay = video && video.jitterBufferDelay / Math.max(1, video.jitterBufferEmittedCount);
+    const delay = video ? video.jitterBufferDelay / Math.max(1, video.jitterBufferEmittedCount) : null;
+    const own = this.player;
     return {
       drawn: video?.framesDecoded ?? 0,
       late: video?.freezeCount ?? 0,
       dropped: video?.framesDropped ?? 0,
-      buffer: delay ?? null,
-      playout: delay ?? null,
+      ...own?.queue.counts,
+      buffer: own ? own.buffer : delay,
+      playout: own && delay !== null ? delay + own.waiting : delay,
       offset,
-      ...{ generation: this.last.generation, number: this.last.frame },
+      generation: this.last.generation,
+      number: this.last.frame,
     };
   }
 
@@ -178,6 +201,8 @@ export class Peer {
     this.connection = this.sender = this.receiver = null;
     if (!connection) return;
     connection.onconnectionstatechange = connection.ontrack = null;
+    this.player?.close();
+    this.player = null;
     this.channel.onclose = this.channel.onmessage = null;
     connection.close();
     this.feed.close();
@@ -196,14 +221,19 @@ export class Peer {
   }
 }
 
+/** How far pictures are behind the sound by the browser's estimates, s; null if it has none. */
+export function playoutOffset(audio, video) {
+  const [heard, seen] = [audio?.estimatedPlayoutTimestamp, video?.estimatedPlayoutTimestamp];
+  return heard && seen && Math.abs(heard - seen) < MOST_OFFSET_MS ? (heard - seen) / 1000 : null;
+}
+
 /**
  * How long pictures should wait: longer while they are ahead of the sound, shorter while behind.
  *
  * @param {number} waiting how long they wait now, in ms
- * @param {?number} offset how far they are behind the sound by the browser's estimate, in s
+ * @param {number} offset how far they are behind the sound, s
  */
 export function pictureBuffer(waiting, offset) {
-  if (offset === null || Math.abs(1000 * offset) > MOST_OFFSET_MS) return waiting;
   const wanted = waiting + KEEP_STEP_PART * (OUTPUT_MS - 1000 * offset);
   const [least, most] = PICTURE_BUFFER_BOUNDS_MS;
   return Math.min(most, Math.max(least, wanted));

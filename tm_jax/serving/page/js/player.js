@@ -1,14 +1,16 @@
 // Plays the stream: sound is scheduled on an AudioContext, a frame is drawn when its time is
 // heard. Sound is the master clock, so the picture can never drift away from it.
 
+import * as output from "./output.js";
 import { SAMPLE_RATE } from "./protocol.js";
+import { median, Queue, remember } from "./queue.js";
 import { fromPcm16 } from "./resampler.js";
 import { Timeline } from "./timeline.js";
 
 const QUIET = 0.004; // RMS below which a few milliseconds can be left out unheard
 const FADE_S = 0.006; // an interrupt is silent this fast, without a click
 const MOST_WAITING = 250; // pictures kept; a hidden page draws none and must not hoard
-const RECENT = 250; // offsets that the figures look at
+const RECENT = 250; // delays that the figures look at
 
 export class Player {
   /**
@@ -21,14 +23,11 @@ export class Player {
     this.audio = null;
     this.timeline = new Timeline();
     this.sources = new Set();
-    this.waiting = [];
     this.hearOwn = false; // whether sound that the visitor made himself is played back
     this.#forget();
   }
 
   #forget() {
-    this.counts = { drawn: 0, late: 0, dropped: 0 };
-    this.offsets = []; // picture minus sound of the latest frames, s
     this.delays = []; // arrival to sound of the latest frames, s
     this.drawn = null; // the latest frame on the screen
     this.generation = 0;
@@ -45,35 +44,26 @@ export class Player {
     this.#forget();
     this.timeline = new Timeline();
     // The stream's own rate: pieces of another rate would not join without a click.
-    this.audio = new AudioContext({ sampleRate: SAMPLE_RATE, latencyHint: "interactive" });
-    this.audio.onstatechange = () => this.#tellBlocked();
+    this.audio = output.open({ sampleRate: SAMPLE_RATE }, this.events.onBlocked);
     this.gain = this.#newGain();
-    const tick = () => {
-      this.request = requestAnimationFrame(tick);
-      this.#draw();
-    };
-    this.request = requestAnimationFrame(tick);
+    this.queue = new Queue(this.screen, {
+      most: MOST_WAITING,
+      now: () => (this.running ? this.heard() : 0),
+      onDrawn: ({ frame }) => {
+        this.drawn = frame;
+        this.events.onDrawn?.(frame);
+      },
+    });
     return this.resume();
   }
 
   /** Asks the browser to play; resolves with whether it does. */
   async resume() {
-    const audio = this.audio;
-    if (!audio || audio.state === "closed") return false;
-    if (audio.state !== "running") {
-      // The promise stays open as long as the browser waits for a gesture.
-      await Promise.race([audio.resume().catch(() => {}), later(700)]);
-    }
-    this.#tellBlocked();
-    return audio.state === "running";
+    return this.audio ? output.wake(this.audio) : false;
   }
 
   get running() {
     return this.audio?.state === "running";
-  }
-
-  #tellBlocked() {
-    if (this.audio && this.audio.state !== "closed") this.events.onBlocked?.(!this.running);
   }
 
   #newGain() {
@@ -101,9 +91,9 @@ export class Player {
     const samples = silent ? null : fromPcm16(frame.pcm);
     const quiet = silent || rms(samples) < QUIET;
     const place = this.timeline.place(frame.pts, frame.pcm.length / SAMPLE_RATE, now, quiet);
-    remember(this.delays, place.at - now + this.outputLatency);
+    remember(this.delays, place.at - now + this.outputLatency, RECENT);
     if (!silent) this.#sound(samples, place);
-    if (!document.hidden) this.#expect({ at: place.at, frame });
+    this.#expect({ at: place.at, frame });
   }
 
   /** The first frame of a new generation: it need not wait behind pictures of the old one. */
@@ -111,10 +101,7 @@ export class Player {
     this.newest = frame.generation;
     this.generation = Math.max(this.generation, frame.generation);
     if (this.timeline.slackOf(frame.pts, now) > this.timeline.start) this.timeline.reset();
-    const from = now + this.timeline.start;
-    const late = this.waiting.filter((entry) => entry.at >= from);
-    this.waiting = this.waiting.filter((entry) => entry.at < from);
-    for (const entry of late) this.#discard(entry);
+    this.queue.cut(now + this.timeline.start);
   }
 
   #sound(samples, place) {
@@ -135,22 +122,15 @@ export class Player {
   }
 
   #expect(entry) {
-    entry.picture = null;
-    this.waiting.push(entry);
-    if (this.waiting.length > MOST_WAITING) this.#discard(this.waiting.shift());
+    if (document.hidden) return;
+    const { queue } = this;
+    queue.add(Object.assign(entry, {
+      picture: null, duration: entry.frame.pcm.length / SAMPLE_RATE,
+    }));
     createImageBitmap(entry.frame.picture).then(
-      (picture) => {
-        entry.picture = picture;
-        if (entry.gone) this.#discard(entry);
-      },
+      (picture) => queue.ready(entry, picture),
       () => { entry.gone = true; }, // a broken picture counts as dropped when it is due
     );
-  }
-
-  #discard(entry) {
-    entry.gone = true;
-    entry.picture?.close();
-    entry.picture = null;
   }
 
   get outputLatency() {
@@ -165,35 +145,6 @@ export class Player {
     const exact = contextTime + (performance.now() - performanceTime) / 1000;
     // Some systems report nonsense after a change of device.
     return Math.abs(exact - plain) < 0.3 ? exact : plain;
-  }
-
-  #draw() {
-    if (!this.waiting.length) return;
-    const heard = this.running ? this.heard() : 0;
-    const due = this.waiting.findLastIndex((entry) => entry.at <= heard + 0.008);
-    if (due < 0) return;
-    // The newest due frame that is decoded; older ones have missed their time.
-    const shown = this.waiting.findLastIndex((e, index) => index <= due && e.picture);
-    if (shown < 0) return;
-    for (const missed of this.waiting.splice(0, shown)) {
-      if (!document.hidden) this.counts.dropped += 1;
-      this.#discard(missed);
-    }
-    this.#show(this.waiting.shift(), heard);
-  }
-
-  #show(entry, heard) {
-    const { picture, frame } = entry;
-    this.screen.show(picture);
-    this.#discard(entry);
-    this.counts.drawn += 1;
-    this.drawn = frame;
-    if (Number.isFinite(entry.at)) {
-      const offset = heard - entry.at;
-      remember(this.offsets, offset);
-      if (offset > frame.pcm.length / SAMPLE_RATE) this.counts.late += 1;
-    }
-    this.events.onDrawn?.(frame);
   }
 
   /**
@@ -222,10 +173,10 @@ export class Player {
   /** Figures of the last seconds: counts, and times in s. */
   figures() {
     return {
-      ...this.counts,
+      ...this.queue.counts,
       underruns: this.timeline.underruns,
       buffer: this.timeline.buffer,
-      offset: median(this.offsets),
+      offset: median(this.queue.offsets),
       playout: median(this.delays),
       generation: this.drawn?.generation,
       number: this.drawn?.number,
@@ -234,8 +185,7 @@ export class Player {
 
   /** Stops everything and gives sound and pictures back. */
   close() {
-    cancelAnimationFrame(this.request);
-    for (const entry of this.waiting.splice(0)) this.#discard(entry);
+    this.queue?.close();
     this.sources.clear();
     if (this.audio && this.audio.state !== "closed") {
       this.audio.onstatechange = null;
@@ -245,24 +195,8 @@ export class Player {
   }
 }
 
-/** The middle value, or null of nothing. */
-export function median(values) {
-  if (!values.length) return null;
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[sorted.length >> 1];
-}
-
-function remember(list, value) {
-  list.push(value);
-  if (list.length > RECENT) list.shift();
-}
-
 function rms(samples) {
   let sum = 0;
   for (const sample of samples) sum += sample * sample;
   return Math.sqrt(sum / Math.max(1, samples.length));
-}
-
-function later(ms) {
-  return new Promise((resolve) => { setTimeout(resolve, ms); });
 }

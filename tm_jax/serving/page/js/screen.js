@@ -16,9 +16,11 @@ export class Screen {
     this.watch.observe(canvas);
   }
 
-  /** Shows a frame. @param {ImageBitmap} picture */
+  /** Shows a frame. @param {ImageBitmap|VideoFrame} picture */
   show(picture) {
-    if (!this.shape || picture.width !== this.of?.width || picture.height !== this.of?.height) this.#fit(picture);
+    const width = picture.displayWidth ?? picture.width;
+    const height = picture.displayHeight ?? picture.height;
+    if (!this.shape || width !== this.of.width || height !== this.of.height) this.#fit({ width, height });
     const { paint, canvas } = this;
     paint.globalCompositeOperation = "copy";
     paint.drawImage(picture, 0, 0, canvas.width, canvas.height);
@@ -29,7 +31,7 @@ export class Screen {
 
   #fit(picture) {
     const { canvas, paint } = this;
-    this.of = { width: picture.width, height: picture.height };
+    this.of = picture;
     const wanted = (canvas.clientWidth * devicePixelRatio) / picture.width || 1;
     const scale = Math.max(1, Math.min(MOST, wanted));
     canvas.width = Math.round(picture.width * scale);

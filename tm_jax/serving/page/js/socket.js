@@ -17,6 +17,7 @@ export class Socket {
     this.sequence = 0;
     this.position = 0;
     this.kind = "websocket";
+    this.surface = "canvas";
     this.live = false; // whether frames came: before `start`, a ping is out of place
   }
 
