@@ -1,6 +1,6 @@
 // Notes what a page shows and what it lets hear, from outside its own modules (see marks.py).
 
-window.probe = { frames: [], sounds: [] };
+window.probe = { frames: [], sounds: [], voice: [] };
 
 const [ACROSS, PLACE, BITS] = [32, 4, 12];
 const paint = new OffscreenCanvas(BITS + 1, 1).getContext("2d", { willReadFrequently: true });
@@ -52,9 +52,10 @@ drawn.port1.onmessage = () => {
   frames.push({ ...marks, ms: performance.now() });
 };
 
-// Loudness of what a context plays, with the time at which the middle of it is heard.
+// Loudness of what goes through a context, with the time of the middle of each piece: for what it
+// plays, when that is heard; for a microphone, when it came.
 const analysers = new WeakMap();
-function listen(node) {
+function listen(node, into, isHeard = true) {
   const { context } = node;
   if (analysers.has(context)) return connect.call(node, analysers.get(context));
   const analyser = new AnalyserNode(context, { fftSize: context.sampleRate > 30000 ? 1024 : 512 });
@@ -67,19 +68,20 @@ function listen(node) {
     if (context.state !== "running" || !contextTime) return;
     analyser.getFloatTimeDomainData(samples);
     const level = samples.reduce((sum, sample) => sum + Math.abs(sample), 0) / samples.length;
-    const ms = performanceTime + (context.currentTime - half - contextTime) * 1000;
-    window.probe.sounds.push({ level, ms });
+    const [from, at] = isHeard ? [performanceTime, context.currentTime - contextTime] : [performance.now(), 0];
+    into.push({ level, ms: from + (at - half) * 1000 });
   }, 10);
 }
 
-// Over the WebSocket: whatever the page sends to the loudspeaker.
+// What the page sends to the loudspeaker, and what it takes of the microphone.
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (target, ...rest) {
-  if (target instanceof AudioDestinationNode) listen(this);
+  if (target instanceof AudioDestinationNode) listen(this, window.probe.sounds);
+  if (target instanceof AudioWorkletNode) listen(this, window.probe.voice, false);
   return connect.call(this, target, ...rest);
 };
 
-// Over WebRTC: the stream of the element.
+// Over WebRTC, where an element plays: its stream.
 const heard = new WeakSet();
 const property = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "srcObject");
 Object.defineProperty(HTMLMediaElement.prototype, "srcObject", {
@@ -89,6 +91,6 @@ Object.defineProperty(HTMLMediaElement.prototype, "srcObject", {
     // A muted element feeds a context, which is listened to already.
     if (this.id !== "remote" || this.muted || !stream?.getAudioTracks().length || heard.has(stream)) return;
     heard.add(stream);
-    listen(new AudioContext().createMediaStreamSource(stream));
+    listen(new AudioContext().createMediaStreamSource(stream), window.probe.sounds);
   },
 });

@@ -45,12 +45,12 @@ def screen(results: dict) -> list[str]:
     head = [
         "pages", "seconds", "first frame, ms", "frames a second", "late or missing",
         "undisturbed seconds", "late or missing in them", "picture after sound, ms: least",
-        "median", "most",
+        "median", "most", "voice to picture, ms: median", "p95",
     ]  # fmt: skip
     rows = []
     for callers in (results["callers_1"], results["callers_2"]):
         for found in callers:
-            behind = found["picture_after_sound_ms"]
+            behind, lips = found["picture_after_sound_ms"], found.get("voice_to_picture_ms", {})
             rows.append([
                 str(len(callers)), tables.number(found["seconds"], 0),
                 tables.number(found["first_frame_ms"], 0),
@@ -58,6 +58,7 @@ def screen(results: dict) -> list[str]:
                 tables.number(found["undisturbed_seconds"], 0),
                 _share(found["undisturbed_late_share"]),
                 *(tables.number(behind[name], 0) for name in ("least", "median", "most")),
+                *(tables.number(lips.get(name), 0) for name in ("median", "p95")),
             ])
     return tables.table(head, rows)
 

@@ -19,6 +19,7 @@ _FRAME_MS = 40.0
 _AROUND = 50  # Frames on both sides that say where a frame belongs in time.
 _WINDOW_MS = 5000.0  # Of one comparison of picture and sound.
 _LAGS_MS = np.arange(-300.0, 301.0, 5.0)
+_VOICE_LAGS_MS = np.arange(0.0, 2501.0, 10.0)
 _ALIKE = 0.6  # Correlation from which on a window counts: silence says nothing.
 _SAMPLE_S = 1.0  # Between two looks at what the host takes.
 _STOLEN = 0.01  # Part of the processors that the host may take from an undisturbed second.
@@ -55,21 +56,23 @@ def lateness(numbers: np.ndarray, ms: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def offsets(
-    frame_ms: np.ndarray, levels: np.ndarray, sound_ms: np.ndarray, loudness: np.ndarray
+    frame_ms: np.ndarray, levels: np.ndarray, sounds: list[dict], lags_ms: np.ndarray = _LAGS_MS
 ) -> list[float]:
-    """Milliseconds that the picture is behind the sound, for each stretch with speech.
+    """Milliseconds that the picture is behind a sound, for each stretch with speech.
 
     Args:
       frame_ms: When frames appeared, [n].
       levels: How loud their own sound is, [n].
-      sound_ms: When sound was heard, growing, [m].
-      loudness: How loud it was, [m].
+      sounds: How loud it was and when: level, ms.
+      lags_ms: Shifts to compare.
 
     Returns:
       For each five seconds the shift at which loudness fits the frames' own best.
     """
-    steps = np.diff(sound_ms, prepend=sound_ms[0])
-    total = np.cumsum(loudness * steps)
+    sounds = sorted(sounds, key=lambda s: s["ms"])
+    sound_ms = np.array([s["ms"] for s in sounds])
+    loudness = np.array([s["level"] for s in sounds])
+    total = np.cumsum(loudness * np.diff(sound_ms, prepend=sound_ms[0]))
     found = []
     for start in np.arange(frame_ms[0], frame_ms[-1] - _WINDOW_MS, _WINDOW_MS):
         inside = (frame_ms >= start) & (frame_ms < start + _WINDOW_MS)
@@ -77,13 +80,13 @@ def offsets(
         if len(own) < 50 or own.std() < 1e-6:
             continue
         alike = []
-        for lag in _LAGS_MS:
+        for lag in lags_ms:
             ends = np.interp((times - lag, times - lag + _FRAME_MS), sound_ms, total)
             heard = ends[1] - ends[0]
             alike.append(np.corrcoef(own, heard)[0, 1] if heard.std() > 1e-9 else 0.0)
         best = int(np.argmax(alike))
         if alike[best] >= _ALIKE:
-            found.append(float(_LAGS_MS[best]))
+            found.append(float(lags_ms[best]))
     return found
 
 
@@ -101,12 +104,15 @@ def undisturbed(ms: np.ndarray, samples: list[tuple[float, int, int]]) -> np.nda
     return found
 
 
-def summary(frames: list[dict], sounds: list[dict], first_s: float, samples=()) -> dict:
+def summary(
+    frames: list[dict], sounds: list[dict], voice: list[dict], first_s: float, samples=()
+) -> dict:
     """What one caller saw, as plain numbers.
 
     Args:
       frames: Of `probe.js`: number, level, ms.
-      sounds: Of `probe.js`: level, ms.
+      sounds: Of `probe.js`, what was heard: level, ms.
+      voice: And what the microphone took; the avatar repeats it.
       first_s: From *Call* to the first frame.
       samples: Times on the page's clock, and what the host had taken by then (`undisturbed`).
     """
@@ -115,10 +121,9 @@ def summary(frames: list[dict], sounds: list[dict], first_s: float, samples=()) 
     kept = ms > ms[0] + 1000 * _START_S
     ms, numbers = ms[kept], numbers[kept]
     levels = np.array([f["level"] for f in frames], float)[kept]
-    sounds = sorted(sounds, key=lambda s: s["ms"])
-    heard_ms = np.array([s["ms"] for s in sounds])
     late, missing = lateness(numbers, ms)
-    found = offsets(ms, levels, heard_ms, np.array([s["level"] for s in sounds]))
+    found = offsets(ms, levels, sounds)
+    lags = offsets(ms, levels, voice, _VOICE_LAGS_MS)
     bad = late + missing
     alone = undisturbed(ms, list(samples))
     count = len(numbers) + missing.sum()
@@ -136,6 +141,10 @@ def summary(frames: list[dict], sounds: list[dict], first_s: float, samples=()) 
         "picture_after_sound_ms": {
             "least": min(found, default=None), "most": max(found, default=None),
             "median": float(np.median(found)) if found else None,
+        },
+        "voice_to_picture_ms": {
+            "windows": len(lags), "median": float(np.median(lags)) if lags else None,
+            "p95": round(float(np.percentile(lags, 95))) if lags else None,
         },
     }
 

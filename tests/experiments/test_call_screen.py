@@ -16,26 +16,26 @@ def _speech(seconds):
 
 
 def _call(seconds, behind_ms):
-    """Appearances of a call whose picture is that far behind its sound."""
+    """Appearances of a call whose picture is that far behind its sound, and the sound."""
     loudness = _speech(seconds)
-    sound_ms = 10.0 * np.arange(len(loudness))
+    sounds = [{"ms": 10.0 * index, "level": level} for index, level in enumerate(loudness)]
     numbers = np.arange(len(loudness) // 4)
     levels = loudness.reshape(-1, 4).mean(1)  # Of the 40 ms that belong to a frame.
     jitter = np.random.default_rng(1).uniform(0, 16, len(numbers))  # Of a screen with 60 Hz.
-    return numbers, 40.0 * numbers + behind_ms + jitter - 8, levels, sound_ms, loudness
+    return numbers, 40.0 * numbers + behind_ms + jitter - 8, levels, sounds
 
 
 @pytest.mark.parametrize("behind_ms", [-120.0, 0.0, 45.0])
 def test_the_shift_of_the_picture_is_found(behind_ms):
-    _, frame_ms, levels, sound_ms, loudness = _call(30, behind_ms)
-    found = screen.offsets(frame_ms, levels, sound_ms, loudness)
+    _, frame_ms, levels, sounds = _call(30, behind_ms)
+    found = screen.offsets(frame_ms, levels, sounds)
     assert len(found) >= 4
     np.testing.assert_allclose(found, behind_ms, atol=12)
 
 
 def test_silence_says_nothing_about_the_shift():
-    _, frame_ms, levels, sound_ms, loudness = _call(12, 0.0)
-    assert not screen.offsets(frame_ms, 0 * levels, sound_ms, 0 * loudness)
+    _, frame_ms, levels, sounds = _call(12, 0.0)
+    assert not screen.offsets(frame_ms, 0 * levels, [{**s, "level": 0.0} for s in sounds])
 
 
 def test_late_and_missing_frames_are_counted():
@@ -53,15 +53,26 @@ def test_seconds_in_which_the_host_took_processors_are_known():
     np.testing.assert_array_equal(found, [False, True, True, False, False, True, False])
 
 
+def test_the_way_from_the_voice_to_the_picture_is_measured():
+    """What is heard again is 800 ms old."""
+    numbers, ms, levels, sounds = _call(30, 15.0)
+    frames = [{"number": int(n), "level": v, "ms": at} for n, at, v in zip(numbers, ms, levels)]
+    voice = [{**s, "ms": s["ms"] - 800} for s in sounds]
+    found = screen.summary(frames, sounds, voice, 0.5)
+    assert found["picture_after_sound_ms"]["median"] == pytest.approx(15, abs=12)
+    assert found["voice_to_picture_ms"]["windows"] >= 4
+    assert found["voice_to_picture_ms"]["median"] == pytest.approx(815, abs=15)
+    assert found["voice_to_picture_ms"]["p95"] == pytest.approx(815, abs=25)
+
+
 def test_frames_missing_in_disturbed_seconds_count_apart():
-    numbers, ms, levels, sound_ms, loudness = _call(20, 0.0)
+    numbers, ms, levels, sounds = _call(20, 0.0)
     frames = [
         {"number": int(n), "level": level, "ms": at}
         for n, at, level in zip(numbers, ms, levels) if n not in (200, 201, 400)
     ]  # fmt: skip
-    sounds = [{"ms": at, "level": level} for at, level in zip(sound_ms, loudness)]
     samples = [(0, 0, 0), (7000, 1400, 0), (9000, 1800, 300), (20000, 4000, 300)]
-    found = screen.summary(frames, sounds, 0.5, samples)
+    found = screen.summary(frames, sounds, sounds, 0.5, samples)
     assert (found["late"], found["missing"]) == (0, 3)
     assert found["undisturbed_seconds"] == pytest.approx(15, abs=0.2)
     assert found["undisturbed_late_share"] == pytest.approx(1 / 375, rel=0.02)

@@ -97,7 +97,7 @@ def test_clearing_waits_for_the_sound_that_the_consumer_holds(fake):
 
 class _Participant:
     def __init__(self):
-        self.identity, self.published = "agent", []
+        self.identity, self.published, self.track_publications = "agent", [], {}
 
     async def publish_track(self, track, options):
         self.published.append((track, options))
@@ -230,3 +230,66 @@ def test_a_real_agent_session_speaks_and_is_interrupted(make_fake):
         return first.interrupted, second.interrupted, said
 
     assert asyncio.run(run()) == (False, True, [False, True])
+
+
+async def _talk(room, level):
+    """A real track of the caller in the room; returns it and what keeps it talking."""
+    source = rtc.AudioSource(48000, 1)
+    track = rtc.LocalAudioTrack.create_audio_track(f"microphone {level}", source)
+    room.emit("track_subscribed", track, None, None)
+
+    async def talk():
+        while True:
+            await source.capture_frame(_speech(0.1, rate=48000, level=level))
+
+    return track, asyncio.create_task(talk())
+
+
+def _levels(session):
+    return {round(float(np.median(sound)), 1) for sound in session.others if len(sound)}
+
+
+def test_the_callers_are_heard_one_at_a_time(make_fake):
+    """The first microphone, and the second one when the first has gone."""
+    session = make_fake(size=16)
+
+    async def heard(level):
+        async with asyncio.timeout(10):
+            while level not in _levels(session):
+                await asyncio.sleep(0.02)
+
+    async def run():
+        room, _, face, _, _ = await _session(session)
+        first, talking = await _talk(room, 0.5)
+        second, also = await _talk(room, 0.2)
+        await heard(0.5)
+        assert 0.2 not in _levels(session)
+        room.emit("track_unsubscribed", first, None, None)
+        await heard(0.2)
+        await face.aclose()
+        count = len(session.others)
+        await asyncio.sleep(0.3)
+        assert len(session.others) == count
+        for task in (talking, also):
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_caller_who_was_there_before_is_heard(make_fake):
+    session = make_fake(size=16)
+
+    async def run():
+        room, (track, talking) = _Room(), await _talk(_Room(), 0.5)
+        publication = types.SimpleNamespace(track=track)
+        person = types.SimpleNamespace(track_publications={"TR": publication})
+        room.remote_participants = {"caller": person}
+        face = livekit.AvatarSession(avatar_lib.Avatar(session, 0.2))
+        await face.start(_Agent(), room)
+        async with asyncio.timeout(10):
+            while 0.5 not in _levels(session):
+                await asyncio.sleep(0.02)
+        await face.aclose()
+        talking.cancel()
+
+    asyncio.run(run())

@@ -19,6 +19,7 @@ from tm_jax.media import resampling
 from tm_jax.plugins import avatar as avatar_lib
 
 _RETURN_S = 0.5  # Longest wait for a frame that the consumer holds.
+_HEARING_RATE = 16000
 
 
 class Generator(livekit_avatar.VideoGenerator):
@@ -96,6 +97,57 @@ class Generator(livekit_avatar.VideoGenerator):
                     yield livekit_avatar.AudioSegmentEnd()
 
 
+class _Ears:
+    """Lets an avatar hear who is in the room: one microphone at a time, the longest there."""
+
+    def __init__(self, room: rtc.Room, avatar: avatar_lib.Avatar):
+        """Listens from now on."""
+        self._room, self._avatar = room, avatar
+        self._tracks: list[rtc.Track] = []
+        self._heard: rtc.Track | None = None
+        self._task: asyncio.Task | None = None
+        room.on("track_subscribed", self._came)
+        room.on("track_unsubscribed", self._went)
+        for participant in room.remote_participants.values():
+            for publication in participant.track_publications.values():
+                if publication.track is not None:
+                    self._came(publication.track, publication, participant)
+
+    def _came(self, track: rtc.Track, *_) -> None:
+        if track.kind == rtc.TrackKind.KIND_AUDIO:
+            self._tracks.append(track)
+            self._follow()
+
+    def _went(self, track: rtc.Track, *_) -> None:
+        self._tracks = [other for other in self._tracks if other is not track]
+        if track is self._heard:
+            self._task.cancel()
+            self._heard = None
+            self._follow()
+
+    def _follow(self) -> None:
+        if self._heard is None and self._tracks:
+            self._heard = self._tracks[0]
+            self._task = asyncio.create_task(self._listen(self._heard))
+
+    async def _listen(self, track: rtc.Track) -> None:
+        stream = rtc.AudioStream(track, sample_rate=_HEARING_RATE, num_channels=1)
+        try:
+            async for event in stream:
+                samples = resampling.from_pcm16(event.frame.data.tobytes())
+                self._avatar.hear(samples, event.frame.sample_rate)
+        finally:
+            await stream.aclose()
+
+    async def aclose(self) -> None:
+        """Listens no more."""
+        self._room.off("track_subscribed", self._came)
+        self._room.off("track_unsubscribed", self._went)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
 class AvatarSession(livekit_avatar.AvatarSession):
     """Puts an avatar between an agent and its room."""
 
@@ -109,6 +161,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         self._avatar = avatar
         self._runner: livekit_avatar.AvatarRunner | None = None
         self._output: livekit_avatar.QueueAudioOutput | None = None
+        self._ears: _Ears | None = None
         self._tasks: set[asyncio.Task] = set()
 
     @property
@@ -126,7 +179,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
 
         Args:
           agent_session: The agent; give it no audio output of its own.
-          room: Where picture and sound are published.
+          room: Where picture and sound are published, and whose people are heard.
 
         Raises:
           RuntimeError: Started twice.
@@ -148,6 +201,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         self._output.on("clear_buffer", self._on_clear)
         agent_session.output.replace_audio_tail(self._output)
         await self._runner.start()
+        self._ears = _Ears(room, self._avatar)
 
     def _on_clear(self) -> None:
         """Throws away what the sources have not played; the runner itself does not."""
@@ -158,6 +212,9 @@ class AvatarSession(livekit_avatar.AvatarSession):
     async def aclose(self) -> None:
         """Stops publishing and gives the avatar back; may be called twice."""
         runner, self._runner = self._runner, None
+        ears, self._ears = self._ears, None
+        if ears is not None:
+            await ears.aclose()
         if runner is not None:
             self._output.off("clear_buffer", self._on_clear)
             await runner.aclose()
