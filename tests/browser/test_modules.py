@@ -254,6 +254,30 @@ def test_sound_is_held_back_for_frames_that_come_late(run):
     assert held == pytest.approx([first, first, first + 0.04, 0.4, 0.4, 0.38, first])
 
 
+def test_an_interrupt_is_silent_at_once_whatever_is_held_back(run):
+    """Silent until what was under way has passed; a muted player stays so."""
+    seen = run("track-player", _TRACKS + """
+      const level = () => Math.round(1000 * player.gain.gain.value) / 1000;
+      const until = async (wanted) => {
+        while (level() !== wanted) await new Promise((done) => setTimeout(done, 5));
+        return player.audio.currentTime;
+      };
+      if (!await player.resume()) throw new Error("no sound");
+      player.held = 1.3;
+      const began = player.audio.currentTime;
+      player.flush();
+      const silent = await until(0) - began;
+      const heard = await until(1) - began;
+      player.muted = true;
+      player.flush();
+      const end_s = player.audio.currentTime + player.held + 0.3;
+      while (player.audio.currentTime < end_s) await new Promise((done) => setTimeout(done, 20));
+      return end([silent, heard, level()]);
+    """)
+    silent, heard, muted = seen
+    assert silent < 1 and heard > 1.49 and muted == 0
+
+
 def test_a_track_is_drawn_in_order_and_given_back(run):
     """Frames of a real track, 25 a second, reach the screen."""
     drawn, state = run("track-player", """

@@ -218,7 +218,7 @@ class Page {
     this.call.send({ type: "interrupt" });
     this.sources.stopRecording();
     // Silent before the server has heard of it.
-    this.player.flush(this.generation + 1);
+    this.#flush(this.generation + 1);
     this.captions.cut();
   }
 
@@ -357,9 +357,14 @@ class Page {
     }
   }
 
+  #flush(generation) {
+    this.player.flush(generation);
+    this.call.link?.player?.flush();
+  }
+
   #interrupted({ generation, reason }) {
     this.generation = generation;
-    this.player.flush(generation);
+    this.#flush(generation);
     if (reason === "barge_in" || reason === "client") this.captions.cut();
   }
 

@@ -24,6 +24,8 @@ const LATE_PART = 0.03; // Part of the frames that may be late before sound is h
 // waver, and frames should stay even.
 const STEP_PART = 0.5;
 const STEP_S = 0.03;
+const FADE_S = 0.006; // An interrupt is silent this fast, without a click,
+const UNDERWAY_S = 0.2; // and stays so for what is held back and what the browser has in store.
 const SLIDE_S = 1; // Sound changes its place this slowly: faster would be heard as its pitch.
 
 export class TrackPlayer {
@@ -44,6 +46,7 @@ export class TrackPlayer {
     this.seconds = 0;
     this.slacks = []; // how early the latest frames came, s
     this.held = HOLD_S;
+    this.level = 1;
     this.audio = output.open({}, onBlocked);
     this.resume();
     this.hold = new DelayNode(this.audio, { maxDelayTime: 1, delayTime: HOLD_S });
@@ -61,7 +64,18 @@ export class TrackPlayer {
 
   /** @param {boolean} muted whether nothing is heard */
   set muted(muted) {
-    this.gain.gain.value = muted ? 0 : 1;
+    this.level = muted ? 0 : 1;
+    this.gain.gain.cancelScheduledValues(0);
+    this.gain.gain.value = this.level;
+  }
+
+  /** The stream was interrupted: what has not been heard yet stays unheard. */
+  flush() {
+    const { gain } = this.gain;
+    const now = this.audio.currentTime;
+    gain.cancelScheduledValues(now);
+    gain.setTargetAtTime(0, now, FADE_S);
+    gain.setValueAtTime(this.level, now + this.held + UNDERWAY_S);
   }
 
   /**
