@@ -218,11 +218,41 @@ def test_play_out_gives_delay_back_in_silence_only():
     player = playout.Playout()
     player.push([item(0, i, 0) for i in range(12)])
     player.push([item(0, 12 + i, 500) for i in range(12)])
-    assert player.tick().frame == 10 and player.dropped == 10
+    assert player.tick().frame == 11 and player.dropped == 11
     loud = playout.Playout()
     loud.push([item(0, i, 500) for i in range(12)])
     loud.push([item(0, 12 + i, 500) for i in range(12)])
     assert loud.tick().frame == 0 and loud.dropped == 0
+
+
+def _play(player, chunks, level=0, length=12):
+    """Pushes chunks, each when `length` ticks are over; returns what was left over before each."""
+    left = []
+    for _ in range(chunks):
+        left.append(len(player._items))
+        player.push([item(0, 0, level) for _ in range(length)])
+        for _ in range(length):
+            player.tick()
+    return left
+
+
+@pytest.mark.parametrize("level, kept", [(0, 1), (500, 4)])
+def test_play_out_gives_back_what_no_recent_chunk_needed(level, kept):
+    player = playout.Playout()
+    player.push([item(0, 0, level) for _ in range(4)])  # Delay from the start.
+    left = _play(player, 20, level)
+    assert left[:7] == [4] * 7 and left[-1] == kept
+    assert player.dropped == 4 - kept and player.held == 0
+
+
+def test_play_out_keeps_more_after_it_ran_dry_and_forgets_that():
+    player = playout.Playout()
+    _play(player, 10)
+    assert player.tick() is None and player.tick() is None  # The next chunk is late,
+    player.push([item(0, 0, 0) for _ in range(4)])  # and others are early.
+    assert _play(player, 20)[-1] == 2
+    assert _play(player, 150)[-1] == 1
+    assert player.held == 2
 
 
 def test_doubling_has_no_seams():

@@ -2,6 +2,7 @@
 
 import asyncio
 import fractions
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,9 @@ aiohttp = pytest.importorskip("aiohttp")
 aiortc = pytest.importorskip("aiortc")
 import av  # noqa: E402
 from aiortc import mediastreams  # noqa: E402
+from aiortc import rtp  # noqa: E402
+
+from tm_jax.serving import webrtc  # noqa: E402
 
 
 class Microphone(mediastreams.MediaStreamTrack):
@@ -21,11 +25,13 @@ class Microphone(mediastreams.MediaStreamTrack):
 
     kind = "audio"
 
-    def __init__(self):
+    def __init__(self, packets=None):
         super().__init__()
-        self.at = 0
+        self.at, self.end = 0, packets and 960 * packets
 
     async def recv(self):
+        if self.at == self.end:
+            await asyncio.Event().wait()
         if self.at == 0:
             self.start = asyncio.get_running_loop().time()
         due = self.start + self.at / 48000
@@ -63,8 +69,8 @@ class Browser:
         except mediastreams.MediaStreamError:
             pass
 
-    async def call(self, server, **fields):
-        self.peer.addTrack(Microphone())
+    async def call(self, server, microphone=None, **fields):
+        self.peer.addTrack(microphone or Microphone())
         self.peer.addTransceiver("video", direction="recvonly")
         await self.peer.setLocalDescription(await self.peer.createOffer())
         offer = {"sdp": self.peer.localDescription.sdp, "type": "offer", **fields}
@@ -78,6 +84,17 @@ class Browser:
 
     def of(self, kind):
         return [m for m in self.messages if isinstance(m, kind)]
+
+    def lose(self, packet):
+        """Loses one packet on the way to the server."""
+        transport = self.peer.getSenders()[0].transport
+        send, count = transport._send_rtp, itertools.count()
+
+        async def some(data):
+            if rtp.is_rtcp(data) or next(count) != packet:
+                await send(data)
+
+        transport._send_rtp = some
 
     def break_off(self):
         """Sends and hears nothing more, without a word, as when a cable is pulled."""
@@ -116,6 +133,28 @@ def test_a_call_with_picture_sound_and_control(net):
             browser.channel.send(codec.to_text(messages.Stop()))
             await net.until(lambda: server.sessions == 0)
             await net.until(lambda: browser.of(messages.Ended))
+            await browser.close()
+
+    net.run(go(), 60)
+
+
+def test_no_packet_of_sound_is_kept_back_even_after_a_lost_one(net, monkeypatch):
+    heard = []
+    message = webrtc.PeerConnection._message
+    monkeypatch.setattr(
+        webrtc.PeerConnection, "_message", lambda self, pcm: heard.append(pcm) or message(self, pcm)
+    )
+
+    async def go():
+        async with net.serve(webrtc=True, chunk_frames=6) as server:
+            browser = Browser()
+            await browser.call(server, Microphone(packets=60), start={"mode": "mirror"})
+            browser.lose(30)
+            # One is lost, and an Opus packet counts when the next one is there. While the lost one
+            # was waited for, three came that stay waiting.
+            await net.until(lambda: len(heard) == 55, 10)
+            await asyncio.sleep(0.1)
+            assert 55 <= len(heard) <= 58
             await browser.close()
 
     net.run(go(), 60)

@@ -12,8 +12,12 @@ import numpy as np
 import scipy.signal
 
 _START_FRAMES = 1  # Frames that wait before the first one is shown.
-_MOST_LEFT = 5  # Frames left over when a chunk comes that are not needed any more.
-_KEPT = 2  # Frames that stay when the surplus is cut.
+# Frames that are left over when a chunk comes are delay. What was left over before each of the
+# recent chunks is not needed, but for a reserve; beyond the most, nothing but the reserve is.
+_RECENT = 8
+_MOST_LEFT = 5
+_RESERVE, _MOST_RESERVE = 1, 5
+_CALM = 128  # Chunks in time, after which the reserve is a frame less again.
 _MOST = 75  # Frames that may wait at all.
 _CONTEXT = 32  # Samples on both sides that the filter looks at.
 _QUIET = 160  # Largest sample of sound that can be cut out.
@@ -49,6 +53,8 @@ class Playout:
     def __init__(self):
         """Begins empty."""
         self._items: collections.deque[Item] = collections.deque()
+        self._left: collections.deque[int] = collections.deque(maxlen=_RECENT)
+        self._reserve, self._calm = _RESERVE, 0
         self._started = False
         self.dropped = self.held = 0
 
@@ -71,12 +77,23 @@ class Playout:
 
     def _give_back(self) -> None:
         """Cuts silent frames when more are left over than the network needs."""
-        while len(self._items) > _MOST_LEFT:
-            for _ in range(len(self._items) - _KEPT):
-                if np.abs(self._items[0].pcm).max(initial=0) > _QUIET:
-                    return
-                self._items.popleft()
-                self.dropped += 1
+        left = len(self._items)
+        self._left.append(left)
+        self._calm += 1
+        if self._calm == _CALM:
+            self._reserve, self._calm = max(_RESERVE, self._reserve - 1), 0
+        spare = min(self._left) if len(self._left) == _RECENT else 0
+        for _ in range((left if left > _MOST_LEFT else spare) - self._reserve):
+            if np.abs(self._items[0].pcm).max(initial=0) > _QUIET:
+                return
+            self._items.popleft()
+            self.dropped += 1
+            self._left = collections.deque((n - 1 for n in self._left), _RECENT)
+
+    def _ran_dry(self) -> None:
+        if len(self._left) == _RECENT:  # Not at the start, and once for a row of ticks.
+            self._reserve, self._calm = min(_MOST_RESERVE, self._reserve + 1), 0
+            self._left.clear()
 
     def flush(self, generation: int) -> None:
         """Silences all frames of older generations; they fill the time until newer ones."""
@@ -91,6 +108,7 @@ class Playout:
                 return None
             self._started = True
         if not self._items:
+            self._ran_dry()
             self.held += 1
             return None
         return self._items.popleft()

@@ -11,6 +11,7 @@ import time
 from absl import logging
 import aioice.ice
 import aiortc
+from aiortc import jitterbuffer
 from aiortc import mediastreams
 import av
 import numpy as np
@@ -26,6 +27,7 @@ from tm_jax.serving import stream as stream_lib
 
 _VIDEO_RATE, _AUDIO_RATE = 90000, 48000
 _PARTS_S = 0.02  # Duration of an Opus packet.
+_OUT_OF_ORDER = 4  # Packets of sound, a power of 2: one that is missing is waited for so long.
 _CONNECT_S = 20.0  # A connection that is not up by then is given up.
 _FAREWELL_S = 0.3  # Last messages leave.
 _MOST_WAITING = 1 << 20  # Bytes in the data channel beyond which a client is too slow.
@@ -316,6 +318,8 @@ class Peers:
             for transceiver in peer.getTransceivers():
                 if transceiver.kind == "video":
                     transceiver.setCodecPreferences(vp8)
+                else:
+                    _prompt(transceiver.receiver)
             await peer.setRemoteDescription(offer)
             await peer.setLocalDescription(await peer.createAnswer())
         except BaseException:
@@ -335,6 +339,15 @@ class Peers:
             if not self._connections:
                 return
             await asyncio.sleep(0.05)
+
+
+def _prompt(receiver: aiortc.RTCRtpReceiver) -> None:
+    """Hands sound on as it comes.
+
+    aiortc keeps four packets back, 80 ms, and fifteen from the first one on that is lost. It has
+    no setting for that.
+    """
+    vars(receiver)["_RTCRtpReceiver__jitter_buffer"] = jitterbuffer.JitterBuffer(_OUT_OF_ORDER)
 
 
 def _loopback_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
