@@ -9,7 +9,8 @@ _FORMAT, _LAYOUT = "flt", "mono"
 class Resampler:
     """Changes the rate of a stream of mono sound, piece by piece.
 
-    FFmpeg's resampler holds back 16 samples, 1 ms at 16 kHz, whatever the length of the pieces.
+    FFmpeg's resampler holds back 16 samples of the lower rate, whatever the length of the pieces:
+    1 ms at 16 kHz.
     """
 
     def __init__(self, source_rate: int, target_rate: int):
