@@ -125,15 +125,47 @@ def test_a_server_killed_under_load_is_found_again(own_server, visit, transport,
     page.click("#hangup")
 
 
+def _break_off(page):
+    """The network goes away and comes back."""
+    page.context.set_offline(True)
+    page.wait_for_selector("body[data-state=lost]")
+    page.context.set_offline(False)
+    page.wait_for_selector(_LIVE)
+
+
+# The control channel brings `started` later than the tracks bring frames.
+_TOLD_LATE = """
+  const make = RTCPeerConnection.prototype.createDataChannel;
+  RTCPeerConnection.prototype.createDataChannel = function (...wanted) {
+    const channel = make.apply(this, wanted);
+    Object.defineProperty(channel, "onmessage", { set(handler) {
+      channel.addEventListener("message", (event) => {
+        if (window.told || JSON.parse(event.data).type !== "started") handler(event);
+      });
+    } });
+    return channel;
+  };
+"""
+
+
+@_NEEDS_WEBRTC
+def test_a_break_before_the_first_message_resumes_the_same_session_too(own_server, visit):
+    page = _open(visit, own_server, "webrtc", _TOLD_LATE)
+    _eventually(lambda: _sessions(own_server) == 0)
+    _dial(page)
+    page.evaluate("window.told = true")
+    _break_off(page)
+    assert _sessions(own_server) == 1
+    page.click("#hangup")
+    _eventually(lambda: _sessions(own_server) == 0)
+
+
 @_WAYS
 def test_a_network_break_resumes_the_same_session(own_server, visit, transport, init):
     page = _open(visit, own_server, transport, init)
     _eventually(lambda: _sessions(own_server) == 0)
     _dial(page)
-    page.context.set_offline(True)
-    page.wait_for_selector("body[data-state=lost]")
-    page.context.set_offline(False)
-    page.wait_for_selector(_LIVE)
+    _break_off(page)
     figures = own_server.read("/metrics").decode()
     resumed = re.search(r"^tm_jax_sessions_resumed_total (\S+)$", figures, re.MULTILINE)
     assert float(resumed[1]) >= 1 and _sessions(own_server) == 1

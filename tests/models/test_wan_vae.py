@@ -34,7 +34,11 @@ _MODEL = autoencoder.WanVAE(_CONFIG)
 # These models are tiny: optimising their programs would take ten times longer than running them.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 _SCALE = 1e-4  # Of the reference's largest value. Measured 2e-6 encoding, 3e-5 decoding.
-_STREAM = 1e-5  # Streamed against whole, 8 devices against one. Measured 5e-6 and 7e-6.
+_STREAM = 1e-5  # Streamed against whole. Measured 5e-6.
+# 8 devices against one. Measured 7e-6 on an Intel and 2.1e-5 on an AMD processor, which adds up a
+# device's single row in another order: noise of 1e-7 on the latents, the last bit, moves frames by
+# 4e-5. Rows of zeros in place of a neighbour's move them by 1.
+_SPLIT = 1e-4
 
 
 def _normal(seed, *shape):
@@ -322,7 +326,7 @@ def test_eight_devices_equal_one(params):
     with rules.use(mesh):
         y, state = decode(placed, z)
     alone = _stream(params, "decode", z, 1)
-    np.testing.assert_allclose(y, alone, rtol=0, atol=_STREAM)
+    np.testing.assert_allclose(y, alone, rtol=0, atol=_SPLIT)
     # Nothing but the constraints can have split the rows: no input is split.
     assert {s.data.shape for s in y.addressable_shards} == {(1, 5, 8, 16, 3)}
     past = state["up_3_res_0"][1]

@@ -61,6 +61,7 @@ export class Call {
       onDrawn: guarded(() => this.events.onDrawn?.()),
       onBlocked: guarded((blocked) => this.events.onBlocked?.(blocked)),
       onRoundTrip: guarded((ms) => this.events.onRoundTrip?.(ms)),
+      onResume: guarded((secret) => { this.resume = secret; }),
       onDown: guarded((code) => this.#down(code)),
     });
     this.link = link;

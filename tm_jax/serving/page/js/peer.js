@@ -20,9 +20,10 @@ const MOST_OFFSET_MS = 2000; // Beyond, one of the two clocks is not known yet.
 
 export class Peer {
   /**
-   * @param {object} events as for Socket, but the stream comes whole: `onStream(MediaStream)`.
-   *   Where the browser hands out its frames it is for an element without sound, and the page
-   *   plays: `onDrawn()` after each frame, `onBlocked(blocked)`
+   * @param {object} events as for Socket, and `onResume(secret)`, which names the session before
+   *   its first message does; but the stream comes whole: `onStream(MediaStream)`. Where the browser
+   *   hands out its frames it is for an element without sound, and the page plays: `onDrawn()`
+   *   after each frame, `onBlocked(blocked)`
    * @param {Array} iceServers STUN and TURN servers of the host
    * @param {object} screen where frames are drawn: `show(VideoFrame)`
    */
@@ -75,6 +76,8 @@ export class Peer {
         body: JSON.stringify({ sdp, type: "offer", ...wanted }),
       });
       if (this.connection !== connection) return; // hung up meanwhile
+      // Frames may be there before `started`, and the connection gone again before it, too.
+      this.events.onResume(answer.resume);
       await connection.setRemoteDescription({ sdp: answer.sdp, type: answer.type });
     } catch (error) {
       if (this.connection === connection) this.#refuse(error);
