@@ -255,14 +255,16 @@ def test_play_out_keeps_more_after_it_ran_dry_and_forgets_that():
     assert player.held == 2
 
 
-def test_doubling_has_no_seams():
+def test_packets_of_sound_have_no_seams_and_wait_for_nothing():
     t = np.arange(9600) / 24000
     tone = np.round(8000 * np.sin(2 * np.pi * 300 * t)).astype(np.int16)
-    doubler = playout.Doubler()
-    doubled = np.concatenate([doubler.push(tone[i : i + 960]) for i in range(0, 9600, 960)])
-    n = np.arange(len(doubled)) / 48000 - 32 / 24000  # 32 samples late.
+    packets = playout.Packets(24000, 48000, 960)
+    parts = [packets.push(tone[i : i + 960]) for i in range(0, 9600, 960)]
+    assert [[part.samples for part in some] for some in parts] == [[960, 960]] * 10
+    out = np.concatenate([part.to_ndarray()[0] for some in parts for part in some])
+    n = np.arange(len(out)) / 48000 - 32 / 24000  # 32 samples late.
     expected = 8000 * np.sin(2 * np.pi * 300 * n)
-    np.testing.assert_allclose(doubled[200:], expected[200:], atol=30)  # Measured 9.
+    np.testing.assert_allclose(out[200:], expected[200:], atol=3)  # Measured 0.9.
 
 
 def test_no_source_is_not_a_position():

@@ -8,8 +8,8 @@ stay together whatever was late. Plain code without sockets; the transport calls
 import collections
 import dataclasses
 
+import av
 import numpy as np
-import scipy.signal
 
 _START_FRAMES = 1  # Frames that wait before the first one is shown.
 # Frames that are left over when a chunk comes are delay. What was left over before each of the
@@ -19,7 +19,7 @@ _MOST_LEFT = 5
 _RESERVE, _MOST_RESERVE = 1, 5
 _CALM = 128  # Chunks in time, after which the reserve is a frame less again.
 _MOST = 75  # Frames that may wait at all.
-_CONTEXT = 32  # Samples on both sides that the filter looks at.
+_CONTEXT = 32  # Samples; FFmpeg's filter holds back 16.
 _QUIET = 160  # Largest sample of sound that can be cut out.
 
 
@@ -114,17 +114,24 @@ class Playout:
         return self._items.popleft()
 
 
-class Doubler:
-    """Doubles the rate of a stream of sound, in pieces, without seams; 1.3 ms late."""
+class Packets:
+    """Cuts a stream of sound into packets of another rate, without seams; 1.3 ms late."""
 
-    def __init__(self):
-        """Begins in silence."""
-        self._past = np.zeros(2 * _CONTEXT, np.float32)
+    def __init__(self, source_rate: int, rate: int, samples: int):
+        """Begins in silence.
 
-    def push(self, pcm: np.ndarray) -> np.ndarray:
-        """Returns int16 [2 n] for int16 [n]."""
-        joined = np.concatenate([self._past, pcm.astype(np.float32)])
-        self._past = joined[-2 * _CONTEXT :]
-        doubled = scipy.signal.resample_poly(joined, 2, 1)
-        part = doubled[2 * _CONTEXT : 2 * (_CONTEXT + len(pcm))]
-        return np.clip(np.rint(part), -32768, 32767).astype(np.int16)
+        Args:
+          source_rate: Samples per second that come in.
+          rate: Samples per second of a packet.
+          samples: Length of a packet.
+        """
+        self._source_rate = source_rate
+        self._resampler = av.AudioResampler("s16", "mono", rate, samples)
+        # Else each packet waited for the few samples that the filter holds back.
+        self.push(np.zeros(_CONTEXT, np.int16))
+
+    def push(self, pcm: np.ndarray) -> list[av.AudioFrame]:
+        """Returns the packets that are full now that int16 [n] has come."""
+        frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
+        frame.sample_rate = self._source_rate
+        return self._resampler.resample(frame)

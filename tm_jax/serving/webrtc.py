@@ -16,7 +16,6 @@ from aiortc import mediastreams
 import av
 import numpy as np
 
-from tm_jax.media import resampling
 from tm_jax.serving import call as call_lib
 from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import playout as playout_lib
@@ -70,7 +69,8 @@ class PeerConnection:
         self.peer, self._call, self._fps = peer, call, fps
         self._ended = ended
         self._playout = playout_lib.Playout()
-        self._doubler = playout_lib.Doubler()
+        packet = int(_AUDIO_RATE * _PARTS_S)
+        self._packets = playout_lib.Packets(protocol.SAMPLE_RATE, _AUDIO_RATE, packet)
         self.video, self.audio = _Track("video", 4), _Track("audio", 16)
         self._channel = None
         self._waiting: list[str] = []
@@ -125,18 +125,16 @@ class PeerConnection:
             self.send(messages.Error(code=error.code, message=str(error)))
 
     async def _hear(self, track) -> None:
-        resampler, rate = None, 0
+        resampler, kind = None, None
         try:
             while True:
                 frame = await track.recv()
-                if frame.sample_rate != rate:
-                    rate = frame.sample_rate
-                    resampler = resampling.Resampler(rate, protocol.SAMPLE_RATE)
-                channels = frame.layout.nb_channels
-                data = frame.to_ndarray().tobytes()  # s16, interleaved.
-                sound = resampler.push(resampling.from_pcm16(data, channels))
-                if len(sound) and self._call.ended is None and not self._closed:
-                    self._call.hear(self._message(resampling.to_pcm16(sound)))
+                if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
+                    kind = frame.sample_rate, frame.layout.name, frame.format.name
+                    resampler = av.AudioResampler("s16", "mono", protocol.SAMPLE_RATE)
+                for part in resampler.resample(frame):
+                    if self._call.ended is None and not self._closed:
+                        self._call.hear(self._message(part.to_ndarray().tobytes()))
         except mediastreams.MediaStreamError:
             return
 
@@ -188,8 +186,7 @@ class PeerConnection:
         """Releases a frame and its sound at every tick."""
         start_s = time.monotonic()
         silence = np.zeros(protocol.SAMPLE_RATE // self._fps, np.int16)
-        length = int(_AUDIO_RATE * _PARTS_S)
-        tick = 0
+        tick = position = 0
         while True:
             await asyncio.sleep(start_s + tick / self._fps - time.monotonic())
             item = self._playout.tick()
@@ -200,20 +197,13 @@ class PeerConnection:
                 self.video.put(frame)
                 if item.done is not None:
                     item.done()
-            sound = self._doubler.push(silence if item is None else item.pcm)
-            for start in range(0, len(sound), length):
+            for packet in self._packets.push(silence if item is None else item.pcm):
                 # Each packet at its own time: a player takes bunches for jitter, and waits.
-                due_s = start_s + tick / self._fps + start / _AUDIO_RATE
-                await asyncio.sleep(due_s - time.monotonic())
-                self._release_sound(tick * len(sound) + start, sound[start : start + length])
+                await asyncio.sleep(start_s + position / _AUDIO_RATE - time.monotonic())
+                packet.pts, packet.time_base = position, fractions.Fraction(1, _AUDIO_RATE)
+                self.audio.put(packet)
+                position += packet.samples
             tick += 1
-
-    def _release_sound(self, position: int, pcm: np.ndarray) -> None:
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm[None]), "s16", "mono")
-        frame.sample_rate = _AUDIO_RATE
-        frame.pts = position
-        frame.time_base = fractions.Fraction(1, _AUDIO_RATE)
-        self.audio.put(frame)
 
     # Its end.
 
