@@ -41,7 +41,7 @@ _DEVICES = flags.DEFINE_integer("devices", 0, "Devices to use; as many as needed
 _BATCHES = flags.DEFINE_list("batches", None, "Batch sizes to measure; 1 on a CPU, else 1,2,4,8.")
 _MOST = flags.DEFINE_integer("max_sessions", 16, "Most calls at a time, if as many fit.", 1, 1024)
 _UTILISATION = flags.DEFINE_float(
-    "utilisation", 0.8, "Part of the time that devices may work.", 0.1, 1.0
+    "utilisation", 0.8, "Part of the time that devices and processors may work.", 0.1, 1.0
 )
 _AGENT_URL = flags.DEFINE_string("agent_url", None, "Realtime endpoint of a voice agent.")
 _AGENT_MODEL = flags.DEFINE_string("agent_model", "gpt-realtime", "Model of that endpoint.")
@@ -198,6 +198,7 @@ def main() -> None:
     from tm_jax.serving import exchange as exchange_lib
     from tm_jax.serving import memory
     from tm_jax.serving import pictures
+    from tm_jax.serving import processors
 
     limits = config.Limits(
         per_address=_PER_ADDRESS.value, sessions_per_minute=_PER_MINUTE.value,
@@ -211,7 +212,8 @@ def main() -> None:
     folder = (_CHARACTERS.value,) if _CHARACTERS.value else ()
     faces = pictures.from_folder(*size, *folder)
     exchange = exchange_lib.Exchange(
-        engine, pictures.Gallery(faces, *size), _agents(), limits
+        engine, pictures.Gallery(faces, *size), _agents(), limits,
+        processors=processors.Processors(_UTILISATION.value),
     )
     guard = security.Guard(
         token, tuple(_ORIGINS.value), requests_per_minute=limits.requests_per_minute,

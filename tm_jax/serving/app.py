@@ -256,7 +256,7 @@ async def _info(request: web.Request) -> web.Response:
     exchange = site.exchange
     return web.json_response({
         **vars(exchange.welcome()), "preset": site.preset,
-        "capacity": exchange.engine.capacity, "sessions": len(exchange.calls),
+        "capacity": exchange.capacity, "sessions": len(exchange.calls),
         "transports": ["websocket"] + ["webrtc"] * (site.webrtc is not None),
         "ice_servers": list(site.ice_servers),
     })  # fmt: skip
@@ -379,7 +379,7 @@ async def _health(request: web.Request) -> web.Response:
 async def _ready(request: web.Request) -> web.Response:
     exchange = request.app[SITE].exchange
     ready = exchange.engine.healthy and not exchange.draining
-    body = {"ready": ready, "sessions": len(exchange.calls), "capacity": exchange.engine.capacity}
+    body = {"ready": ready, "sessions": len(exchange.calls), "capacity": exchange.capacity}
     return web.json_response(body, status=200 if ready else 503)
 
 

@@ -12,6 +12,7 @@ from tm_jax.serving import engine as engine_lib
 from tm_jax.serving import memory
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pictures
+from tm_jax.serving import processors as processors_lib
 from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import voice as voice_lib
@@ -30,6 +31,7 @@ class Exchange:
       metrics: Figures.
       calls: Calls by identifier.
       draining: Whether no more calls are taken.
+      processors: What calls cost them, or None if that does not matter.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Exchange:
         agents: list[voice_lib.Agent] = (), limits: config_lib.Limits | None = None,
         metrics: metrics_lib.Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        processors: processors_lib.Processors | None = None,
     ):
         """Makes an exchange without calls."""
         self.engine, self.gallery = engine, gallery
@@ -44,6 +47,7 @@ class Exchange:
         self.limits = limits or config_lib.Limits()
         self.metrics = metrics or metrics_lib.Metrics()
         self._clock = clock
+        self.processors = processors
         self.calls: dict[str, call_lib.Call] = {}
         self._by_secret: dict[str, call_lib.Call] = {}
         self._per_address: collections.Counter[str] = collections.Counter()
@@ -84,16 +88,23 @@ class Exchange:
         if self.draining:
             raise protocol.ProtocolError("draining", "This server is about to stop; try again.")
         crowded = self._per_address[address] >= self.limits.per_address
-        if crowded or self.engine.sessions >= self.engine.capacity:
+        full = self.engine.sessions >= self.engine.capacity
+        if crowded or full or len(self.calls) >= self.capacity:
             self._give_way(address)
         if self._per_address[address] >= self.limits.per_address:
             raise protocol.ProtocolError(
                 "too_many_sessions",
                 f"Your address has {self.limits.per_address} calls already; end one of them.",
             )
+        if self.capacity <= len(self.calls) < self.engine.capacity:
+            raise protocol.ProtocolError(
+                "full",
+                f"The processors of this host have time for {self.capacity} calls at once and all of "
+                "them are taken; try again later.",
+            )
         call = call_lib.Call(
             address, self.limits, self.gallery, self.agents, self.metrics,
-            lambda: (len(self.calls), self.engine.capacity), self._clock,
+            lambda: (len(self.calls), self.capacity), self._clock,
         )
         try:
             call.begin(self.engine, start, raw)
@@ -104,7 +115,18 @@ class Exchange:
         self._per_address[address] += 1
         call.on_end = self._forget
         self.metrics.opened.inc()
+        self._count()
         return call
+
+    @property
+    def capacity(self) -> int:
+        """Calls that the devices serve in real time, and the processors, as far as is known."""
+        found = self.processors.capacity() if self.processors else None
+        return min(self.engine.capacity, found or self.engine.capacity)
+
+    def _count(self) -> None:
+        if self.processors is not None:
+            self.processors.change(len(self.calls))
 
     def _give_way(self, address: str) -> None:
         """Ends the oldest lost call of an address: its caller has come back anew."""
@@ -133,6 +155,7 @@ class Exchange:
             del self._per_address[call.address]
         self.metrics.ended.labels(call.ended).inc()
         self.metrics.forget(call.id)
+        self._count()
         if self._trimming is None or self._trimming.done():
             self._trimming = asyncio.get_running_loop().create_task(_give_back())
 
@@ -153,10 +176,14 @@ class Exchange:
         late = engine.late_s.percentiles()
         return {
             "sessions": ("Calls at present.", len(self.calls)),
-            "capacity": ("Calls that are served in real time.", engine.capacity),
-            "load": ("Calls per capacity.", len(self.calls) / engine.capacity),
+            "capacity": ("Calls that are served in real time.", self.capacity),
+            "load": ("Calls per capacity.", len(self.calls) / self.capacity),
             "ready": ("Whether calls are taken.", float(engine.healthy and not self.draining)),
             "slips": ("Chunks that came far too late.", engine.slips),
+            "processors_busy": (
+                "Part of the processors, or of the event loop if that is more, that calls need.",
+                self.processors.needed(len(self.calls)) if self.processors else 0.0,
+            ),
             "devices_busy": ("Part of the time that the devices work.", engine.busy),
             "dispatch_late_p95_seconds": ("Lateness of chunks at dispatch.", late["p95"]),
             "uploads_kept": ("Uploaded pictures in memory.", len(self.gallery)),
