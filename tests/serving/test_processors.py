@@ -25,23 +25,28 @@ class Clocks:
         )
 
 
-def test_a_call_costs_what_the_calls_before_it_cost():
+def test_a_call_costs_what_calls_cost_of_late():
     clocks = Clocks()
     busy = clocks.make()
     clocks.go_on(100, 2.0)  # Warming up is no call.
     assert busy.capacity() is None  # Nothing is known yet.
-    busy.change(2)
-    clocks.go_on(1, 2.0)  # They begin.
+    busy.change(1)
+    clocks.go_on(1, 0.5)
     assert busy.capacity() is None
-    clocks.go_on(9, 0.8)
-    assert busy.needed(2) == pytest.approx((2.0 + 9 * 0.8) / 10 / 2)
-    busy.change(3)  # A burst is judged by what was learnt before it.
-    assert busy.needed(3) == pytest.approx(0.69) and busy.capacity() == 3
+    busy.change(2)  # They come one after the other.
+    clocks.go_on(3, 1.0)
+    assert busy.needed(1) == pytest.approx(0.25)
+    assert busy.needed(2) == pytest.approx(0.5) and busy.capacity() == 3
+    busy.change(3)  # What was learnt holds for the new one until more is known.
+    assert busy.needed(3) == pytest.approx(0.75)
     clocks.go_on(20, 1.2)
-    assert busy.needed(3) == pytest.approx(0.6)
-    assert busy.capacity() == 4
-    clocks.go_on(5, 1.8)  # What was long ago counts no more.
-    assert busy.needed(3) == pytest.approx(0.9)
+    busy.needed(3)
+    clocks.go_on(5, 1.2)  # What was long ago counts no more.
+    assert busy.needed(3) == pytest.approx(0.6) and busy.capacity() == 4
+    busy.change(0)
+    clocks.go_on(60, 2.0)
+    busy.change(1)  # Nor does what was done without calls.
+    assert busy.needed(1) == pytest.approx(0.2)
 
 
 def test_one_thread_of_packets_fills_up_before_many_processors():

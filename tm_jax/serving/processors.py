@@ -9,7 +9,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-_LEAST_S = 2.0  # A shorter time with the same calls says nothing,
+_LEAST_S = 2.0  # A shorter time says nothing,
 _MOST_S = 10.0  # and a longer one is over.
 _QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
@@ -48,22 +48,29 @@ class Processors:
         self._utilisation, self._count = utilisation, count or cores()
         self._clock, self._process, self._loop = clock, process, loop
         self._calls, self._call = 0, 0.0
-        self._start = self._now()
+        self._call_s = 0.0  # Time of all calls together since `_start`, up to `_last_s`.
+        self._begin()
 
-    def _now(self) -> tuple[float, float, float]:
-        return self._clock(), self._process(), self._loop()
+    def _begin(self) -> None:
+        self._start = self._clock(), self._process(), self._loop()
+        self._last_s, self._call_s = self._start[0], 0.0
 
     def _learn(self) -> None:
-        seconds, process, loop = (b - a for a, b in zip(self._start, self._now()))
+        now = self._clock(), self._process(), self._loop()
+        self._call_s += self._calls * (now[0] - self._last_s)
+        self._last_s = now[0]
+        seconds, process, loop = (b - a for a, b in zip(self._start, now))
         if self._calls and seconds >= _LEAST_S:
-            self._call = max(process / self._count, loop) / seconds / self._calls
-            if seconds > _MOST_S:
-                self._start = self._now()
+            self._call = max(process / self._count, loop) / self._call_s
+        if seconds > _MOST_S:
+            self._begin()
 
     def change(self, calls: int) -> None:
         """Says how many calls there are from now on."""
         self._learn()
-        self._calls, self._start = calls, self._now()
+        if not self._calls:
+            self._begin()  # What went on before the first one was not for calls.
+        self._calls = calls
 
     def needed(self, calls: int) -> float:
         """Part of the processors, or of the event loop if that is more; 0 while nothing is known."""
