@@ -238,6 +238,14 @@ def test_pages_name_flags_and_files_that_exist(page):
     for node in ast.walk(ast.parse(_text("launch", "bench_server.py"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flags.DEFINE_"):
             known.add(node.args[0].value)
+    # A builder's flags are its own, but what they name is ours.
+    builds = re.findall(r"`(?:docker|buildah) build (.*?) \.`", text)
+    assert builds if page == "capacity.md" else not builds
+    for arguments in builds:
+        words = dict(re.findall(r"(-\S+) (\S+)", arguments))
+        assert (_ROOT / words["-f"]).is_file(), arguments
+        assert re.search(rf"(?m)^FROM .* AS {words['--target']}$", _text(words["-f"])), arguments
+        text = text.replace(arguments, "")
     assert set(re.findall(r"--([a-z]\w+)", text)) <= known
     for path in re.findall(r"`(tm_jax/[\w/]+\.py)`", text):
         assert (_ROOT / path).is_file(), path
