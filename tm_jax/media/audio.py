@@ -13,6 +13,8 @@ from absl import logging
 import av
 import numpy as np
 
+from tm_jax.media import resampling
+
 SPEECH_RATE = 16000
 _SOUND_RATES = (16000, 22050, 24000, 32000, 44100, 48000)  # Kept; others become 48000.
 _LOWEST_RATE, _HIGHEST_RATE = 4000, 768000
@@ -113,7 +115,7 @@ class Reader:
             )
         self.sample_rate = first.sample_rate if first.sample_rate in _SOUND_RATES else 48000
         self.channels = min(first.layout.nb_channels, 2)
-        self._to_speech = av.AudioResampler(format="fltp", layout="mono", rate=SPEECH_RATE)
+        self._to_speech = resampling.Resampler(self.sample_rate, SPEECH_RATE)
         self._blocks = self._decode(first, frames)
 
     def __iter__(self) -> Iterator[Block]:
@@ -151,8 +153,8 @@ class Reader:
                 decoded_s += frame.samples / frame.sample_rate
                 yield from self._convert(frame)
         yield from self._hear(_flush(self._to_sound))
-        speech = _join(_flush(self._to_speech), 1)
-        yield Block(speech[0], np.zeros((0, self.channels), np.float32))
+        speech = self._to_speech.push(np.zeros(0, np.float32), last=True)
+        yield Block(speech, np.zeros((0, self.channels), np.float32))
         announced_s = self.seconds or 0.0
         if decoded_s < 0.98 * announced_s - 0.25 and self._container.format.name not in _ESTIMATED:
             self._problem = self._problem or "the file is cut short"
@@ -182,9 +184,7 @@ class Reader:
         if not frames:
             return
         sound = np.clip(_join(frames, self.channels), -1.0, 1.0)  # [channels, samples]
-        mono = sound.mean(axis=0, keepdims=True)
-        speech = _join(self._to_speech.resample(_frame(mono, "mono", self.sample_rate)), 1)
-        yield Block(speech[0], np.ascontiguousarray(sound.T))
+        yield Block(self._to_speech.push(sound.mean(axis=0)), np.ascontiguousarray(sound.T))
 
     def _clean(self, samples: np.ndarray) -> np.ndarray:
         peak = np.abs(samples).max()

@@ -25,7 +25,7 @@ from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 
 _VIDEO_RATE, _AUDIO_RATE = 90000, 48000
-_PARTS_S = 0.02  # Duration of an Opus packet.
+_PACKET = 960  # Samples of an Opus packet: 20 ms.
 _OUT_OF_ORDER = 4  # Packets of sound, a power of 2: one that is missing is waited for so long.
 _CONNECT_S = 20.0  # A connection that is not up by then is given up.
 _FAREWELL_S = 0.3  # Last messages leave.
@@ -69,8 +69,7 @@ class PeerConnection:
         self.peer, self._call, self._fps = peer, call, fps
         self._ended = ended
         self._playout = playout_lib.Playout()
-        packet = int(_AUDIO_RATE * _PARTS_S)
-        self._packets = playout_lib.Packets(protocol.SAMPLE_RATE, _AUDIO_RATE, packet)
+        self._packets = playout_lib.Packets(protocol.SAMPLE_RATE, _AUDIO_RATE, _PACKET)
         self.video, self.audio = _Track("video", 4), _Track("audio", 16)
         self._channel = None
         self._waiting: list[str] = []
