@@ -10,6 +10,7 @@ import glob
 import gzip
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,8 +24,10 @@ import tqdm
 from tm_jax.data import alignment
 from tm_jax.data import festival
 from tm_jax.data import fillets
+from tm_jax.data import phones as phones_lib
 from tm_jax.data import refinement
 from tm_jax.data import speech
+from tm_jax.data import synthesis
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
 _MINUTES = flags.DEFINE_float(
@@ -164,14 +167,14 @@ def _align_recordings(rows, voice, seed):
     aligner = alignment.Aligner()
     kept, left = [], {"length": 0, "no path": 0, "disagreement": 0, "implausible": 0}
     for path, text in rows:
-        audio = alignment.read_audio(path)
+        audio = speech.read_audio(path)
         if not _MIN_S <= len(audio) / speech.SAMPLE_RATE <= _MAX_S:
             left["length"] += 1
             continue
         try:
-            synthetic, rendered, words = alignment.espeak(text, voice)
+            synthetic, rendered, words = synthesis.espeak(text, voice)
             warped = alignment.dtw(audio, synthetic, rendered)
-        except alignment.Unalignable:
+        except phones_lib.Unalignable:
             left["no path"] += 1
             continue
         phones = aligner.spelt(audio, words)
@@ -200,7 +203,7 @@ def _speak(sentences, voice, minutes, seed, synthesise):
         text = sentences[rng.integers(len(sentences))]
         try:
             audio, phones = synthesise(text, voice, rng)
-        except alignment.Unalignable:
+        except phones_lib.Unalignable:
             continue
         if len(audio) / speech.SAMPLE_RATE > _MAX_S:
             continue
@@ -213,7 +216,7 @@ def _speak(sentences, voice, minutes, seed, synthesise):
 def _flite(text, voice, rng):
     base = {"slt": 170, "kal16": 105, "rms": 100, "awb": 115}[voice]
     pitch_hz = base * rng.uniform(0.88, 1.15)
-    return alignment.flite(text, voice, rng.uniform(0.85, 1.25), pitch_hz)
+    return synthesis.flite(text, voice, rng.uniform(0.85, 1.25), pitch_hz)
 
 
 def _festival(text, voice, rng):
@@ -222,7 +225,7 @@ def _festival(text, voice, rng):
 
 def _espeak(text, voice, rng):
     rate, pitch, span = rng.uniform(125, 200), rng.uniform(25, 75), rng.uniform(35, 80)
-    audio, phones, _ = alignment.espeak(text, voice, rate, pitch, span)
+    audio, phones, _ = synthesis.espeak(text, voice, rate, pitch, span)
     return audio, phones
 
 
@@ -347,7 +350,7 @@ def _missing():
     needs = []
     if not importlib.util.find_spec("pocketsphinx"):
         needs.append("the package pocketsphinx (PyPI)")
-    if not alignment.espeak_available():
+    if not synthesis.espeak_available():
         needs.append("the library libespeak-ng.so.1 (Debian: libespeak-ng1)")
     return needs
 
@@ -357,9 +360,12 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     if missing := _missing():
         raise SystemExit(f"corpus: missing {' and '.join(missing)}.")
-    done = speech.read_index(_OUT.value)
+    done = speech.read_index(_OUT.value).keys() - speech.lost(_OUT.value)
     jobs = {name: job for name, job in _jobs().items() if name not in done}
-    with concurrent.futures.ProcessPoolExecutor(_WORKERS.value) as pool:
+    # A process for every voice: what espeak-ng says depends on what it has said before.
+    with concurrent.futures.ProcessPoolExecutor(
+        _WORKERS.value, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         futures = {pool.submit(work): name for name, (work, _) in jobs.items()}
         for future in tqdm.tqdm(
             concurrent.futures.as_completed(futures), total=len(futures), unit="voice"

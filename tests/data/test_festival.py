@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from tm_jax.data import alignment
+from tm_jax.data import phones as phones_lib
 from tm_jax.data import festival
 from tm_jax.data import speech
 
@@ -84,7 +84,7 @@ def test_a_colon_marks_length_and_the_stop_of_the_throat_has_no_lips(program):
 def test_what_festival_cannot_say_is_unalignable(program):
     says, _ = program
     says()
-    with pytest.raises(alignment.Unalignable, match="no voice"):
+    with pytest.raises(phones_lib.Unalignable, match="no voice"):
         festival.speak("Bob", "en_ked")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tm_jax.data import alignment
+from tm_jax.data import phones as phones_lib
 from tm_jax.data import speech
 
 
@@ -61,13 +62,24 @@ def test_bad_input_is_explained(tmp_path):
         speech.load(str(tmp_path), "test")
 
 
+def test_a_speaker_whose_file_is_gone_is_named_and_not_done(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        speech.save(str(tmp_path), name, _utterances(rng))
+    assert speech.lost(str(tmp_path)) == []
+    (tmp_path / "a.npz").unlink()
+    assert speech.lost(str(tmp_path)) == ["a"]
+    with pytest.raises(ValueError, match="no a.npz; .*launch.corpus"):
+        speech.load(str(tmp_path), "train")
+
+
 def test_unknown_phone_names_are_errors():
-    assert alignment.ids("el", {"el": "AX L"}, "x") == [
+    assert phones_lib.ids("el", {"el": "AX L"}, "x") == [
         speech.PHONE_ID["AX"],
         speech.PHONE_ID["L"],
     ]
     with pytest.raises(ValueError, match="unknown phone"):
-        alignment.ids("qq", {"el": "AX L"}, "flite")
+        phones_lib.ids("qq", {"el": "AX L"}, "flite")
 
 
 def test_disagreement_is_the_median_shift():

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import tempfile
 
-from tm_jax.data import alignment
+from tm_jax.data import phones as phones_lib
 from tm_jax.data import speech
+from tm_jax.data import synthesis
 
 # Voice of Festival, and the Debian package that brings it, by our name of the speaker.
 VOICES = {
@@ -74,7 +75,7 @@ _FINNISH = {
     "l": "L", "L": "L", "r": "RR", "j": "Y",
 }  # fmt: skip
 _TABLES = {
-    "en": alignment.FLITE, "it": _ITALIAN, "ru": _RUSSIAN | _SOFT, "cs": _CZECH, "fi": _FINNISH,
+    "en": synthesis.FLITE, "it": _ITALIAN, "ru": _RUSSIAN | _SOFT, "cs": _CZECH, "fi": _FINNISH,
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def speak(text: str, name: str, stretch: float = 1.0):
       stretch: Duration factor; above 1 is slower.
 
     Returns:
-      Audio float32 [samples] at 16 kHz and its phones, as `alignment.flite` gives them.
+      Audio float32 [samples] at 16 kHz and its phones, as `synthesis.flite` gives them.
 
     Raises:
       Unalignable: Festival could not say it.
@@ -121,13 +122,13 @@ def speak(text: str, name: str, stretch: float = 1.0):
             ["festival", "-b", script], capture_output=True, text=True, errors="replace"
         )
         if done.returncode or not (os.path.exists(wave) and os.path.exists(segments)):
-            raise alignment.Unalignable(f"festival could not say {text!r}: {done.stderr[-200:]}")
-        audio = alignment.read_audio(wave)
+            raise phones_lib.Unalignable(f"festival could not say {text!r}: {done.stderr[-200:]}")
+        audio = speech.read_audio(wave)
         with open(segments, encoding="ascii") as file:
             rows = [line.split() for line in file.read().partition("#\n")[2].splitlines()]
     ends = [(row[2], float(row[0])) for row in rows if len(row) == 3]
     seconds = len(audio) / speech.SAMPLE_RATE
-    return audio, alignment.segments(ends, seconds, _phones(language))
+    return audio, phones_lib.segments(ends, seconds, _phones(language))
 
 
 def _phones(language: str):
@@ -141,6 +142,6 @@ def _phones(language: str):
             name = name[:half] if name not in table and name[:half] == name[half:] else name
         if language in ("cs", "fi"):
             name = name.rstrip(":")
-        return alignment.ids(name, table, "festival")
+        return phones_lib.ids(name, table, "festival")
 
     return ids

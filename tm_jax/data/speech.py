@@ -158,6 +158,14 @@ def read_index(folder):
         return {}
 
 
+def lost(folder):
+    """Returns the speakers of the index whose file is no longer there, in order."""
+    return [
+        name for name in sorted(read_index(folder))
+        if not os.path.exists(os.path.join(folder, f"{name}.npz"))
+    ]
+
+
 def load(folder, split):
     """Loads the speakers of one split, in the order of their names.
 
@@ -167,6 +175,9 @@ def load(folder, split):
 
     Returns:
       List of `Speaker`.
+
+    Raises:
+      ValueError: No such split; no corpus here, or not all of it.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}.")
@@ -176,8 +187,27 @@ def load(folder, split):
             f"{folder}: no {_INDEX} here; build it with "
             f"`python -m launch.corpus --out {folder}`."
         )
+    if gone := lost(folder):
+        raise ValueError(
+            f"{folder}: {_INDEX} names {', '.join(gone)}, but there is no {gone[0]}.npz; make what is "
+            f"missing with `python -m launch.corpus --out {folder}`."
+        )
     names = sorted(name for name in index if split_of(name) == split)
     return [_read(folder, name, index[name]) for name in names]
+
+
+def read_audio(path):
+    """Decodes a sound file to float32 [samples] at 16 kHz."""
+    import av  # Needed to build a corpus, not to read one.
+
+    kind = "g722" if path.endswith(".g722") else None
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    chunks = [np.zeros(0, np.int16)]  # Some recordings are empty.
+    with av.open(path, format=kind) as container:
+        for frame in container.decode(audio=0):
+            chunks += [f.to_ndarray()[0] for f in resampler.resample(frame)]
+        chunks += [f.to_ndarray()[0] for f in resampler.resample(None)]
+    return np.concatenate(chunks).astype(np.float32) / 32768
 
 
 def _read(folder, name, entry):
