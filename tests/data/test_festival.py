@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from tm_jax.data import phones as phones_lib
 from tm_jax.data import festival
+from tm_jax.data import phones as phones_lib
 from tm_jax.data import speech
 
 _PROGRAM = """#!/usr/bin/env python3
