@@ -92,6 +92,17 @@ def test_a_still_picture_has_latents_of_zero_and_stays_itself(encode, decode, cl
     np.testing.assert_allclose(shown, np.repeat(picture[:, None], 8, 1), rtol=0, atol=_ATOL)
 
 
+def test_paint_says_what_it_hides(model, params, clip, whole):
+    z, picture = clip
+    state = model.apply({"params": params}, picture, method=model.begin)
+    paint, hidden, _ = model.apply({"params": params}, z, state, method=model.paint_chunk)
+    assert hidden.shape == (2, 4 * _LATENTS, _SIDE, _SIDE, 1) and np.ptp(hidden) > 0.1
+    shown = (1 - hidden) * picture[:, None] + paint
+    np.testing.assert_allclose(shown, whole, rtol=0, atol=_ATOL)
+    _, hidden, _ = model.apply({"params": params}, 0 * z, state, method=model.paint_chunk)
+    np.testing.assert_allclose(hidden, np.zeros_like(hidden), rtol=0, atol=_ATOL)
+
+
 def test_an_encoded_frame_tells_of_itself_and_its_picture(encode):
     rng = np.random.default_rng(1)
     frames = rng.uniform(-1, 1, (1, 8, _SIDE, _SIDE, 3)).astype(np.float32)

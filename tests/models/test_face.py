@@ -57,7 +57,8 @@ def test_beyond_the_picture_its_edge_goes_on():
 def test_what_does_not_change_stays_bit_for_bit():
     picture = jnp.asarray(np.random.default_rng(2).random((1, 64, 64, 3)))
     box = jnp.array([[0.3, 0.3, 0.7, 0.7]])
-    out = face.paste(jnp.zeros((1, 2, 32, 32, 3)), picture, face.square(box), box)
+    nothing = jnp.zeros((1, 2, 32, 32, 3))
+    out = face.paste(nothing, nothing[..., :1], picture, face.square(box), box)
     np.testing.assert_array_equal(out, np.repeat(picture[:, None], 2, 1))
 
 
@@ -68,11 +69,29 @@ def test_a_change_arrives_where_it_was_cut():
     box = jnp.array([[0.2, 0.25, 0.75, 0.75]])
     square = face.square(box)
     change = face.cut(jnp.asarray(spot, jnp.float32), square, 64)
-    out = np.asarray(face.paste(change, jnp.zeros((1, 64, 64, 3)), square, box))
+    black, seen = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 64, 64, 1))
+    out = np.asarray(face.paste(change, seen, black, square, box))
     np.testing.assert_allclose(out[0, 0], spot[0, 0], rtol=0, atol=0.03)
-    whole = np.asarray(face.paste(jnp.ones_like(change), jnp.zeros((1, 64, 64, 3)), square, box))
+    whole = np.asarray(face.paste(jnp.ones_like(change), seen, black, square, box))
     assert whole[0, 0, 34, 31, 0] == pytest.approx(1)
     assert whole[0, 0, :8].max() == 0 == whole[0, 0, :, :8].max()
+
+
+def test_what_is_hidden_leaves_no_outline():
+    """Lines of the picture that are too fine for the square vanish under the paint."""
+    y, x = np.mgrid[:64, :64]
+    picture = jnp.asarray(((x + y) % 2)[None, ..., None] * np.ones(3), jnp.float32)
+    box = jnp.array([[0.2, 0.25, 0.75, 0.75]])
+    hidden = jnp.ones((1, 1, 24, 24, 1))
+    out = np.asarray(face.paste(0.3 * hidden * jnp.ones(3), hidden, picture, face.square(box), box))
+    np.testing.assert_allclose(out[0, 0, 30:38, 28:36], 0.3, rtol=0, atol=1e-6)
+    half = np.asarray(
+        face.paste(0.15 * hidden * jnp.ones(3), hidden / 2, picture, face.square(box), box)
+    )
+    middle = slice(30, 38), slice(28, 36)
+    np.testing.assert_allclose(
+        half[0, 0][middle], picture[0][middle] / 2 + 0.15, rtol=0, atol=1e-6
+    )
 
 
 def test_coverage_is_the_share_of_each_cell():

@@ -334,12 +334,11 @@ def _decode(models, params, scored, state):
     from tm_jax.data import drawn  # See `_begin`.
 
     latents = autoencoder.respond(scored.latents, models.preset.opening)
-    pixels, state = models.vae.apply(
-        {"params": params["vae"]}, latents, state, method=models.vae.decode_chunk
+    paint, hidden, state = models.vae.apply(
+        {"params": params["vae"]}, latents, state, method=models.vae.paint_chunk
     )
     place, picture = scored.place, drawn.to_float(scored.place.picture)
-    change = pixels - state.picture[:, None]
-    frames = face_lib.paste(change, picture, place.square, place.face)
+    frames = face_lib.paste(paint, hidden, picture, place.square, place.face)
     return drawn.to_uint8(pose.warp(frames, scored.pose, place.face)), state
 
 

@@ -55,14 +55,18 @@ def cut(frames: jax.Array, box: jax.Array, size: int) -> jax.Array:
     return jnp.einsum("bih,bfhwc,bjw->bfijc", rows, frames, columns)
 
 
-def paste(change: jax.Array, picture: jax.Array, box: jax.Array, face: jax.Array):
-    """Adds what changes in the square to the picture, fading at the edge of the face.
+def paste(
+    paint: jax.Array, hidden: jax.Array, picture: jax.Array, box: jax.Array, face: jax.Array
+):
+    """Paints over the picture what changes in the square, fading at the edge of the face.
 
     With the head at rest nothing else of the picture moves, and what stays is as sharp as it
-    came.
+    came. What is hidden is taken from the picture itself: its lines are sharper than those of a
+    resampled square, which would leave their outlines behind.
 
     Args:
-      change: Frames of the square less the picture's, [B, F, S, S, C].
+      paint: What is added in the square, [B, F, S, S, C].
+      hidden: How much of the picture it hides, 1 being all of it, [B, F, S, S, 1].
       picture: [B, H, W, C].
       box: The square's box, [B, 4].
       face: The face's box, [B, 4].
@@ -71,15 +75,17 @@ def paste(change: jax.Array, picture: jax.Array, box: jax.Array, face: jax.Array
       [B, F, H, W, C].
     """
     height, width = picture.shape[1:3]
-    size = change.shape[2]
+    size = paint.shape[2]
     whole = within(jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0, 1.0]), box.shape), box)
     rows = _taps(height, size, whole[:, 0], whole[:, 2])
     columns = _taps(width, size, whole[:, 1], whole[:, 3])
     rows = rows * _ramp(box[:, 0], box[:, 2], height)[..., None]
     columns = columns * _ramp(box[:, 1], box[:, 3], width)[..., None]
-    inside = jnp.einsum("bih,bfhwc,bjw->bfijc", rows, change, columns)
-    weight = _ellipse(face, height, width)
-    return picture[:, None] + weight[:, None, :, :, None] * inside
+    both = jnp.concatenate([paint, hidden], -1)
+    both = jnp.einsum("bih,bfhwc,bjw->bfijc", rows, both, columns)
+    picture = picture[:, None]
+    weight = _ellipse(face, height, width)[:, None, :, :, None]
+    return picture + weight * (both[..., :-1] - both[..., -1:] * picture)
 
 
 def tokens(face: jax.Array, box: jax.Array, rows: int, columns: int) -> jax.Array:

@@ -31,12 +31,13 @@ class DecoderState:
     Attributes:
       picture: The reference picture, [B, H, W, 3].
       looks: Features of the picture at strides 4, 8 and 16.
-      rest: What the painter adds with latents of zero, [B, 1, H, W, 3].
+      rest: What the painter says with latents of zero, paint [B, 1, H, W, 3] and
+        cover [B, 1, H, W, 1].
     """
 
     picture: jax.Array
     looks: tuple[jax.Array, jax.Array, jax.Array]
-    rest: jax.Array
+    rest: tuple[jax.Array, jax.Array]
 
 
 class VideoAutoencoder(nn.Module):
@@ -89,9 +90,24 @@ class VideoAutoencoder(nn.Module):
         c = self.config
         looks = self.viewer(picture)
         zero = jnp.zeros((len(picture), 1, c.rows, c.rows, c.latent_channels))
-        return DecoderState(
-            picture=picture, looks=looks, rest=self.painter(zero, looks, picture)[:, :1]
-        )
+        paint, cover = self.painter(zero, looks)
+        return DecoderState(picture=picture, looks=looks, rest=(paint[:, :1], cover[:, :1]))
+
+    def paint_chunk(self, z: jax.Array, state: DecoderState):
+        """What hides the picture in the next frames of a stream.
+
+        Args:
+          z: Latents [B, T, h, w, C].
+          state: State of the stream; `begin` gives the first.
+
+        Returns:
+          The paint [B, 4 T, H, W, 3]; how much of the picture it hides, 1 being all of it,
+          [B, 4 T, H, W, 1]; the next state. A frame is (1 - hidden) * picture + paint.
+        """
+        shapes.check(z, "B T H W C", "latents", C=self.config.latent_channels)
+        paint, cover = self.painter(z, state.looks)
+        # With latents of zero nothing changes.
+        return paint - state.rest[0], cover - state.rest[1], state
 
     def decode_chunk(self, z: jax.Array, state: DecoderState):
         """Next frames of a stream.
@@ -103,10 +119,8 @@ class VideoAutoencoder(nn.Module):
         Returns:
           Pixels in about -1..1, [B, 4 T, H, W, 3], and the next state.
         """
-        shapes.check(z, "B T H W C", "latents", C=self.config.latent_channels)
-        paint = self.painter(z, state.looks, state.picture)
-        # With latents of zero nothing changes.
-        return state.picture[:, None] + paint - state.rest, state
+        paint, hidden, state = self.paint_chunk(z, state)
+        return (1 - hidden) * state.picture[:, None] + paint, state
 
     def decode(self, z: jax.Array, picture: jax.Array) -> jax.Array:
         """Whole clip: latents [B, T, h, w, C] to pixels [B, 4 T, H, W, 3]."""
@@ -176,7 +190,7 @@ class Viewer(nn.Module):
 
 
 class Painter(nn.Module):
-    """Latents to what they add to the picture, frame by frame.
+    """Latents to what changes in the picture, frame by frame.
 
     Attributes:
       config: Sizes.
@@ -187,8 +201,9 @@ class Painter(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z, looks, picture):
-        """Maps latents [B, T, h, w, C] and the picture [B, H, W, 3] to [B, 4 T, H, W, 3]."""
+    def __call__(self, z, looks):
+        """Maps latents [B, T, h, w, C] to paint [B, 4 T, H, W, 3] and to how much of the picture
+        it covers [B, 4 T, H, W, 1]."""
         c = self.config
         fine, middle, coarse = c.widths
         b, t, h, w, _ = z.shape
@@ -221,8 +236,7 @@ class Painter(nn.Module):
         colour = _from_cells(jnp.tile(_conv(3, self.dtype, "colour")(x), _CELL**2))
         shape = (b, frames, *detail.shape[1:3])
         detail, cover, colour = (y.reshape(*shape, -1) for y in (detail, cover, colour))
-        paint = detail + cover * (colour - picture[:, None])
-        return paint.astype(jnp.float32)
+        return (detail + cover * colour).astype(jnp.float32), cover.astype(jnp.float32)
 
 
 def _to_cells(x, side):
