@@ -85,37 +85,12 @@ def random_parameters(shapes, seed=0):
 
 def touch(model, x, condition, sigma, mode, text, image, face_mask, windows, pattern):
     """One pass of a transformer through all its inputs; `pattern` serves every layer."""
-    context = model.context(text, image, face_mask)
-    audio = model.audio(windows)
-    return model(x, condition, sigma, mode, context, audio, lambda layer: pattern)
+    from tm_jax.models.wan import conditioning
 
-
-def transformer_shapes(config):
-    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
-    from tm_jax.models.wan import patterns
-    from tm_jax.models.wan import transformer
-
-    c, side = config, 2 * config.patch
-    shape = jax.ShapeDtypeStruct
-    text = image = None
-    if c.text_width is not None:
-        text = shape((1, c.text_length, c.text_width), jnp.float32)
-    if c.image_width is not None:
-        image = shape((1, c.image_length, c.image_width), jnp.float32)
-    inputs = (
-        shape((1, 1, side, side, c.latent_channels), jnp.float32),
-        shape((1, 1, side, side, c.condition_channels), jnp.float32),
-        shape((1, 1), jnp.float32), shape((1, 1), jnp.int32), text, image,
-        shape((1, 4), jnp.float32),
-        shape((1, 1, c.audio_window, c.audio_feature_width), jnp.float32),
+    given = conditioning.Conditioning(
+        channels=condition, audio=windows, mode=mode, face_mask=face_mask, text=text, image=image
     )
-    model = transformer.DiT(config)
-    pattern = patterns.bidirectional(patterns.Grid(2, 2, 1))
-
-    def init(key, *args):
-        return model.init(key, *args, pattern, method=touch)["params"]
-
-    return jax.eval_shape(init, jax.random.key(0), *inputs)
+    return model(x, sigma, model.embed(given), lambda layer: pattern)
 
 
 def transformer_inputs(preset, batch, frames, seed=1):
@@ -150,11 +125,11 @@ def pico():
     from tm_jax.models.wan import transformer
 
     preset = presets.get("pico")
-    boxed = transformer_shapes(preset.dit)
+    boxed = transformer.boxed_shapes(preset.dit)
     return types.SimpleNamespace(
         preset=preset, model=transformer.DiT(preset.dit), boxed=boxed,
         params=random_parameters(boxed), touch=touch, inputs=transformer_inputs,
-        random=random_parameters, shapes=transformer_shapes,
+        random=random_parameters, shapes=transformer.boxed_shapes,
     )
 
 
@@ -162,5 +137,6 @@ def pico():
 def preset_shapes():
     """Boxed transformer parameter shapes of every preset, by name."""
     from tm_jax.models import presets
+    from tm_jax.models.wan import transformer
 
-    return {name: transformer_shapes(p.dit) for name, p in presets.PRESETS.items()}
+    return {name: transformer.boxed_shapes(p.dit) for name, p in presets.PRESETS.items()}

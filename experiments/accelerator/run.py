@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from tm_jax.core import trees
 from tm_jax.models import presets
-from tm_jax.models.wan import patterns
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import student
 from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
@@ -60,23 +60,9 @@ def measure(preset: presets.Preset, policy: str, repeats: int) -> dict:
     """Times chunks of one preset with one cache policy; returns a row of the table."""
     model = transformer.DiT(preset.dit, jnp.dtype(preset.dtype))
     inputs = _inputs(preset)
-    grid = patterns.Grid(
-        preset.latent_shape[0] // preset.dit.patch, preset.latent_shape[1] // preset.dit.patch,
-        preset.timing.latents_per_chunk,
-    )
-
-    def initialise(module):
-        context = module.context(inputs["text"], inputs["image"], jnp.ones((1, preset.tokens)))
-        x = inputs["reference"][:, None]
-        return module(
-            x, inputs["condition"][:, :1], jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32),
-            context, module.audio(inputs["windows"][:, :1]),
-            lambda layer: patterns.bidirectional(grid),
-        )
-
     @jax.jit
     def weights(key):
-        params = rules.unbox(model.init(key, method=initialise)["params"])
+        params = rules.unbox(model.init(key, method=transformer.touch)["params"])
         return trees.cast(params, jnp.dtype(preset.dtype))
 
     params = weights(jax.random.key(0))
@@ -94,11 +80,15 @@ def measure(preset: presets.Preset, policy: str, repeats: int) -> dict:
         )
     )(params)
 
+    given = conditioning.Conditioning(
+        channels=inputs["condition"], audio=inputs["windows"],
+        mode=jnp.ones((1, frames), jnp.int32),
+    )
+
     @functools.partial(jax.jit, donate_argnums=1)
     def chunk(params, state):
         return student.next_chunk(
-            model, params, state, inputs["condition"], inputs["windows"],
-            jnp.ones((1, frames), jnp.int32), context, preset.sigmas, policy,
+            model, params, state, given, context, preset.sigmas, policy,
         )
 
     seconds = []

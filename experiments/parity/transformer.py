@@ -19,6 +19,7 @@ import torch
 from experiments.parity import compare
 from tm_jax.models import presets
 from tm_jax.models.wan import config as config_lib
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
 from tm_jax.weights import loading
@@ -177,6 +178,14 @@ def run_reference(model, case: Case, i: dict) -> torch.Tensor:
     return out.permute(0, 2, 3, 4, 1)
 
 
+def given(i: dict) -> conditioning.Conditioning:
+    """The conditioning among the inputs of `inputs`."""
+    return conditioning.Conditioning(
+        channels=i["condition"], audio=i["windows"], mode=i["mode"], face_mask=i["face_mask"],
+        text=i["text"], image=i["image"],
+    )
+
+
 def velocity(model: transformer.DiT, params, i: dict) -> jax.Array:
     """Velocity of ours with the teacher's attention, [B, T, H, W, C]."""
     c = model.config
@@ -184,12 +193,8 @@ def velocity(model: transformer.DiT, params, i: dict) -> jax.Array:
     grid = patterns.Grid(height // c.patch, width // c.patch, i["x"].shape[1])
 
     def run(dit):
-        context = dit.context(i["text"], i["image"], i["face_mask"])
-        audio = dit.audio(i["windows"])
-        return dit(
-            i["x"], i["condition"], i["sigma"], i["mode"], context, audio,
-            lambda layer: patterns.bidirectional(grid),
-        )[0]
+        pattern = patterns.bidirectional(grid)
+        return dit(i["x"], i["sigma"], dit.embed(given(i)), lambda layer: pattern)[0]
 
     return model.apply({"params": params}, method=run)
 

@@ -38,26 +38,7 @@ _PARTS = (
 
 def shapes(config) -> dict:
     """Parameter shapes of a transformer by path."""
-    model = transformer.DiT(config)
-    side = 2 * config.patch
-    pattern = patterns.bidirectional(patterns.Grid(2, 2, 1))
-
-    def touch(model):
-        text = image = None
-        if config.text_width is not None:
-            text = jnp.zeros((1, config.text_length, config.text_width))
-        if config.image_width is not None:
-            image = jnp.zeros((1, config.image_length, config.image_width))
-        context = model.context(text, image, jnp.zeros((1, 4)))
-        audio = model.audio(jnp.zeros((1, 1, config.audio_window, config.audio_feature_width)))
-        x = jnp.zeros((1, 1, side, side, config.latent_channels))
-        condition = jnp.zeros((1, 1, side, side, config.condition_channels))
-        time = jnp.zeros((1, 1))
-        mode = jnp.zeros((1, 1), jnp.int32)
-        return model(x, condition, time, mode, context, audio, lambda layer: pattern)
-
-    boxed = jax.eval_shape(lambda key: model.init(key, method=touch), jax.random.key(0))
-    return trees.flatten(rules.unbox(boxed["params"]))
+    return trees.flatten(rules.unbox(transformer.boxed_shapes(config)))
 
 
 def measure(name: str) -> dict:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student
 
@@ -45,9 +46,9 @@ class Streams:
 
     def compile(self, policy):
         def function(state, condition, windows, mode):
+            given = conditioning.Conditioning(channels=condition, audio=windows, mode=mode)
             return student.next_chunk(
-                self.model, self.params, state, condition, windows, mode, self.context,
-                self.sigmas, policy,
+                self.model, self.params, state, given, self.context, self.sigmas, policy
             )
 
         return jax.jit(function, donate_argnums=0)

@@ -129,11 +129,7 @@ def test_student_window_that_sees_everything():
         return jnp.concatenate([early, attend(q[:, now], k[:, now], v[:, now])], 1)
 
     def run(dit):
-        context = dit.context(i["text"], None, i["face_mask"])
-        audio = dit.audio(i["windows"])
-        return dit(
-            i["x"], i["condition"], i["sigma"], i["mode"], context, audio, lambda layer: window
-        )[0]
+        return dit(i["x"], i["sigma"], dit.embed(parity.given(i)), lambda layer: window)[0]
 
     actual = compare.jit(lambda p: model.apply({"params": p}, method=run))(params)
     expected = _run("t2v-128")

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tm_jax.core import trees
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student
 from tm_jax.models.wan import transformer
@@ -85,8 +86,10 @@ def _rollout(pico, mesh):
     @jax.jit
     def chunk(params, state, context, i):
         return student.next_chunk(
-            model, params, state, i["condition"][:, 1:], i["windows"][:, 1:],
-            i["mode"][:, 1:], context, sigmas, "clean",
+            model, params, state, conditioning.Conditioning(
+                channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
+            ),
+            context, sigmas, "clean",
         )
 
     with rules.use(mesh):

@@ -286,10 +286,10 @@ def _begin(models, params, pictures, keys):
     )
     keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.key(key[0]), key[1]))(keys)
     neutral = jnp.zeros((len(pictures), 1, preset.dit.expression_channels))
-    condition = conditioning.condition(reference, neutral)
+    channels = conditioning.expression_channels(reference, neutral)
     rest = jnp.zeros((len(pictures), *preset.latent_shape))
     state = student.begin(
-        models.dit, params["dit"], rest, condition[:, 0], context, keys,
+        models.dit, params["dit"], rest, channels[:, 0], context, keys,
         preset.timing.latents_per_chunk, preset.student.num_steps, preset.student.policy,
         preset.student.view,
     )
@@ -321,10 +321,13 @@ def _score(models, params, state, start, windows, mode, other):
     )
     expression, moved = jnp.split(motion, [len(motion_config.EXPRESSION)], -1)
     expression = expression.reshape(*mode.shape, -1)  # [B, T, X]
+    given = conditioning.Conditioning(
+        channels=conditioning.expression_channels(start.reference, expression),
+        audio=windows, mode=mode,
+    )
     latents, cache = student.next_chunk(
-        models.dit, params["dit"], state.student,
-        conditioning.condition(start.reference, expression), windows, mode, start.context,
-        preset.sigmas, preset.student.policy, preset.student.temperature,
+        models.dit, params["dit"], state.student, given, start.context, preset.sigmas,
+        preset.student.policy, preset.student.temperature,
     )
     scored = Scored(latents=latents, pose=moved, place=start.place)
     return scored, ScoreState(student=cache, motion=motion_state)

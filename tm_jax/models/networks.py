@@ -49,8 +49,7 @@ class Models:
 
     def init(self, part: str, key):
         """Boxed random parameters of one part (one of `PARTS`)."""
-        c, tokens = self.preset.dit, self.preset.tokens
-        height, width, channels = self.preset.latent_shape
+        c = self.preset.dit
         if part == "vae":
             vae = self.preset.vae
             frames = jnp.zeros((1, vae.frames_per_latent, vae.side, vae.side, 3))
@@ -70,24 +69,7 @@ class Models:
             zero = jnp.zeros((1,))
             heard = jnp.zeros((1, m.heard_width))
             return self.motion.init(key, frames, zero, past, window, zero, heard)["params"]
-        text = image = None
-        if c.text_width is not None:
-            text = jnp.zeros((1, c.text_length, c.text_width))
-        if c.image_width is not None:
-            image = jnp.zeros((1, c.image_length, c.image_width))
-
-        def run(dit):
-            frames = jnp.zeros((1, 1, height, width, channels))
-            condition = jnp.zeros((1, 1, height, width, c.condition_channels))
-            windows = jnp.zeros((1, 1, c.audio_window, c.audio_feature_width))
-            context = dit.context(text, image, jnp.ones((1, tokens)))
-            return dit(
-                frames, condition, jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32),
-                context, dit.audio(windows),
-                lambda layer: patterns.bidirectional(self.grid),
-            )
-
-        return self.dit.init(key, method=run)["params"]
+        return self.dit.init(key, method=transformer.touch)["params"]
 
 
 def models(preset: presets.Preset) -> Models:

@@ -63,7 +63,7 @@ def transformer(preset: presets.Preset) -> Part:
     model = dit.DiT(c)
 
     def init(key):
-        return model.init(key, method=_touch_transformer)["params"]
+        return model.init(key, method=dit.touch)["params"]
 
     return Part(
         name=f"transformer of {preset.name}", layouts=wan.LAYOUTS,
@@ -72,26 +72,6 @@ def transformer(preset: presets.Preset) -> Part:
         ignore=wan.IGNORED.__getitem__, places=("transformer",),
         stems=lambda layout: "diffusion_pytorch_model",
         settings=lambda layout: wan.settings(c, layout),
-    )
-
-
-def _touch_transformer(model):
-    """Runs a transformer once on zeros, so that every parameter comes into being."""
-    from tm_jax.models.wan import patterns
-
-    c, side = model.config, 2 * model.config.patch
-    text = image = None
-    if c.text_width is not None:
-        text = jnp.zeros((1, c.text_length, c.text_width))
-    if c.image_width is not None:
-        image = jnp.zeros((1, c.image_length, c.image_width))
-    context = model.context(text, image, jnp.ones((1, 4)))
-    audio = model.audio(jnp.zeros((1, 1, c.audio_window, c.audio_feature_width)))
-    return model(
-        jnp.zeros((1, 1, side, side, c.latent_channels)),
-        jnp.zeros((1, 1, side, side, c.condition_channels)),
-        jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32), context, audio,
-        lambda layer: patterns.bidirectional(patterns.Grid(2, 2, 1)),
     )
 
 

@@ -14,6 +14,7 @@ from tm_jax.core import axes
 from tm_jax.diffusion import flow
 from tm_jax.diffusion import samplers
 from tm_jax.models.wan import blocks
+from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
@@ -55,7 +56,7 @@ def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
 
 
 def begin(
-    model: transformer.DiT, params, reference, condition, context, keys,
+    model: transformer.DiT, params, reference, channels, context, keys,
     latents_per_chunk: int, num_steps: int, policy: str, view: config.View = config.View(),
 ) -> StreamState:
     """Starts streams from reference pictures.
@@ -64,7 +65,7 @@ def begin(
       model: Transformer.
       params: Its parameters.
       reference: Latent of the reference picture, [B, H, W, C].
-      condition: Conditioning channels of the sink, [B, H, W, Cc].
+      channels: Conditioning channels of the sink, [B, H, W, Cc].
       context: `transformer.Context`.
       keys: Random keys, [B].
       latents_per_chunk: Latent frames per chunk.
@@ -83,12 +84,16 @@ def begin(
     c = model.config
     batch, height, width = reference.shape[:3]
     grid = patterns.Grid(height // c.patch, width // c.patch, latents_per_chunk)
-    silence = jnp.zeros((batch, 1, c.audio_window, c.audio_feature_width))
-    audio = model.apply({"params": params}, silence, method=model.audio)
-    zeros = jnp.zeros((batch, 1))
+    variables = {"params": params}
+    silent = conditioning_lib.Conditioning(
+        channels=channels[:, None],
+        audio=jnp.zeros((batch, 1, c.audio_window, c.audio_feature_width)),
+        mode=jnp.zeros((batch, 1), jnp.int32),
+    )
     _, states = model.apply(
-        {"params": params}, reference[:, None], condition[:, None], zeros,
-        zeros.astype(jnp.int32), context, audio, lambda layer: patterns.bidirectional(grid),
+        variables, reference[:, None], jnp.zeros((batch, 1)),
+        model.apply(variables, silent, context, method=model.embed),
+        lambda layer: patterns.bidirectional(grid),
     )
     sink = [_slots(s) for s in states]
 
@@ -111,8 +116,8 @@ def begin(
 
 
 def chunk_pass(
-    model: transformer.DiT, params, state: StreamState, level: int, x, sigma, condition, mode,
-    context, audio,
+    model: transformer.DiT, params, state: StreamState, level: int, x, sigma,
+    given: transformer.Embedded,
 ):
     """One pass over the current chunk, which sees itself, the chunk before and the sink.
 
@@ -123,10 +128,7 @@ def chunk_pass(
       level: Which of the caches in `state.previous` the pass reads.
       x: Noisy latents [B, T, H, W, C].
       sigma: Noise level of each stream, [B].
-      condition: Conditioning channels of the chunk, [B, T, H, W, Cc].
-      mode: 0 listening, 1 speaking, [B, T] int32.
-      context: `transformer.Context`.
-      audio: Audio keys and values of the chunk.
+      given: Embedded conditioning of the chunk.
 
     Returns:
       Estimate of x0 [B, T, H, W, C] and, per layer, the keys and values of the chunk.
@@ -144,14 +146,14 @@ def chunk_pass(
         )
 
     velocity, states = model.apply(
-        {"params": params}, x, condition, jnp.repeat(sigma[:, None], frames, 1), mode,
-        context, audio, pattern,
+        {"params": params}, x, jnp.repeat(sigma[:, None], frames, 1), given, pattern
     )
     return flow.to_x0(x, velocity, sigma), [_slots(s) for s in states]
 
 
 def make_chunk(
-    model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
+    model: transformer.DiT, params, state: StreamState,
+    conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ):
     """Makes the next chunk of every stream and shows how it came about.
@@ -160,10 +162,8 @@ def make_chunk(
       model: Transformer.
       params: Its parameters.
       state: State of the streams.
-      condition: Conditioning channels of the chunk, [B, T, H, W, Cc].
-      windows: Audio windows of the chunk, [B, T, R, U].
-      mode: 0 listening, 1 speaking, [B, T] int32.
-      context: `transformer.Context`.
+      conditioning: Inputs of the chunk's T frames.
+      context: `transformer.Context`, the constant inputs of the streams.
       sigmas: Noise levels of the few-step sampler, the first is 1.
       policy: "clean": one more pass at noise level 0 writes the cache, N + 1 passes;
         "per_step": every step keeps its own cache, N passes.
@@ -173,30 +173,31 @@ def make_chunk(
       What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
       and the next state.
     """
-    audio = model.apply({"params": params}, windows, method=model.audio)
-    batch = condition.shape[0]
+    given = model.apply({"params": params}, conditioning, context, method=model.embed)
+    batch = given.mode.shape[0]
     points = []
 
     def predict(step, x, sigma):
         points.append(x)
         x0, states = chunk_pass(
             model, params, state, 0 if policy == "clean" else step, x,
-            jnp.full((batch,), sigma), condition, mode, context, audio,
+            jnp.full((batch,), sigma), given,
         )
         return x0, (x0, states)
 
-    draw = _noise(model, state, condition.shape, temperature)
+    draw = _noise(model, state, given.channels.shape, temperature)
     x0, made = samplers.few_step(predict, draw, sigmas)
     estimates, kept = [e for e, _ in made], [s for _, s in made]
     if policy == "clean":
-        state = _keep_clean(model, params, state, x0, condition, mode, context, audio)
+        state = _keep_clean(model, params, state, x0, given)
     else:
         state = state.replace(previous=tuple(kept), chunk=state.chunk + 1)
     return points, estimates, state
 
 
 def next_chunk(
-    model: transformer.DiT, params, state: StreamState, condition, windows, mode, context,
+    model: transformer.DiT, params, state: StreamState,
+    conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ):
     """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
@@ -205,30 +206,28 @@ def next_chunk(
       Latents [B, T, H, W, C] and the next state.
     """
     _, estimates, state = make_chunk(
-        model, params, state, condition, windows, mode, context, sigmas, policy, temperature
+        model, params, state, conditioning, context, sigmas, policy, temperature
     )
     return estimates[-1], state
 
 
 def given_chunk(
-    model: transformer.DiT, params, state: StreamState, x0, condition, windows, mode,
-    context, sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
+    model: transformer.DiT, params, state: StreamState, x0,
+    conditioning: conditioning_lib.Conditioning, context: transformer.Context, sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 
     The other arguments are those of `make_chunk`. With `per_step` each cache is written from
     the known chunk at that step's noise level, as if every step had predicted it.
     """
-    audio = model.apply({"params": params}, windows, method=model.audio)
+    given = model.apply({"params": params}, conditioning, context, method=model.embed)
     if policy == "clean":
-        return _keep_clean(model, params, state, x0, condition, mode, context, audio)
-    draw, kept = _noise(model, state, condition.shape, temperature), []
+        return _keep_clean(model, params, state, x0, given)
+    draw, kept = _noise(model, state, given.channels.shape, temperature), []
     for step, sigma in enumerate(sigmas):
         x = flow.corrupt(x0, draw(step), jnp.float32(sigma))
         level = jnp.full((x0.shape[0],), sigma)
-        _, states = chunk_pass(
-            model, params, state, step, x, level, condition, mode, context, audio
-        )
+        _, states = chunk_pass(model, params, state, step, x, level, given)
         kept.append(states)
     return state.replace(previous=tuple(kept), chunk=state.chunk + 1)
 
@@ -245,10 +244,8 @@ def _noise(model, state, shape, temperature):
     return draw
 
 
-def _keep_clean(model, params, state, x0, condition, mode, context, audio) -> StreamState:
+def _keep_clean(model, params, state, x0, given) -> StreamState:
     """One pass at noise level 0 writes the cache."""
     level = jnp.zeros((x0.shape[0],))
-    _, states = chunk_pass(
-        model, params, state, 0, x0, level, condition, mode, context, audio
-    )
+    _, states = chunk_pass(model, params, state, 0, x0, level, given)
     return state.replace(previous=(states,), chunk=state.chunk + 1)

@@ -10,7 +10,9 @@ from tm_jax.core import shapes
 from tm_jax.diffusion import flow
 from tm_jax.models.wan import audio as audio_lib
 from tm_jax.models.wan import blocks
+from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import config as config_lib
+from tm_jax.models.wan import patterns
 from tm_jax.models.wan import preconditioning
 from tm_jax.nn import embeddings
 from tm_jax.nn import linear
@@ -30,6 +32,23 @@ class Context:
 
     layers: list
     face_mask: jax.Array
+
+
+@flax.struct.dataclass
+class Embedded:
+    """A `conditioning.Conditioning` ready for use in every layer.
+
+    Attributes:
+      channels: Conditioning channels [B, T, H, W, Cc].
+      mode: 0 listening, 1 speaking, [B, T] int32.
+      audio: Per block: audio keys and values [B, T, A, N, K].
+      context: What is constant in a stream.
+    """
+
+    channels: jax.Array
+    mode: jax.Array
+    audio: list
+    context: Context
 
 
 class Embedding(nn.Module):
@@ -140,16 +159,33 @@ class DiT(nn.Module):
         tokens = self.audio_projection(windows)
         return [block.audio(tokens) for block in self.blocks]
 
-    def __call__(self, x, condition, sigma, mode, context, audio, pattern):
+    def embed(
+        self, conditioning: conditioning_lib.Conditioning, context: Context | None = None
+    ) -> Embedded:
+        """Keys and values of a conditioning.
+
+        Args:
+          conditioning: Inputs of T latent frames.
+          context: Result of `context` where it is known already; `conditioning` then needs
+            no text, image and face mask.
+
+        Returns:
+          What `__call__` takes.
+        """
+        c = conditioning
+        if context is None:
+            context = self.context(c.text, c.image, c.face_mask)
+        return Embedded(
+            channels=c.channels, mode=c.mode, audio=self.audio(c.audio), context=context
+        )
+
+    def __call__(self, x, sigma, given: Embedded, pattern):
         """Velocity of a few latent frames.
 
         Args:
           x: Noisy latents [B, T, H, W, C].
-          condition: Conditioning channels [B, T, H, W, Cc].
           sigma: Noise level of each latent frame, [B, T], float32.
-          mode: 0 listening, 1 speaking, per latent frame, [B, T] int.
-          context: Result of `context`.
-          audio: Result of `audio`.
+          given: Result of `embed`.
           pattern: Function (layer index) -> attention pattern (`patterns.py`).
 
         Returns:
@@ -162,30 +198,30 @@ class DiT(nn.Module):
         c = self.config
         sizes = shapes.check(x, "B T H W C", "x", C=c.latent_channels)
         shapes.check(
-            condition, "B T H W C", "condition", **{**sizes, "C": c.condition_channels}
+            given.channels, "B T H W C", "channels", **{**sizes, "C": c.condition_channels}
         )
         shapes.check(sigma, "B T", "sigma", B=sizes["B"], T=sizes["T"])
-        shapes.check(mode, "B T", "mode", B=sizes["B"], T=sizes["T"])
+        shapes.check(given.mode, "B T", "mode", B=sizes["B"], T=sizes["T"])
         x = x.astype(jnp.float32)
         level = sigma[..., None, None, None]
         inner = x
         if c.reference_std is not None:
             inner = preconditioning.scale_input(x, level, c.reference_std)
-        inner = jnp.concatenate([inner, condition.astype(jnp.float32)], -1)
+        inner = jnp.concatenate([inner, given.channels.astype(jnp.float32)], -1)
         tokens = self.patch_embedding(embeddings.patchify(inner, c.patch))
         tokens = nn.with_logical_constraint(tokens, _TOKENS)
 
         features = embeddings.sinusoid(flow.model_time(sigma), c.frequency_width)
         # The mode joins before the projection, so that it reaches every modulation.
-        time = self.time_embedding(features) + self.mode_embedding[mode]  # [B, T, D]
+        time = self.time_embedding(features) + self.mode_embedding[given.mode]  # [B, T, D]
         modulation = self.time_projection(nn.silu(time))
         modulation = modulation.reshape(*sigma.shape, 6, c.width)
 
         states = []
         for i, block in enumerate(self.blocks):
             tokens, state = block(
-                tokens, modulation, pattern(i), context.layers[i], audio[i],
-                context.face_mask,
+                tokens, modulation, pattern(i), given.context.layers[i], given.audio[i],
+                given.context.face_mask,
             )
             states.append(state)
 
@@ -198,8 +234,36 @@ class DiT(nn.Module):
         )
         if c.reference_std is not None:
             # Outside of the face the picture stays, exactly and at rest.
-            face = context.face_mask.reshape(-1, 1, sizes["H"] // c.patch, sizes["W"] // c.patch, 1)
+            face = given.context.face_mask.reshape(-1, 1, sizes["H"] // c.patch, sizes["W"] // c.patch, 1)
             face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
             out = out * face
             out = preconditioning.to_velocity(out, x, level, c.reference_std)
         return out, states
+
+
+def touch(model: DiT):
+    """Runs a transformer once on zeros: `model.init(key, method=touch)` makes all parameters.
+
+    Parameters depend on no size of a picture, so the smallest one serves every preset.
+    """
+    c, side = model.config, 2 * model.config.patch
+    text = image = None
+    if c.text_width is not None:
+        text = jnp.zeros((1, c.text_length, c.text_width))
+    if c.image_width is not None:
+        image = jnp.zeros((1, c.image_length, c.image_width))
+    given = conditioning_lib.Conditioning(
+        channels=jnp.zeros((1, 1, side, side, c.condition_channels)),
+        audio=jnp.zeros((1, 1, c.audio_window, c.audio_feature_width)),
+        mode=jnp.zeros((1, 1), jnp.int32), face_mask=jnp.ones((1, 4)), text=text, image=image,
+    )
+    x = jnp.zeros((1, 1, side, side, c.latent_channels))
+    pattern = patterns.bidirectional(patterns.Grid(2, 2, 1))
+    return model(x, jnp.zeros((1, 1)), model.embed(given), lambda layer: pattern)
+
+
+def boxed_shapes(config: config_lib.DiTConfig) -> dict:
+    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
+    model = DiT(config)
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda key: model.init(key, method=touch)["params"], key)
