@@ -72,6 +72,29 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def numbers(name: str, text: str, separator: str, count: int) -> tuple[float, ...]:
+    """The numbers of a flag's text; a wrong text is an error that names the flag."""
+    try:
+        numbers = tuple(float(number) for number in text.split(separator))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise ValueError(
+            f"--{name}: expected {count} numbers with {separator!r} between them, got {text!r}."
+        )
+    return numbers
+
+
+def aspect(text: str | None) -> float | None:
+    """Width over height of a text such as 9:16; None for none."""
+    if text is None:
+        return None
+    width, height = numbers("aspect", text, ":", 2)
+    if min(width, height) <= 0:
+        raise ValueError(f"--aspect: expected two numbers above 0, got {width:g}:{height:g}.")
+    return width / height
+
+
 def _terminate(number: int, frame) -> None:
     del frame
     sys.exit(128 + number)

@@ -229,13 +229,13 @@ def _portraits(size: int) -> np.ndarray:
 def make(out: pathlib.Path, preset_name: str, seconds: float | None, seed: int) -> None:
     """Writes demo.mp4 and demo.png into a folder and prints how fast it was."""
     # Here, so that the composition above needs no models.
-    from tm_jax.inference import bundle as bundle_lib
+    from tm_jax.inference import loading
     from tm_jax.inference import session as session_lib
 
     preset = presets.get(preset_name)
     timing = preset.timing
     began = time.perf_counter()
-    models = bundle_lib.load(preset_name)
+    models = loading.load(preset_name)
     pictures = _portraits(preset.height)
     turns = take_turns(*_recording(timing), len(pictures), timing, seconds)
     frames = sum(len(turn.sound) for turn in turns) // timing.samples_per_frame

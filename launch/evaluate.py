@@ -106,14 +106,14 @@ def _folder(text: str | None) -> str | None:
 def _small(labels: dict) -> tuple:
     """Arms of a small preset by name, and its bundle."""
     from tm_jax.evaluation import arms
-    from tm_jax.inference import bundle as bundle_lib
+    from tm_jax.inference import loading
     from tm_jax.inference import reconstruction
     from tm_jax.inference import session
     from tm_jax.inference import teacher
     from tm_jax.inference import variants
     from tm_jax.training import rollouts
 
-    bundle = bundle_lib.load(_PRESET.value, _folder(labels["student"]))
+    bundle = loading.load(_PRESET.value, _folder(labels["student"]))
     student = _sampled(bundle, labels["student"])
     made = {"student": arms.Streamed(functools.partial(session.Session, student))}
     if _TEACHER.value:
@@ -140,7 +140,6 @@ def _full(labels: dict) -> tuple:
     made, student = {}, None
     for label, folder in labels.items():
         bundle, make = loading.prepare(_PRESET.value, _folder(folder), {})
-        make = make or loading.session_of(bundle)
         made[label] = arms.Streamed(functools.partial(make, bundle))
         student = student or bundle
     if _TEACHER.value:
@@ -189,14 +188,14 @@ def _drawn() -> None:
     from tm_jax.evaluation import plots
     from tm_jax.evaluation import suite
     from tm_jax.evaluation import tables
-    from tm_jax.inference import loading
+    from tm_jax.models import presets
 
     if _PLOTS.value:
         plots.check()
     labels = _labels()
     speakers = speech.load(_CORPUS.value, "held_out")
     common.cache_compilations()
-    full = loading.is_full_size(_PRESET.value)
+    full = presets.get(_PRESET.value).motion is None
     made, bundle = (_full if full else _small)(labels)
     made = {**made, "truth": arms.Drawn(), "static": arms.Static()}
     unknown = set(_LONG_ARMS.value) - set(made)

@@ -75,27 +75,11 @@ _FULL = {
 def _options() -> dict:
     """The given options of presets of full size."""
     options = {name: flag.value for name, flag in _FULL.items() if flag.value is not None}
-    for name, separator, count in (("face", ",", 4), ("aspect", ":", 2)):
-        if name in options:
-            options[name] = _numbers(name, options[name], separator, count)
+    if "face" in options:
+        options["face"] = common.numbers("face", options["face"], ",", 4)
     if "aspect" in options:
-        width, height = options["aspect"]
-        if min(width, height) <= 0:
-            raise ValueError(f"--aspect: expected two numbers above 0, got {width}:{height}.")
-        options["aspect"] = width / height
+        options["aspect"] = common.aspect(options["aspect"])
     return options
-
-
-def _numbers(name: str, text: str, separator: str, count: int) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(number) for number in text.split(separator))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count:
-        raise ValueError(
-            f"--{name}: expected {count} numbers with {separator!r} between them, got {text!r}."
-        )
-    return numbers
 
 
 def main() -> None:
@@ -109,11 +93,12 @@ def main() -> None:
     common.cache_compilations()
     from tm_jax.inference import loading
 
-    if _OTHER_AUDIO.value is not None and loading.is_full_size(_PRESET.value):
-        raise ValueError(
-            f"--other_audio belongs to presets with a motion model (nano), not to {_PRESET.value}."
-        )
     models, session_factory = loading.prepare(_PRESET.value, _WEIGHTS.value, options)
+    if _OTHER_AUDIO.value is not None and not models.functions.partner:
+        raise ValueError(
+            f"--other_audio: preset {_PRESET.value} takes the character's own sound alone; nano "
+            "takes the other party's, too."
+        )
     with tqdm.tqdm(unit="frame", disable=None, dynamic_ncols=True) as bar:
 
         def progress(done: int, expected: int | None) -> None:

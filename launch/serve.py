@@ -31,6 +31,14 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to bind; others need T
 _PORT = flags.DEFINE_integer("port", 8080, "Port; 0 takes any free one.", 0, 65535)
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights to use instead of the preset's own.")
+_PROMPT = flags.DEFINE_string("prompt", None, "wan-1.3b, tm-18b: what the video shows.")
+_DECODER = flags.DEFINE_enum(
+    "decoder", None, ["wan", "tiny"], "wan-1.3b, tm-18b: Wan's own decoder (default), or the "
+    "tiny one.",
+)
+_ASPECT = flags.DEFINE_string(
+    "aspect", None, "wan-1.3b, tm-18b: WIDTH:HEIGHT, such as 9:16, of the same area."
+)
 _CHARACTERS = flags.DEFINE_string("characters", None, "Folder of pictures to offer instead.")
 _PLACEMENT = flags.DEFINE_enum(
     "placement", "self-contained", ["self-contained", "disaggregated"],
@@ -87,15 +95,19 @@ def _engine():
     """Loads and warms up the models, and measures how many calls fit."""
     import jax
 
-    from tm_jax.inference import bundle
+    from tm_jax.inference import loading
+    from tm_jax.inference import pipeline
     from tm_jax.serving import capacity
     from tm_jax.serving import devices as devices_lib
     from tm_jax.serving import engine as engine_lib
 
-    placement = devices_lib.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
+    placement = pipeline.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
     devices = jax.devices()[: _DEVICES.value] if _DEVICES.value else None
-    models = bundle.load(_PRESET.value, _WEIGHTS.value)
-    backend = devices_lib.ModelBackend(models, placement, devices)
+    models = loading.load(
+        _PRESET.value, _WEIGHTS.value, placement=placement, devices=devices,
+        prompt=_PROMPT.value, decoder=_DECODER.value, aspect=common.aspect(_ASPECT.value),
+    )
+    backend = devices_lib.PipelineBackend(models)
     batches = _BATCHES.value or (["1"] if jax.default_backend() == "cpu" else ["1", "2", "4", "8"])
     try:
         sizes = tuple(int(size) for size in batches)

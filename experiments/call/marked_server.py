@@ -9,7 +9,7 @@ from absl import app
 from absl import flags
 
 from experiments.call import marks
-from tm_jax.inference import bundle
+from tm_jax.inference import loading
 from tm_jax.serving import app as app_lib
 from tm_jax.serving import capacity
 from tm_jax.serving import config
@@ -31,7 +31,7 @@ def _engine() -> engine_lib.Engine:
     if _WHICH.value == "fake":
         motor = marks.Marked(fake.FakeBackend(256, step_s=0.05))
         return engine_lib.Engine(motor, lanes=_CALLERS.value)
-    motor = marks.Marked(devices.ModelBackend(bundle.load(_WHICH.value, None)))
+    motor = marks.Marked(devices.PipelineBackend(loading.load(_WHICH.value)))
     plan = capacity.plan(motor, most=_CALLERS.value)
     lanes = max(plan.lanes, -(-_CALLERS.value // plan.batch))
     return engine_lib.Engine(motor, batch=plan.batch, lanes=lanes, begin_s=plan.begin_s)

@@ -24,7 +24,7 @@ from tm_jax.evaluation import arms
 from tm_jax.evaluation import measures
 from tm_jax.evaluation import mouth
 from tm_jax.evaluation import scenes
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import loading
 from tm_jax.inference import session
 from tm_jax.models import presets
 from tm_jax.models.vae import autoencoder
@@ -42,17 +42,17 @@ _LEAST = 0.03  # Told openings below are shut mouths.
 
 
 class _Watched:
-    """A bundle that keeps the latents it decodes."""
+    """A pipeline that keeps the latents it decodes."""
 
-    def __init__(self, bundle):
-        self._bundle, self.latents = bundle, []
+    def __init__(self, pipeline):
+        self._pipeline, self.latents = pipeline, []
 
     def __getattr__(self, name):
-        return getattr(self._bundle, name)
+        return getattr(self._pipeline, name)
 
-    def decode(self, params, scored, state):
-        self.latents.append(scored.latents)
-        return self._bundle.decode(params, scored, state)
+    def decode(self, latents, state):
+        self.latents.append(latents.latents)
+        return self._pipeline.decode(latents, state)
 
 
 def _openings(latents: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def part(of: list[tuple[float, float]], share: float) -> tuple[tuple[float, floa
 def _lips(opening, clips) -> dict:
     """What lips do in scenes with that `Preset.opening`."""
     presets.PRESETS["nano"] = dataclasses.replace(presets.PRESETS["nano"], opening=opening)
-    bundle = bundle_lib.load("nano", _WEIGHTS.value)
+    bundle = loading.load("nano", _WEIGHTS.value)
     speaker = arms.Streamed(functools.partial(session.Session, bundle))
     return measures.medians(
         [measures.lips(scene, speaker.speak(scene).frames) for scene in tqdm.tqdm(clips)]
@@ -109,7 +109,7 @@ def _lips(opening, clips) -> dict:
 def main(argv: list[str]) -> None:
     """Prints the points."""
     del argv
-    bundle = bundle_lib.load("nano", _WEIGHTS.value)
+    bundle = loading.load("nano", _WEIGHTS.value)
     voices = speech.load(_CORPUS.value, "train")
     voices = [v for v in voices if speech.synthesiser(v.name) != "espeak"]
     clips = [

@@ -27,7 +27,7 @@ from PIL import Image
 import tm_jax
 from tm_jax.data import characters
 from tm_jax.evaluation import facts
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import loading
 from tm_jax.inference import session as session_lib
 from tm_jax.media import audio
 from tm_jax.media import video
@@ -55,10 +55,10 @@ def reached(step):
 reached("interpreter")
 from launch import common
 common.cache_compilations()
-from tm_jax.inference import bundle, offline, session
+from tm_jax.inference import loading, offline, session
 from tm_jax.media import audio, picture as pictures, video
 reached("imports")
-models = bundle.load("nano", weights)
+models = loading.load("nano", weights)
 def watch(thread):
     thread.join()
     reached("programs")
@@ -193,7 +193,7 @@ def _at(memory: list[tuple[float, float, float]], when_s: float) -> float | None
 
 def stages(picture: np.ndarray, seconds: float) -> dict:
     """Times every stage of every chunk, and encoding after each, one after the other."""
-    bundle = bundle_lib.load("nano", _WEIGHTS.value)
+    bundle = loading.load("nano", _WEIGHTS.value)
     timing = bundle.preset.timing
     session = session_lib.Session(bundle, picture, seed=0)
     sound = speech(seconds).astype(np.float32) / 32768

@@ -16,7 +16,7 @@ from absl import flags
 import numpy as np
 
 from tm_jax.core import trees
-from tm_jax.inference import wan_weights
+from tm_jax.inference import part_files
 from tm_jax.models import presets
 from tm_jax.models.clip import config as clip_config
 from tm_jax.models.taehv import config as taehv_config
@@ -24,6 +24,7 @@ from tm_jax.models.umt5 import config as umt5_config
 from tm_jax.models.wan_vae import config as vae_config
 from tm_jax.models.wav2vec2 import config as wav2vec2_config
 from tm_jax.parallel import rules
+from tm_jax.weights import parts
 from tm_jax.weights import sinks
 
 _CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'-"
@@ -34,7 +35,7 @@ _SPEECH_WIDTH = 32
 def sizes(
     preset: str, layers: int, width: int, *, side: int = 128, vae_width: int = 16,
     dtype: str = "float32",
-) -> wan_weights.Sizes:
+) -> presets.Preset:
     """Sizes of all parts; heads keep the preset's width where it divides `width`."""
     base = presets.get(preset)
     head = base.dit.head_width if width % base.dit.head_width == 0 else 32
@@ -56,22 +57,19 @@ def sizes(
     }
     if base.dit.image_width is not None:
         changes.update(image_width=image.width, image_length=image.tokens)
-    return wan_weights.Sizes(
-        preset=dataclasses.replace(
-            base, dit=dataclasses.replace(base.dit, **changes), height=side, width=side,
-            dtype=dtype,
-        ),
-        vae=vae_config.WanVAEConfig(base_width=vae_width, num_res_blocks=1),
-        taehv=taehv_config.PRESETS["pico"],
-        text=umt5_config.UMT5Config(
-            vocab=len(_CHARACTERS) + 3, width=_ENCODER_WIDTH, num_layers=2, num_heads=2,
-            head_width=32, mlp_width=128,
-        ),
-        image=image, audio=speech,
+    text = umt5_config.UMT5Config(
+        vocab=len(_CHARACTERS) + 3, width=_ENCODER_WIDTH, num_layers=2, num_heads=2,
+        head_width=32, mlp_width=128,
+    )
+    return dataclasses.replace(
+        base, dit=dataclasses.replace(base.dit, **changes), height=side, width=side,
+        dtype=dtype, vae=vae_config.WanVAEConfig(base_width=vae_width, num_res_blocks=1),
+        taehv=taehv_config.PRESETS["pico"], text=text, audio=speech,
+        image=None if base.image is None else image,
     )
 
 
-def write(sizes: wan_weights.Sizes, folder: str, seed: int = 0) -> None:
+def write(preset: presets.Preset, folder: str, seed: int = 0) -> None:
     """Writes random weights of all parts, the tokenizer and `preset.json` into a new folder.
 
     Every layer gets random values, also those that start at zero in training: an untrained
@@ -79,10 +77,10 @@ def write(sizes: wan_weights.Sizes, folder: str, seed: int = 0) -> None:
     """
     os.makedirs(folder)
     names = ["transformer", "vae", "taehv", "text", "audio"]
-    if sizes.preset.dit.image_width is not None:
+    if preset.image is not None:
         names.append("image")
     for i, name in enumerate(names):
-        part = sizes.part(name)
+        part = parts.of_preset(preset, name)
         shapes = trees.flatten(rules.unbox(part.boxed))
         rng = np.random.default_rng((seed, i))
         sinks.write_safetensors(
@@ -90,8 +88,8 @@ def write(sizes: wan_weights.Sizes, folder: str, seed: int = 0) -> None:
             ((path, _random(rng, path, shape)) for path, shape in shapes.items()),
             metadata={"part": part.name},
         )
-    _write_tokenizer(os.path.join(folder, wan_weights.TOKENIZERS[0]))
-    wan_weights.write_sizes(sizes, folder)
+    _write_tokenizer(os.path.join(folder, part_files.TOKENIZERS[0]))
+    part_files.write_settings(preset, folder)
 
 
 def _random(rng, path: str, leaf) -> np.ndarray:
@@ -124,8 +122,8 @@ def main(argv):
         vae_width=flags.FLAGS.vae_width, dtype=flags.FLAGS.dtype,
     )
     write(reduced, flags.FLAGS.out, flags.FLAGS.seed)
-    print(f"Wrote {flags.FLAGS.out}: {reduced.preset.dit.num_layers} layers of width "
-          f"{reduced.preset.dit.width}, random weights.")
+    print(f"Wrote {flags.FLAGS.out}: {reduced.dit.num_layers} layers of width "
+          f"{reduced.dit.width}, random weights.")
 
 
 def define_flags():

@@ -1,92 +1,169 @@
-"""One door for all presets: what is loaded, and which session runs it, follow from the preset."""
+"""One door for all presets: weights from disk onto their devices, and the session's options."""
 
 from collections.abc import Callable
 import functools
+import os
 from typing import Any
 
-from tm_jax.models import presets
+from absl import logging
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from tm_jax.inference import part_files
+from tm_jax.inference import pictures
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import session
+from tm_jax.inference import streams
+from tm_jax.inference import teacher_session
+from tm_jax.models import presets
+from tm_jax.models.umt5 import encoder as umt5
+from tm_jax.parallel import rules
+
+DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")
+PROMPT = "A person looks into the camera and talks; the camera and the background stay still."
 _LOAD = ("prompt", "decoder", "aspect")
 _TEACHER = ("steps", "guidance")
 OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 
 
-def is_full_size(preset: str) -> bool:
-    """Whether a preset is made of Wan's own parts; False for an unknown name."""
-    return preset in presets.PRESETS and presets.PRESETS[preset].vae is None
+def load(
+    preset: str = "nano", weights: str | None = None, *, prompt: str | None = None,
+    negative: str = "", decoder: str | None = None, aspect: float | None = None,
+    placement: pipeline_lib.Placement | None = None, devices=None,
+) -> pipeline_lib.Pipeline:
+    """Loads a preset; every tensor goes from disk to its own place on the devices.
 
-
-def load(preset: str = "nano", weights: str | None = None, **options) -> Any:
-    """Loads a preset: `wan.load` for those of full size, `bundle.load` for the others.
+    Without a text encoder in the folder the text features are zeros, and prompts do nothing;
+    a warning says so. The encoder is let go as soon as the prompts are encoded.
 
     Args:
       preset: Name in `presets.PRESETS`.
       weights: Folder with weights; by default those that come with the package.
-      **options: What `wan.load` or `bundle.load` takes.
+      prompt: What the video shows; `PROMPT` by default. For presets with a text encoder.
+      negative: What guidance leads away from; used by the teacher alone.
+      decoder: "wan" (default) or "tiny", for presets with a second, faster decoder.
+      aspect: Width over height of the video; its area stays the preset's.
+      placement: How devices share the work; one device by default.
+      devices: Devices to use; the first ones by default, as many as the placement needs.
 
     Returns:
-      `wan.WanBundle` or `bundle.Bundle`.
+      The pipeline.
+
+    Raises:
+      ValueError: Unknown preset or decoder, or files that do not fit the sizes.
+      FileNotFoundError: No such weights.
     """
-    if is_full_size(preset):
-        from tm_jax.inference import wan
+    base = presets.get(preset)
+    if base.motion is not None:
+        return _puppet(preset, weights, prompt, decoder, aspect, placement, devices)
+    if decoder not in (None, *DECODERS):
+        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}.")
+    if weights is None:
+        raise FileNotFoundError(
+            f"preset {preset} comes without weights; name a folder of converted ones with "
+            "--weights (python launch/convert.py makes it, part by part)."
+        )
+    sized = part_files.preset_of(preset, weights)
+    if aspect is not None:
+        sized = pictures.with_aspect(sized, aspect)
+    functions = streams.StreamFunctions(sized, tiny=decoder == "tiny")
+    names = functions.components.parts
+    part_files.require(sized, weights, names)
+    placement = placement or pipeline_lib.Placement()
+    devices = list(devices or jax.devices()[: placement.least])
+    alone = devices == jax.local_devices()[:1] and placement.mode == "self-contained"
+    meshes = placement.meshes(devices)
+    text = _prompts(sized, weights, meshes[0], (prompt or PROMPT, negative))
 
-        return wan.load(preset, weights, **options)
-    from tm_jax.inference import bundle
+    def read(name: str, mesh: Mesh) -> dict:
+        # The speech encoder stays in float32: it is small, and its norms are delicate.
+        dtype = "float32" if name in ("audio", *functions.components.vae.parts) else sized.dtype
+        return part_files.load(sized, weights, name, mesh, dtype)
 
-    return bundle.load(preset, weights, **options)
+    params = {name: read(name, meshes[0]) for name in names}
+    params[streams.CONSTANTS] = text
+    with rules.use(meshes[0]):
+        constants = jax.jit(functions.components.vae.constants)(params)
+    params[streams.CONSTANTS] = {**text, **constants}
+    if alone:
+        return pipeline_lib.on_first_device(functions, params)
+    apart = placement.mode == "disaggregated"
+    decoder_params = {
+        name: read(name, meshes[1]) if apart else params[name] for name in functions.decoder_parts
+    }
+    return pipeline_lib.Pipeline(functions, params, decoder_params, *meshes, apart)
 
 
-def prepare(preset: str, weights: str | None, options: dict) -> tuple[Any, Callable | None]:
+def _puppet(preset, weights, prompt, decoder, aspect, placement, devices):
+    from tm_jax.inference import puppet
+
+    given = {"prompt": prompt, "decoder": decoder, "aspect": aspect}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"preset {preset} takes no {name}; wan-1.3b and tm-18b do.")
+    loaded = puppet.load(preset, weights)
+    return loaded if placement is None else loaded.placed(placement, devices)
+
+
+def _prompts(
+    preset: presets.Preset, folder: str, mesh: Mesh, prompts: tuple[str, str]
+) -> dict[str, jax.Array]:
+    """Features [1, L, D] of prompt and negative prompt; empty where the preset has no text."""
+    c, names = preset.dit, ("prompt", "negative")
+    if preset.text is None:
+        return {}
+    if part_files.find(folder, "text", part_files.parts.of_preset(preset, "text")) is None:
+        logging.warning(
+            "%s has no text encoder: text features are zeros and the prompt is not used. "
+            "Make it with `python launch/convert.py --part=text --preset=%s "
+            "--source=PUBLISHED --out=%s`.",
+            folder, preset.name, os.path.join(folder, "text"),
+        )
+        return dict.fromkeys(names, jnp.zeros((1, c.text_length, c.text_width)))
+    tokens = part_files.tokenizer(folder, c.text_length)(list(prompts))
+    params = part_files.load(preset, folder, "text", mesh, preset.dtype)
+    model = umt5.UMT5Encoder(preset.text, jnp.dtype(preset.dtype))
+    with rules.use(mesh):
+        encode = jax.jit(lambda p, *x: model.apply({"params": p}, *x, method="prompt"))
+        features = encode(params, tokens.ids, tokens.valid)
+    return {name: features[i : i + 1] for i, name in enumerate(names)}
+
+
+def prepare(
+    preset: str, weights: str | None, options: dict
+) -> tuple[pipeline_lib.Pipeline, Callable[..., session.Session]]:
     """Loads a preset and chooses its session.
 
     Args:
       preset: Name of the preset.
       weights: Folder with weights, or None.
-      options: Any of `OPTIONS` for a preset of full size: prompt, decoder, aspect (`wan.load`),
-        face (`wan_session`), sampler ("student" or "teacher"), and steps and guidance of the
-        teacher.
+      options: Any of `OPTIONS`: prompt, decoder, aspect (`load`), face (`session.Session`),
+        sampler ("student" or "teacher"), and steps and guidance of the teacher.
 
     Returns:
-      The bundle, and what makes a session of it; None for the usual one.
+      The pipeline, and what makes a session of it.
 
     Raises:
       ValueError: An option that the preset or the sampler does not have, or whatever loading
         raises.
     """
-    if not is_full_size(preset):
-        if options and preset in presets.PRESETS:
-            raise ValueError(
-                f"--{next(iter(options))} belongs to presets of full size (wan-1.3b, tm-18b), "
-                f"not to {preset}."
-            )
-        return load(preset, weights), None
-    from tm_jax.inference import wan
-
+    if presets.get(preset).motion is not None and options:
+        raise ValueError(
+            f"--{next(iter(options))} belongs to presets with a text encoder (wan-1.3b, "
+            f"tm-18b), not to {preset}."
+        )
     sampler = options.get("sampler", "student")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     teacher = {name: options[name] for name in _TEACHER if name in options}
     if teacher and sampler != "teacher":
         raise ValueError(f"--{next(iter(teacher))} needs --sampler=teacher.")
-    chosen = {"face": options["face"]} if "face" in options else {}
+    chosen: dict[str, Any] = {"face": options["face"]} if "face" in options else {}
+    kind = session.Session
     if sampler == "teacher":
-        chosen["plan"] = wan.Plan(**teacher)
-    loaded = wan.load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
-    from tm_jax.inference import wan_session
-
-    session = wan_session.Teacher if sampler == "teacher" else wan_session.Student
-    return loaded, functools.partial(session, **chosen)
-
-
-def session_of(bundle: Any) -> Callable:
-    """The usual session of a bundle."""
-    from tm_jax.inference import wan
-
-    if isinstance(bundle, wan.WanBundle):
-        from tm_jax.inference import wan_session
-
-        return wan_session.Student
-    from tm_jax.inference import session
-
-    return session.Session
+        kind = teacher_session.TeacherSession
+        chosen["sampler"] = teacher_session.Sampler(**teacher)
+    loaded = load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
+    return loaded, functools.partial(kind, **chosen) if chosen else kind

@@ -79,7 +79,7 @@ class Report:
 
 
 def generate(
-    bundle: Any,
+    pipeline: Any,
     picture: str | os.PathLike | np.ndarray,
     audio: str | os.PathLike | None,
     out: str | os.PathLike,
@@ -94,7 +94,7 @@ def generate(
     """Writes an MP4 in which the character of a picture speaks a recording.
 
     Args:
-      bundle: Models and preset, from `loading.load`.
+      pipeline: Preset and weights, from `loading.load`.
       picture: A picture file, or uint8 RGB of the preset's size, [H, W, 3].
       audio: A sound file; None makes a clip that only listens and needs `seconds` or
         `other_audio`.
@@ -106,8 +106,7 @@ def generate(
         `other_audio` where there is none.
       progress: Called after each chunk with the frames made and the frames expected,
         which is None where the sound file does not tell its duration.
-      session_factory: Makes the session; that of the preset (`loading.session_of`) if left
-        out.
+      session_factory: Makes the session; `session.Session` if left out.
       other_audio: A sound file with the voice of the other party, which begins with the
         first frame; the character answers it while it listens. The sound of the clip is that
         of `audio`; without it, this one.
@@ -124,10 +123,10 @@ def generate(
     if seconds is None and audio is None:
         seconds = _duration_s(other_audio)
     if session_factory is None:
-        from tm_jax.inference import loading  # Brings JAX in, which the rest can do without.
+        from tm_jax.inference import session  # Brings JAX in, which the rest can do without.
 
-        session_factory = loading.session_of(bundle)
-    preset = bundle.preset
+        session_factory = session.Session
+    preset = pipeline.preset
     fps = preset.timing.fps
     if not isinstance(picture, np.ndarray):
         picture = picture_files.load(picture, preset.height, preset.width)
@@ -136,7 +135,7 @@ def generate(
     ) as sound, video_files.Writer(
         out, fps, preset.height, preset.width, sound.sample_rate, sound.channels
     ) as writer:
-        session = session_factory(bundle, picture, seed=seed, mode=mode)
+        session = session_factory(pipeline, picture, seed=seed, mode=mode)
         try:
             totals = _stream(session, sound, other, writer, progress, start_s)
         finally:

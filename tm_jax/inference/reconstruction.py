@@ -6,37 +6,37 @@ import jax
 import numpy as np
 
 from tm_jax.data import drawn
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import puppet
 from tm_jax.models import face as face_lib
 from tm_jax.models.motion import config as motion_config
 
 
 class Autoencoder:
-    """Encodes and decodes frames with the bundle's autoencoder, chunk by chunk."""
+    """Encodes and decodes frames with the pipeline's autoencoder, chunk by chunk."""
 
-    def __init__(self, bundle):
-        self._bundle = bundle
-        models = bundle.models
+    def __init__(self, pipeline: pipeline_lib.Pipeline):
+        self._pipeline = pipeline
+        models = pipeline.functions.models
 
         @jax.jit
         def encode(params, frames, place, picture):
             squares = face_lib.cut(drawn.to_float(frames[None]), place.square, models.preset.crop)
             return models.vae.apply({"params": params}, squares, picture, method=models.vae.encode)
 
-        self._encode = functools.partial(encode, bundle.params["vae"])
+        self._encode = functools.partial(encode, pipeline.params["vae"])
 
     def __call__(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Returns frames [T, H, W, 3] as a stream of the true latents would show them."""
-        bundle, step = self._bundle, self._bundle.preset.timing.frames_per_chunk
-        key = bundle_lib.stream_key(0)[None]
-        start, _, state = bundle.begin(bundle.params, picture[None], key)
+        pipeline, step = self._pipeline, self._pipeline.preset.timing.frames_per_chunk
+        start, _, state = pipeline.begin(picture[None], pipeline_lib.stream_key(0)[None])
         still = np.zeros((1, step, len(motion_config.POSE)), np.float32)
         shown = []
         for at in range(0, len(frames), step):
             part = frames[at : at + step]
             part = np.concatenate([part, np.repeat(part[-1:], step - len(part), 0)])
             z = self._encode(part, start.place, state.picture)
-            scored = bundle_lib.Scored(latents=z, pose=still, place=start.place)
-            pixels, state = bundle.decode(bundle.params, scored, state)
+            latents = puppet.Denoised(latents=z, pose=still, place=start.place)
+            pixels, state = pipeline.decode(latents, state)
             shown.append(np.asarray(pixels[0]))
         return np.concatenate(shown)[: len(frames)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.media import overheard
 
 MODES = ("auto", "speak", "listen")
@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
       frames: uint8 [F, H, W, 3].
       first_frame: Number of frames before this chunk; frame i is shown at
         (first_frame + i) / fps on the clock of the pushed sound.
-      seconds: Wall time of the stages "audio", "score" and "decode".
+      seconds: Wall time of the stages "audio", "score" (denoising) and "decode".
       speaking: Whether the character was in its speaking mode.
     """
 
@@ -43,32 +43,49 @@ class Session:
     """
 
     def __init__(
-        self, bundle: bundle_lib.Bundle, picture: np.ndarray, *, seed: int = 0,
-        mode: str = "auto",
+        self, pipeline: pipeline_lib.Pipeline, picture: np.ndarray, *, seed: int = 0,
+        mode: str = "auto", face: tuple[float, float, float, float] | None = None,
     ):
         """Starts a stream.
 
         Args:
-          bundle: Preset and weights.
+          pipeline: Preset and weights.
           picture: uint8 [H, W, 3] in the preset's size.
           seed: Seed of the noise; the same seed, picture and sound give the same video.
-          mode: "auto" (speaks while a voice is heard), "speak" or "listen".
+          mode: "auto" (speaks while there is a voice), "speak" or "listen".
+          face: Box (top, left, bottom, right) in 0..1 of the picture whose tokens attend to
+            the sound; None: the whole picture.
 
         Raises:
-          ValueError: Wrong picture size or type, or an unknown mode.
+          ValueError: Wrong picture size or type, box or mode.
         """
-        self._bundle = bundle
-        self._seed = seed
-        timing = bundle.preset.timing
-        self.fps = timing.fps
-        self.chunk_frames = timing.frames_per_chunk
+        self._pipeline, self._seed, self._face = pipeline, seed, face
+        self._timing = pipeline.preset.timing
+        self._latents = self._chunk_latents
+        self.fps = self._timing.fps
+        self.chunk_frames = self._latents * self._timing.frames_per_latent
         self.set_mode(mode)
         self._picture = self._checked(picture)
-        self._other = overheard.Overheard(timing.samples_per_frame)
+        self._partner = overheard.Overheard(self._timing.samples_per_frame)
         self.reset()
 
+    @property
+    def _chunk_latents(self) -> int:
+        """Latent frames that one `pull` makes."""
+        return self._pipeline.preset.timing.latents_per_chunk
+
+    @property
+    def _around(self) -> tuple[int, int]:
+        """Samples before and after a chunk that the speech encoder needs."""
+        return self._pipeline.before, self._pipeline.after
+
+    @property
+    def lookahead_s(self) -> float:
+        """Seconds of sound after a chunk that must be known to make it."""
+        return self._around[1] / self._timing.sample_rate
+
     def _checked(self, picture):
-        preset = self._bundle.preset
+        preset = self._pipeline.preset
         picture = np.asarray(picture)
         expected = (preset.height, preset.width, 3)
         if picture.shape != expected or picture.dtype != np.uint8:
@@ -81,18 +98,18 @@ class Session:
     def reset(self):
         """Starts again from the picture, at frame 0, without any sound."""
         # From `before` ahead of the next chunk on.
-        self._sound = np.zeros(self._bundle.before, np.float32)
-        self._other.clear()
+        self._sound = np.zeros(self._around[0], np.float32)
+        self._partner.clear()
         self._ended = False
         self._chunk = 0
         self._held = 0
         self._start_stream()
 
     def _start_stream(self):
-        bundle = self._bundle
-        key = bundle_lib.stream_key(self._seed, self._chunk)
-        self._start, self._state, self._decoder = bundle.begin(
-            bundle.params, self._picture[None], key[None]
+        key = pipeline_lib.stream_key(self._seed, self._chunk)
+        faces = None if self._face is None else np.asarray([self._face])
+        self._start, self._state, self._decoder = self._pipeline.begin(
+            self._picture[None], key[None], faces
         )
 
     def set_character(self, picture: np.ndarray):
@@ -142,7 +159,12 @@ class Session:
           ValueError: Not a one-dimensional array of finite numbers, or a preset that cannot
             hear another party.
         """
-        self._other.push(_checked_sound(samples))
+        if not self._pipeline.functions.partner:
+            raise ValueError(
+                f"push_other: preset {self._pipeline.preset.name} takes the character's own "
+                "sound alone; nano takes the other party's, too."
+            )
+        self._partner.push(_checked_sound(samples))
 
     def end_audio(self):
         """Says that no more sound will come: what is missing is silence."""
@@ -150,7 +172,7 @@ class Session:
 
     def interrupt(self):
         """Forgets sound that has not been shown yet; the clock goes on."""
-        self._sound = self._sound[: self._bundle.before]
+        self._sound = self._sound[: self._around[0]]
         self._held = 0
 
     def pull(self) -> Chunk | None:
@@ -158,36 +180,50 @@ class Session:
 
         Returns:
           The chunk; None while too little sound has been pushed. Sound must be known a
-          little beyond the chunk (`preset.lookahead_s`). Never None after `end_audio`.
+          little beyond the chunk (`lookahead_s`). Never None after `end_audio`.
         """
-        bundle, timing = self._bundle, self._bundle.preset.timing
-        step = timing.samples_per_chunk
-        needed = bundle.before + step + bundle.after
+        timing, (before, after) = self._timing, self._around
+        step = self.chunk_frames * timing.samples_per_frame
+        needed = before + step + after
         if len(self._sound) < needed:
             if not self._ended:
                 return None
             self._sound = np.pad(self._sound, (0, needed - len(self._sound)))
         started = time.perf_counter()
-        windows, voice = bundle.hear(bundle.params, self._sound[None, :needed])
-        speaking = self._speaks(np.asarray(voice))
-        heard = time.perf_counter()
-        mode = np.full((1, timing.latents_per_chunk), speaking, np.int32)
-        other = self._other.take(timing.frames_per_chunk)[None]
-        latents, self._state = bundle.score(
-            bundle.params, self._state, self._start, windows, mode, other
+        known = min(needed, (self._chunk + 1) * step + after)
+        windows, voice = self._encode_audio(
+            self._sound[None, :needed], np.array([known], np.int32)
         )
-        jax.block_until_ready(latents)
-        scored = time.perf_counter()
-        frames, self._decoder = bundle.decode(bundle.params, latents, self._decoder)
-        frames = np.asarray(frames)[0]
+        speaking = self._speaks(np.asarray(voice))
+        encoded = time.perf_counter()
+        mode = np.full((1, self._latents), speaking, np.int32)
+        partner = self._partner.take(self.chunk_frames)[None]
+        latents = jax.block_until_ready(self._denoise(windows, mode, partner))
+        denoised = time.perf_counter()
+        frames = self._decode(latents)
         decoded = time.perf_counter()
         self._sound = self._sound[step:]
-        first = self._chunk * timing.frames_per_chunk
+        first = self._chunk * self.chunk_frames
         self._chunk += 1
         seconds = {
-            "audio": heard - started, "score": scored - heard, "decode": decoded - scored
+            "audio": encoded - started, "score": denoised - encoded,
+            "decode": decoded - denoised,
         }
         return Chunk(frames, first, seconds, speaking)
+
+    def _encode_audio(self, samples: np.ndarray, known: np.ndarray):
+        return self._pipeline.encode_audio(samples, known)
+
+    def _denoise(self, windows, mode: np.ndarray, partner: np.ndarray):
+        latents, self._state = self._pipeline.denoise(
+            self._state, self._start, windows, mode, partner
+        )
+        return latents
+
+    def _decode(self, latents) -> np.ndarray:
+        pipeline = self._pipeline
+        frames, self._decoder = pipeline.decode(pipeline.move(latents), self._decoder)
+        return np.asarray(frames)[0]
 
     def _speaks(self, voice: np.ndarray) -> bool:
         if self._mode != "auto":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.diffusion import samplers
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
 from tm_jax.models.motion import config as motion_config
 from tm_jax.models.motion import network as motion_network
@@ -48,13 +48,13 @@ class Session(session.Session):
     """A session whose `pull` makes one clip of `plan.chunks` chunks."""
 
     def __init__(
-        self, bundle: bundle_lib.Bundle, picture: np.ndarray, velocity: Callable, *,
+        self, pipeline: pipeline_lib.Pipeline, picture: np.ndarray, velocity: Callable, *,
         seed: int = 0, mode: str = "auto", plan: Plan = Plan(),
     ):
         """Starts a stream.
 
         Args:
-          bundle: Preset and weights; its transformer is the teacher.
+          pipeline: Preset and weights; its transformer is the teacher.
           picture: uint8 [H, W, 3] in the preset's size.
           velocity: The teacher's velocity (models, params, batch, x, sigma, windows, context),
             `training.rollouts.teacher_velocity`.
@@ -63,9 +63,10 @@ class Session(session.Session):
           plan: How to sample.
         """
         self._plan = plan
-        self._sample = _sampler(bundle.models, velocity, plan)
-        self._move = _mover(bundle.models)
-        super().__init__(bundle, picture, seed=seed, mode=mode)
+        models = pipeline.functions.models
+        self._sample = _sampler(models, velocity, plan)
+        self._move = _mover(models)
+        super().__init__(pipeline, picture, seed=seed, mode=mode)
         self.chunk_frames *= plan.chunks
 
     def pull(self) -> session.Chunk | None:
@@ -74,8 +75,8 @@ class Session(session.Session):
         Returns:
           The clip; None while too little sound has been pushed. Never None after `end_audio`.
         """
-        bundle, step = self._bundle, self._bundle.preset.timing.samples_per_chunk
-        around = bundle.before + bundle.after
+        pipeline, step = self._pipeline, self._pipeline.preset.timing.samples_per_chunk
+        around = pipeline.before + pipeline.after
         needed = around + self._plan.chunks * step
         if len(self._sound) < needed:
             if not self._ended:
@@ -85,17 +86,17 @@ class Session(session.Session):
         windows, modes = [], []
         for at in range(0, needed - around, step):
             part = self._sound[None, at : at + around + step]
-            heard, voice = bundle.hear(bundle.params, part)
+            heard, voice = pipeline.encode_audio(part)
             speaking = self._speaks(np.asarray(voice))
             windows.append(heard)
             modes.append(np.full(voice.shape, speaking, np.int32))
         heard = time.perf_counter()
-        frames = self._plan.chunks * bundle.preset.timing.frames_per_chunk
-        scored = self._score(windows, modes, self._other.take(frames)[None])
+        frames = self._plan.chunks * pipeline.preset.timing.frames_per_chunk
+        scored = self._score(windows, modes, self._partner.take(frames)[None])
         made = time.perf_counter()
         clip = []
         for latents in scored:
-            shown, self._decoder = bundle.decode(bundle.params, latents, self._decoder)
+            shown, self._decoder = pipeline.decode(pipeline.move(latents), self._decoder)
             clip.append(np.asarray(shown)[0])
         self._sound = self._sound[needed - around :]
         first = self._chunk * self.chunk_frames
@@ -108,15 +109,15 @@ class Session(session.Session):
         return session.Chunk(np.concatenate(clip), first, seconds, speaking)
 
     def _score(self, windows: list, modes: list, other: np.ndarray) -> list:
-        """The clip's chunks, as `bundle.decode` takes them."""
-        bundle = self._bundle
-        params, start = bundle.params, self._start
+        """The clip's chunks, as `Pipeline.decode` takes them."""
+        pipeline = self._pipeline
+        params, start = pipeline.params, self._start
         hearing, mode = jnp.concatenate(windows, 1), np.concatenate(modes, 1)
-        # `score` takes the state away, so the motion is drawn before it, and once more in it.
+        # `denoise` takes the state away, so the motion is drawn before it, and once more in it.
         expression = self._move(params["motion"], self._state.motion, hearing, mode, other)
         scored = []
         for heard, speaks, loud in zip(windows, modes, np.split(other, len(windows), 1)):
-            chunk, self._state = bundle.score(params, self._state, start, heard, speaks, loud)
+            chunk, self._state = pipeline.denoise(self._state, start, heard, speaks, loud)
             scored.append(chunk)
         key = jax.random.fold_in(jax.random.key(self._seed ^ _NOISE), self._chunk)
         batch = {"reference": start.reference, "expression": expression, "mode": mode.max(1)}

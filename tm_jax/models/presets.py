@@ -1,13 +1,19 @@
-"""The table of presets: one implementation, four sizes."""
+"""The table of presets: which components a model has, and their sizes."""
 
 import dataclasses
 
 from tm_jax.core import timing as timing_lib
 from tm_jax.diffusion import flow
 from tm_jax.models.audio_encoder import config as audio_config
+from tm_jax.models.clip import config as clip_config
 from tm_jax.models.motion import config as motion_config
+from tm_jax.models.taehv import config as taehv_config
+from tm_jax.models.umt5 import config as umt5_config
 from tm_jax.models.vae import config as vae_config
+from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import config as dit_config
+from tm_jax.models.wan_vae import config as wan_vae_config
+from tm_jax.models.wav2vec2 import config as wav2vec2_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,19 +62,24 @@ class StudentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Everything that defines one size of the system.
+    """Everything that defines one size of the system: all components with their sizes.
 
     Attributes:
       name: Name in the table.
       height: Height of the video in pixels.
       width: Width of the video in pixels.
       dit: Video transformer.
-      vae: Own small autoencoder; None where the Wan VAE is used.
-      audio: Own small speech encoder; None where wav2vec2 is used.
-      motion: Own motion model; None where the transformer draws all motion.
+      vae: Video autoencoder.
+      audio: Speech encoder.
+      taehv: A faster decoder of the same latents; None without.
+      text: Text encoder; None where the transformer takes no text.
+      image: Image encoder; None where the transformer takes none of its tokens.
+      conditioning: What the conditioning channels hold, one of `conditioning.KINDS`.
+      motion: Motion model; None where the transformer makes all motion.
       opening: Openings of the mouth that latents of `vae` tell and what its painter is given
         for them (`autoencoder.respond`), by `experiments/nano/opening.py`.
-      spatial_stride: Pixels per latent.
+      audio_future_frames: Frames of sound after a chunk that a speech encoder which attends
+        in both directions is given: its look-ahead. A causal one has its own.
       timing: Clocks.
       schedule: Noise levels.
       student: Few-step sampler.
@@ -79,20 +90,77 @@ class Preset:
     height: int
     width: int
     dit: dit_config.DiTConfig
-    vae: vae_config.VAEConfig | None = None
-    audio: audio_config.AudioEncoderConfig | None = None
+    vae: wan_vae_config.WanVAEConfig | vae_config.VAEConfig
+    audio: wav2vec2_config.Wav2Vec2Config | audio_config.AudioEncoderConfig
+    taehv: taehv_config.TAEHVConfig | None = None
+    text: umt5_config.UMT5Config | None = None
+    image: clip_config.CLIPConfig | None = None
+    conditioning: str = "none"
     motion: motion_config.MotionConfig | None = None
     opening: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
-    spatial_stride: int = 16
+    audio_future_frames: int = 5
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow.Schedule = flow.Schedule()
     student: StudentConfig = StudentConfig()
     dtype: str = "float32"
 
+    def __post_init__(self):
+        dit, vae = self.dit, self.vae
+        pairs = [
+            ("dit.latent_channels", dit.latent_channels, vae.latent_channels),
+            ("timing.frames_per_latent", self.timing.frames_per_latent, vae.frames_per_latent),
+            ("dit.audio_feature_width", dit.audio_feature_width, self.audio.features),
+        ]
+        if self.taehv is not None:
+            pairs.append(("taehv.latent_channels", self.taehv.latent_channels, vae.latent_channels))
+        if self.text is not None:
+            pairs.append(("dit.text_width", dit.text_width, self.text.width))
+        if self.image is not None:
+            pairs.append(("dit.image_width", dit.image_width, self.image.width))
+            pairs.append(("dit.image_length", dit.image_length, self.image.tokens))
+        if self.motion is None:
+            pairs.append(("dit.condition_channels", dit.condition_channels, self._channels))
+        for name, got, wanted in pairs:
+            if got != wanted:
+                raise ValueError(
+                    f"{self.name}: {name} is {got}, but the component beside it has {wanted}."
+                )
+        for name in ("text", "image"):
+            if (getattr(self, name) is None) != (getattr(dit, f"{name}_width") is None):
+                raise ValueError(
+                    f"{self.name}: dit.{name}_width is {getattr(dit, f'{name}_width')}, but "
+                    f"{name} is {getattr(self, name)}: both or none."
+                )
+        step = self.spatial_stride * dit.patch
+        if self.motion is None and (self.height % step or self.width % step):
+            raise ValueError(
+                f"height and width must be multiples of {step}, got "
+                f"{self.height}x{self.width}."
+            )
+
+    @property
+    def _channels(self) -> int:
+        """Conditioning channels that `conditioning` makes."""
+        if self.conditioning == "first_frame":
+            return conditioning_lib.MASK_CHANNELS + self.vae.latent_channels
+        if self.conditioning == "reference":
+            return self.vae.condition_channels
+        if self.conditioning == "none":
+            return 0
+        raise ValueError(
+            f"conditioning must be one of {', '.join(conditioning_lib.KINDS)}, got "
+            f"{self.conditioning!r}."
+        )
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent along height and width."""
+        return self.vae.spatial_stride
+
     @property
     def crop(self) -> int | None:
         """Side in pixels of the aligned face that is generated; None for the whole picture."""
-        return self.vae and self.vae.side
+        return self.vae.side if self.motion is not None else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -146,29 +214,46 @@ class Preset:
 
     @property
     def lookahead_s(self) -> float:
-        """Seconds of sound after a frame that must be known to draw it.
+        """Seconds of sound after a chunk that must be known to make it."""
+        from tm_jax.models import components
 
-        Where wav2vec2 is used, that of its audio windows alone: the encoder's own comes on
-        top (`models/wav2vec2/config.py`).
-        """
-        from tm_jax.models.wan import audio as dit_audio
+        return components.audio_encoder(self).after / self.timing.sample_rate
 
-        _, after = dit_audio.margins(self.dit.audio_window, self.timing)
-        if self.audio is None:
-            return after / self.timing.fps
-        # The 25 ms analysis window reaches 7.5 ms past the last hop.
-        return (after + self.audio.future) / self.timing.fps + 0.0075
 
+_UMT5 = umt5_config.PUBLISHED["umt5-xxl"]
+_CLIP = clip_config.PUBLISHED["vit-h-14"]
+_WAV2VEC2 = wav2vec2_config.PUBLISHED["base"]
 
 PRESETS = {
-    # Unit tests: random weights, seconds to compile. Has text and image inputs, so that
-    # tests cover every branch of the transformer.
+    # Unit tests: random weights, seconds to compile. Every part of the paper's model in
+    # miniature, so that tests of the pipeline cover its structure.
     "pico": Preset(
-        name="pico", height=64, width=64,
+        name="pico", height=64, width=64, conditioning="first_frame",
+        dit=dit_config.DiTConfig(
+            width=32, num_heads=4, num_layers=2, mlp_width=64,
+            frequency_width=32, text_width=24, text_length=6, image_width=20, image_length=5,
+            audio_feature_width=32, audio_window=6, audio_hidden=32, audio_tokens=4,
+            audio_width=16,
+        ),
+        vae=wan_vae_config.PRESETS["pico"], taehv=taehv_config.PRESETS["pico"],
+        audio=wav2vec2_config.Wav2Vec2Config(
+            width=16, num_layers=2, num_heads=2, mlp_width=32, channels=(8,) * 7,
+            position_taps=16, position_groups=4,
+        ),
+        text=umt5_config.UMT5Config(
+            vocab=64, width=24, num_layers=1, num_heads=2, head_width=12, mlp_width=32
+        ),
+        image=clip_config.CLIPConfig(
+            width=20, num_layers=1, num_heads=2, mlp_width=32, picture=28, patch=14
+        ),
+    ),
+    # The drawn face of preset nano in miniature, for tests.
+    "puppet": Preset(
+        name="puppet", height=64, width=64,
         dit=dit_config.DiTConfig(
             width=32, num_heads=2, num_layers=2, mlp_width=64,
             latent_channels=24, condition_channels=72, expression_channels=24, frequency_width=32,
-            text_width=24, text_length=6, image_width=20, image_length=5,
+            text_width=None, image_width=None,
             audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
             audio_width=16, reference_std=0.5,
         ),
@@ -201,7 +286,9 @@ PRESETS = {
     ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
     "wan-1.3b": Preset(
-        name="wan-1.3b", height=512, width=512, spatial_stride=8, dtype="bfloat16",
+        name="wan-1.3b", height=512, width=512, dtype="bfloat16",
+        vae=wan_vae_config.PRESETS["wan-2.1"], taehv=taehv_config.PRESETS["taew-2.1"],
+        audio=_WAV2VEC2, text=_UMT5,
         dit=dit_config.DiTConfig(
             width=1536, num_heads=12, num_layers=30, mlp_width=8960,
             condition_channels=0, image_width=None,
@@ -211,7 +298,9 @@ PRESETS = {
     # The paper: Wan2.1-I2V-14B plus an audio projection of about 1.2 B and audio keys and
     # values in every layer (about 0.4 B).
     "tm-18b": Preset(
-        name="tm-18b", height=512, width=512, spatial_stride=8, dtype="bfloat16",
+        name="tm-18b", height=512, width=512, dtype="bfloat16", conditioning="first_frame",
+        vae=wan_vae_config.PRESETS["wan-2.1"], taehv=taehv_config.PRESETS["taew-2.1"],
+        audio=_WAV2VEC2, text=_UMT5, image=_CLIP,
         dit=dit_config.DiTConfig(
             width=5120, num_heads=40, num_layers=40, mlp_width=13824
         ),
@@ -228,3 +317,54 @@ def get(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+_BESIDE = ("vae", "taehv", "text", "image", "audio", "timing", "schedule", "student")
+_OWN = ("height", "width", "dtype", "conditioning", "audio_future_frames")
+
+
+def settings(preset: Preset) -> dict:
+    """All sizes of a preset as JSON, which `with_settings` reads."""
+    found = {"preset": preset.name, **{name: getattr(preset, name) for name in _OWN}}
+    for name in ("dit", *_BESIDE):
+        part = getattr(preset, name)
+        found[name] = None if part is None else dataclasses.asdict(part)
+    return found
+
+
+def with_settings(preset: Preset, changes: dict) -> Preset:
+    """A preset with other sizes.
+
+    Args:
+      preset: Preset of the table.
+      changes: Some of what `settings` gives.
+
+    Raises:
+      ValueError: They belong to another preset, name what does not exist, or do not fit.
+    """
+    changes = dict(changes)
+    if changes.pop("preset", preset.name) != preset.name:
+        raise ValueError(f"its sizes belong to another preset than {preset.name}.")
+    new = {}
+    for name, value in changes.items():
+        if name in _OWN:
+            new[name] = value
+        elif name not in ("dit", *_BESIDE):
+            known = ", ".join((*_OWN, "dit", *_BESIDE))
+            raise ValueError(f"there is no {name!r}; choose from {known}.")
+        else:
+            base = getattr(preset, name)
+            new[name] = base if value is None else _replace(base, value, name)
+    return dataclasses.replace(preset, **new)
+
+
+def _replace(config, changes: dict, name: str):
+    """A dataclass with other values; unknown names are an error that lists the known ones."""
+    if config is None:
+        raise ValueError(f"the preset has no {name}.")
+    known = [field.name for field in dataclasses.fields(config)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no {unknown[0]!r}; choose from {', '.join(known)}.")
+    fitting = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    return dataclasses.replace(config, **fitting)

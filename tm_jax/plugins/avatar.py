@@ -138,21 +138,20 @@ class Avatar:
 
     @classmethod
     def open(
-        cls, bundle: Any, picture: np.ndarray, *, seed: int = 0, rate: int = 24000
+        cls, pipeline: Any, picture: np.ndarray, *, seed: int = 0, rate: int = 24000
     ) -> "Avatar":
         """Starts a session of its own.
 
         Args:
-          bundle: From `tm_jax.load`.
+          pipeline: From `tm_jax.load`.
           picture: uint8 [H, W, 3] in the preset's size.
           seed: Seed of the noise.
           rate: Samples per second, in and out.
         """
         from tm_jax.inference import session  # Brings JAX in.
 
-        live = session.Session(bundle, picture, seed=seed)
-        preset = bundle.preset
-        return cls(live, preset.lookahead_s, rate=rate, hears=preset.motion is not None)
+        live = session.Session(pipeline, picture, seed=seed)
+        return cls(live, live.lookahead_s, rate=rate, hears=pipeline.functions.partner)
 
     # Speech in.
 

@@ -141,6 +141,20 @@ def _part(table, config, name, init, places=(), stem="model") -> Part:
     )
 
 
+def of_preset(preset: presets.Preset, name: str) -> Part:
+    """A part in the size that a preset has, whatever its name in the table.
+
+    Raises:
+      ValueError: No such part, or the preset has none.
+    """
+    if name == "transformer":
+        return transformer(preset)
+    config = getattr(preset, name) if name in _BUILDERS else None
+    if config is None:
+        raise ValueError(f"preset {preset.name} has no part {name!r}.")
+    return _BUILDERS[name](config, f"{name} of {preset.name}")
+
+
 def sizes(name: str) -> dict:
     """Sizes of a part by name; but for the transformer, the first is that of full presets.
 
@@ -181,12 +195,12 @@ def get(name: str, size: str) -> Part:
         return transformer(presets.get(size))
     if size not in table:
         preset = presets.PRESETS.get(size)
-        if preset is None or preset.vae is not None:
+        if preset is None or preset.motion is not None or getattr(preset, name) is None:
             raise ValueError(
                 f"part {name} has no size {size!r}; choose one of {', '.join(table)}, or a "
-                "preset of full size."
+                "preset that has this part."
             )
-        size = next(iter(table))
+        return of_preset(preset, name)
     return _BUILDERS[name](table[size], f"{name} of size {size}")
 
 

@@ -69,7 +69,7 @@ def step(
     shapes.check(samples, "B S", "samples", B=state.heard.shape[0], S=count)
     heard = jnp.minimum(state.heard + count, window.samples)
     joined = jnp.concatenate([state.samples, samples], 1)  # [B, window.samples]
-    features = _window(model, params, window, joined, heard)
+    features = window_features(model, params, window, joined, heard)
     keep = window.samples - count
     return features, SoundState(joined[:, count:], jnp.minimum(heard, keep))
 
@@ -96,7 +96,7 @@ def windowed(
     starts = np.arange(chunks) * timing.samples_per_chunk
     cut = padded[:, starts[:, None] + np.arange(window.samples)]  # [B, chunks, window]
     heard = np.minimum(starts + window.samples - past, window.samples)
-    features = _window(
+    features = window_features(
         model, params, window, cut.reshape(batch * chunks, -1),
         jnp.tile(jnp.asarray(heard, jnp.int32), batch),
     )
@@ -125,8 +125,22 @@ def whole(
     return sound.to_video(hidden.features(), model.config, timing, 0, frames)
 
 
-def _window(model, params, window, samples, heard):
-    """Features [B, window.kept, U] of a window; only the last `heard` samples count."""
+def window_features(
+    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, samples: jax.Array,
+    heard: jax.Array,
+) -> jax.Array:
+    """Features of the chunk in the middle of a window of sound.
+
+    Args:
+      model: Encoder.
+      params: Its parameters.
+      window: Sizes of the window.
+      samples: Sound, [B, window.samples].
+      heard: How many of the samples, from the end, belong to the stream, int32 [B].
+
+    Returns:
+      [B, window.kept, U].
+    """
     age = window.samples - np.arange(window.samples)
     valid = age <= heard[:, None]  # [B, window.samples]
     x = sound.normalise(samples, valid) if model.config.normalise else samples

@@ -1,15 +1,12 @@
-"""Arithmetic of what goes into presets of full size: picture sizes, face boxes, pixels."""
+"""Aspect ratio of the video, and the face box as weights of tokens."""
 
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.models import presets
 from tm_jax.models.wan import patterns
-from tm_jax.models.wan_vae import config as vae_config
 
 
 def with_aspect(preset: presets.Preset, aspect: float) -> presets.Preset:
@@ -26,17 +23,6 @@ def with_aspect(preset: presets.Preset, aspect: float) -> presets.Preset:
     fitting = [(width, height) for width, height in pairs if height]
     width, height = min(fitting, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
     return dataclasses.replace(preset, height=height, width=width)
-
-
-def settled_latents(config: vae_config.WanVAEConfig) -> int:
-    """Latents after which the encoder has forgotten the first frame of a clip."""
-    past, frames = 2, 1  # The entry sees 2 frames before its own.
-    for level in range(len(config.multipliers)):
-        past += 4 * config.num_res_blocks * frames  # Two convolutions of three taps each.
-        if level < len(config.temporal_strides) and config.temporal_strides[level]:
-            past, frames = past + 2 * frames, 2 * frames
-    past += (2 * 4 + 2) * frames  # Two blocks in the middle, and the exit.
-    return 1 + -(-past // config.frames_per_latent)
 
 
 def face_mask(box: tuple[float, float, float, float], grid: patterns.Grid) -> np.ndarray:
@@ -62,14 +48,3 @@ def face_mask(box: tuple[float, float, float, float], grid: patterns.Grid) -> np
 
     rows, columns = cover(grid.rows, top, bottom), cover(grid.columns, left, right)
     return np.outer(rows, columns).reshape(1, -1).astype(np.float32)
-
-
-def to_float(pixels: jax.Array) -> jax.Array:
-    """uint8 pixels to -1..1."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(pixels: jax.Array) -> jax.Array:
-    """Pixels in -1..1 to uint8."""
-    pixels = pixels.astype(jnp.float32)
-    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
