@@ -22,12 +22,11 @@ def _boxed_parameters(preset_shapes):
     for name, preset in presets.PRESETS.items():
         parts = {"dit": preset_shapes[name]}
         key = jax.random.key(0)
-        if preset.vae is not None:
+        if preset.motion is not None:
             model = autoencoder.VideoAutoencoder(preset.vae)
             side = preset.vae.side
             frames = jnp.zeros((1, 4, side, side, 3))
             parts["vae"] = jax.eval_shape(model.init, key, frames, frames[:, 0])["params"]
-        if preset.audio is not None:
             c = preset.audio
             samples = jnp.zeros((1, encoder.FRAME * (c.history + 1 + c.future) + 2 * encoder.MARGIN))
             heard = encoder.AudioEncoder(c)
