@@ -20,6 +20,8 @@ RULES = (
     (axes.WIDTH, None),
     (axes.EMBED, "fsdp"),
     (axes.HEADS, "tensor"),
+    # Outside self-attention tokens are split over "seq"; inside, heads are instead.
+    (axes.SPREAD, ("tensor", "seq")),
     (axes.MLP, "tensor"),
     (axes.VOCAB, "tensor"),
     (axes.CHANNELS_IN, None),
@@ -96,8 +98,8 @@ def sharding(mesh: Mesh, *logical) -> NamedSharding:
 def shardings(mesh: Mesh, boxed):
     """Shardings of a tree whose leaves are boxed with logical axis names.
 
-    An axis that its mesh axes do not divide evenly is replicated: small presets have
-    widths smaller than a large mesh.
+    An axis is split over the first of its mesh axes that divide it evenly, or over none:
+    small presets have widths smaller than a large mesh.
 
     Args:
       mesh: Device mesh.
@@ -115,8 +117,8 @@ def shardings(mesh: Mesh, boxed):
         kept = []
         for axis, names in enumerate(mapped):
             group = (names,) if isinstance(names, str) else (names or ())
-            parts = int(np.prod([mesh.shape[n] for n in group]))
-            kept.append(names if leaf.shape[axis] % parts == 0 else None)
+            group = axes.dividing(leaf.shape[axis], group, mesh.shape)
+            kept.append(group[0] if len(group) == 1 else group or None)
         return NamedSharding(mesh, PartitionSpec(*kept))
 
     return jax.tree.map(
