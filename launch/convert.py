@@ -30,6 +30,10 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "File or folder of the part, or a published folder of all parts.",
     required=True,
 )
+_STATE = flags.DEFINE_string(
+    "state", None, "Dictionary of tensors to read where a PyTorch checkpoint holds several, such "
+    "as generator; by default the moving average (generator_ema), else what it averages.",
+)
 _LAYOUT = flags.DEFINE_string(
     "layout", "auto", "Layout of the source, such as original; auto tells it by its names."
 )
@@ -60,7 +64,7 @@ def main() -> None:
 
     report = convert.convert(
         parts.get(_PART.value, _PRESET.value), _SOURCE.value, _OUT.value,
-        layout=_LAYOUT.value, to=_TO.value,
+        layout=_LAYOUT.value, to=_TO.value, state=_STATE.value,
         dtype=jnp.dtype(_DTYPE.value) if _DTYPE.value else None,
         shard_bytes=int(_SHARD_GB.value * 1e9), dry_run=_DRY_RUN.value,
     )
