@@ -282,10 +282,11 @@ def test_new_audio_layers_change_nothing_at_first(tmp_path, part, ema, pico):
 
     @jax.jit
     def run(params, windows, mode):
-        return model.apply(
+        velocity, _ = model.apply(
             {"params": params}, x, x[..., :0], jnp.full((1, 3), 0.5), mode, text, None,
             jnp.ones((1, 16)), windows, pattern, method=pico.touch,
         )
+        return velocity
 
     def heard(params):
         """How far another sound and another mode move the result."""
