@@ -23,7 +23,7 @@ DTYPES = {
     "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }
-_PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _HEADER_LIMIT = 100 * 2**20  # What the format's own library accepts.
 
 
@@ -168,9 +168,9 @@ def _files(path: str) -> tuple[list[str], dict | None]:
             raise ValueError(f"{path}: expected one index, got {', '.join(indices)}; name one.")
         if indices:
             return _files(indices[0])
-        for endings in ((".safetensors",), _PICKLED):
+        for endings in ((".safetensors",), PICKLED):
             found = sorted(os.path.join(path, f) for f in os.listdir(path) if f.endswith(endings))
-            if len(found) > 1 and endings == _PICKLED:
+            if len(found) > 1 and endings == PICKLED:
                 raise ValueError(f"{path}: expected one file, got {', '.join(found)}; name one.")
             if found:
                 return found, None
@@ -204,13 +204,13 @@ def _check_index(path: str, table: dict, entries: dict):
 
 
 def _read_header(file: str, state: str | None) -> Header:
-    if file.endswith(_PICKLED):
+    if file.endswith(PICKLED):
         from tm_jax.weights import pickled
 
         return pickled.read_header(file, state)
     if not file.endswith(".safetensors"):
         raise ValueError(
-            f"{file}: expected .safetensors or a PyTorch checkpoint ({', '.join(_PICKLED)})."
+            f"{file}: expected .safetensors or a PyTorch checkpoint ({', '.join(PICKLED)})."
         )
     if state is not None:
         raise ValueError(f"{file}: state {state!r} is asked for; .safetensors has one, unnamed.")
