@@ -26,11 +26,15 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to bind; others need TM_JAX_TOKEN.")
 _PORT = flags.DEFINE_integer("port", 8080, "Port; 0 takes any free one.", 0, 65535)
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "Weights to use instead of the preset's own.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Folder of weights to use instead of the preset's own, or "
+    "hf:OWNER/NAME[/PATH][@REVISION] of the Hugging Face Hub.",
+)
 _CHARACTERS = flags.DEFINE_string("characters", None, "Folder of pictures to offer instead.")
 _PLACEMENT = flags.DEFINE_enum(
     "placement", "self-contained", ["self-contained", "disaggregated"],
@@ -94,7 +98,7 @@ def _engine():
 
     placement = devices_lib.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
     devices = jax.devices()[: _DEVICES.value] if _DEVICES.value else None
-    models = bundle.load(_PRESET.value, _WEIGHTS.value)
+    models = bundle.load(_PRESET.value, weights.local(_WEIGHTS.value))
     backend = devices_lib.ModelBackend(models, placement, devices)
     batches = _BATCHES.value or (["1"] if jax.default_backend() == "cpu" else ["1", "2", "4", "8"])
     try:

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 from tm_jax.models import presets
+from tm_jax.weights import hub
 
 SAMPLERS = ("student", "teacher")
 _LOAD = ("prompt", "decoder", "aspect")
@@ -22,12 +23,14 @@ def load(preset: str = "nano", weights: str | None = None, **options) -> Any:
 
     Args:
       preset: Name in `presets.PRESETS`.
-      weights: Folder with weights; by default those that come with the package.
+      weights: Folder with weights, or `hf:OWNER/NAME[/PATH][@REVISION]` of the Hugging Face
+        Hub (`weights.hub`); by default those that come with the package.
       **options: What `wan.load` or `bundle.load` takes.
 
     Returns:
       `wan.WanBundle` or `bundle.Bundle`.
     """
+    weights = hub.resolve(weights)
     if is_full_size(preset):
         from tm_jax.inference import wan
 
@@ -42,7 +45,7 @@ def prepare(preset: str, weights: str | None, options: dict) -> tuple[Any, Calla
 
     Args:
       preset: Name of the preset.
-      weights: Folder with weights, or None.
+      weights: Folder with weights, what `load` takes on the Hub, or None.
       options: Any of `OPTIONS` for a preset of full size: prompt, decoder, aspect (`wan.load`),
         face (`wan_session`), sampler ("student" or "teacher"), and steps and guidance of the
         teacher.
@@ -72,7 +75,7 @@ def prepare(preset: str, weights: str | None, options: dict) -> tuple[Any, Calla
     chosen = {"face": options["face"]} if "face" in options else {}
     if sampler == "teacher":
         chosen["plan"] = wan.Plan(**teacher)
-    loaded = wan.load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
+    loaded = load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
     from tm_jax.inference import wan_session
 
     session = wan_session.Teacher if sampler == "teacher" else wan_session.Student
