@@ -19,6 +19,7 @@ import shutil
 import types
 
 from absl import logging
+import tqdm
 
 from tm_jax.weights import sources
 
@@ -130,9 +131,15 @@ def fetch(
         files = _listing(hub, api, spec, commit, offline)
         names = choose(files, text, spec.path, places)
         if not offline:
-            _check_room(hub, text, spec, commit, {name: files[name] for name in names})
+            missing = {n: files[n] for n in names if not _is_here(hub, spec, commit, n)}
+            _check_room(hub, text, missing)
+            # One after another in this thread: a pool of threads would finish its files, for
+            # hours perhaps, before Ctrl-C ends it.
+            for name in missing:
+                hub.hf_hub_download(spec.repo, name, revision=commit)
+        # All is here now: this keeps the list of files for later, or sees what is missing.
         folder = hub.snapshot_download(
-            spec.repo, revision=commit, local_files_only=offline,
+            spec.repo, revision=commit, local_files_only=offline, tqdm_class=_Silent,
             allow_patterns=[glob.escape(name) for name in names],
         )
     origin = str(dataclasses.replace(spec, revision=commit))
@@ -268,21 +275,29 @@ def _listing(hub, api, spec: Spec, commit: str, offline: bool) -> dict[str, int]
     return {f.path: f.size for f in found if isinstance(f, hub.hf_api.RepoFile)}
 
 
-def _check_room(hub, text: str, spec: Spec, commit: str, sizes: dict[str, int]) -> None:
+def _is_here(hub, spec: Spec, commit: str, name: str) -> bool:
+    """Whether the cache has a file."""
+    return isinstance(hub.try_to_load_from_cache(spec.repo, name, revision=commit), str)
+
+
+def _check_room(hub, text: str, sizes: dict[str, int]) -> None:
     """Whether the cache's disk has room: better now than after an hour.
 
     Raises:
       OSError: It has not.
     """
-    cache = pathlib.Path(hub.constants.HF_HUB_CACHE).absolute()
-    needed = sum(
-        size for name, size in sizes.items()
-        if not isinstance(hub.try_to_load_from_cache(spec.repo, name, revision=commit), str)
-    )
+    cache, needed = pathlib.Path(hub.constants.HF_HUB_CACHE).absolute(), sum(sizes.values())
     there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise OSError(_no_room(text, hub, f"{needed / 1e9:.3g} GB, got {free / 1e9:.3g} GB"))
+
+
+class _Silent(tqdm.tqdm):
+    """A progress bar that nobody sees."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **{**settings, "disable": True})
 
 
 def _no_room(text: str, hub, what: str) -> str:
