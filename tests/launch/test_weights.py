@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests import hub_server
@@ -33,7 +34,7 @@ def hub(tmp_path):
             }
             return subprocess.run(
                 [sys.executable, str(_ROOT / "launch" / f"{name}.py"), *flags],
-                capture_output=True, text=True, timeout=180, cwd=tmp_path,
+                capture_output=True, text=True, timeout=180, cwd=tmp_path, check=False,
                 env={**os.environ, **settings},
             )  # fmt: skip
 
@@ -75,23 +76,20 @@ def test_convert_reads_a_repository_and_writes_down_its_commit(hub, tmp_path, pi
         ("convert", ["--source=hf:no/body", "--out=x"]),
         ("generate", ["--image=x.png", "--weights=hf:no/body", "--seconds=1"]),
         ("serve", ["--port=0", "--weights=hf:no/body"]),
-        ("evaluate", ["--weights=other=hf:no/body@4,clean"]),
+        # The sampler of the arm stands behind the revision.
+        ("evaluate", ["--noplots", "--weights=other=hf:no/body@v1@4,clean"]),
         ("train", ["--stage=audio", "--workdir=run", "--start=hf:no/body"]),
     ],
 )
 def test_every_launcher_says_in_one_line_what_is_not_there(hub, tmp_path, name, flags):
     if name == "serve":
         pytest.importorskip("aiohttp")
-    if name == "evaluate":
-        pytest.importorskip("matplotlib")
-    import PIL.Image
-
     PIL.Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     done = hub.run(name, *flags)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{name}: hf:no/body: ") and done.stderr.count("\n") == 1
+    spec = "hf:no/body@v1" if name == "evaluate" else "hf:no/body"
+    assert done.stderr.startswith(f"{name}: {spec}: ") and done.stderr.count("\n") == 1
     assert "no public repository no/body" in done.stderr
-    assert ("HEAD", "/no/body", None) not in hub.requests and hub.requests
 
 
 def test_the_library_loads_a_repository(hub, tmp_path):
@@ -108,7 +106,7 @@ def test_the_library_loads_a_repository(hub, tmp_path):
     }
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=180,
-        env=environment, cwd=tmp_path,
+        check=False, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(hub.fetched()) == sorted(f.name for f in _NANO.glob("*.safetensors"))

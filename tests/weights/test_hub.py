@@ -150,8 +150,8 @@ def test_of_one_part_only_the_files_that_are_needed(path, places, expected):
 @pytest.mark.parametrize(
     "files, path, places, words",
     [
-        (["a.pt", "b.pt"], "", (), r"expected one checkpoint, got a.pt, b.pt; name one, as "
-                                   r"hf:OWNER/NAME/a.pt"),
+        (["a.pt", "b.pt"], "", (),
+         "expected one checkpoint, got a.pt, b.pt; name one, as hf:OWNER/NAME/a.pt"),
         (["x/a.safetensors", "x/b.safetensors", "x/c.pt"], "", ("x",),
          "got x/a.safetensors, x/b.safetensors; name one"),
         (["checkpoints/a.pt", "README.md"], "", ("transformer",),
@@ -276,9 +276,22 @@ def test_what_cannot_be_had_is_told_in_one_line(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "good")
     for name in ("gated", "private"):
         assert _read(hub.resolve(f"hf:someone/{name}/x.pt")) == b"x"
+    with monkeypatch.context() as context:
+        # As hf_xet, which fetches what lies in the newer storage, tells its errors.
+        context.setattr(library, "hf_hub_download", _raise(RuntimeError("Data error\nat x")))
+        server.push("someone/other", {"x.pt": b"x"})
+        with pytest.raises(ConnectionError, match=r"cannot be reached \(Data error\); .* kept"):
+            hub.resolve("hf:someone/other/x.pt")
     server.status = 500
     with pytest.raises(ConnectionError, match="cannot be reached .*500"):
         hub.resolve("hf:no/body")
+
+
+def _raise(error):
+    def call(*args, **kwargs):
+        raise error
+
+    return call
 
 
 def test_without_the_extra(monkeypatch):

@@ -17,6 +17,7 @@ import posixpath
 import re
 import shutil
 import types
+from typing import Any
 
 from absl import logging
 import tqdm
@@ -258,7 +259,9 @@ def _library(text: str) -> types.ModuleType:
     return huggingface_hub
 
 
-def _listing(hub, api, spec: Spec, commit: str, offline: bool) -> dict[str, int]:
+def _listing(
+    hub: types.ModuleType, api: Any, spec: Spec, commit: str, offline: bool
+) -> dict[str, int]:
     """Sizes of all files of a commit by name; without a network, of those in the cache."""
     try:
         found = hub.get_cached_repo_tree(spec.repo, revision=commit)
@@ -275,12 +278,12 @@ def _listing(hub, api, spec: Spec, commit: str, offline: bool) -> dict[str, int]
     return {f.path: f.size for f in found if isinstance(f, hub.hf_api.RepoFile)}
 
 
-def _is_here(hub, spec: Spec, commit: str, name: str) -> bool:
+def _is_here(hub: types.ModuleType, spec: Spec, commit: str, name: str) -> bool:
     """Whether the cache has a file."""
     return isinstance(hub.try_to_load_from_cache(spec.repo, name, revision=commit), str)
 
 
-def _check_room(hub, text: str, sizes: dict[str, int]) -> None:
+def _check_room(hub: types.ModuleType, text: str, sizes: dict[str, int]) -> None:
     """Whether the cache's disk has room: better now than after an hour.
 
     Raises:
@@ -296,11 +299,11 @@ def _check_room(hub, text: str, sizes: dict[str, int]) -> None:
 class _Silent(tqdm.tqdm):
     """A progress bar that nobody sees."""
 
-    def __init__(self, *args, **settings):
+    def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **{**settings, "disable": True})
 
 
-def _no_room(text: str, hub, what: str) -> str:
+def _no_room(text: str, hub: types.ModuleType, what: str) -> str:
     return (
         f"{text}: expected room for {what} in {hub.constants.HF_HUB_CACHE}; set HF_HUB_CACHE to "
         "a folder on another disk."
@@ -308,7 +311,7 @@ def _no_room(text: str, hub, what: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(text: str, hub, offline: bool) -> Iterator[None]:
+def _explained(text: str, hub: types.ModuleType, offline: bool) -> Iterator[None]:
     """Says in one line why something cannot be fetched."""
     errors, where = hub.errors, hub.constants.ENDPOINT
     spec = parse(text)
@@ -345,7 +348,8 @@ def _explained(text: str, hub, offline: bool) -> Iterator[None]:
         raise ConnectionError(
             f"{text}: {where} answers with status {code}; try again later."
         ) from error
-    except errors.HTTPError as error:  # Of the transport: no name, no route, a broken line.
+    except (errors.HTTPError, RuntimeError) as error:
+        # Of the transport (no name, no route, a broken line), or of the Xet storage behind it.
         raise _unreached(text, where, error) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

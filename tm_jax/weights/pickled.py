@@ -212,7 +212,7 @@ def _find_tensors(content) -> list[_Tensor]:
     return [tensor for item in content for tensor in _find_tensors(item)]
 
 
-def _states(content) -> dict[str, dict[str, _Tensor]]:
+def _states(content: object) -> dict[str, dict[str, _Tensor]]:
     """Dictionaries of tensors by name: the content itself, and those inside it."""
     if not isinstance(content, dict):
         return {}
