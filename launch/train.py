@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 from tm_jax.configs import overrides
 from tm_jax.models import presets
@@ -52,7 +53,8 @@ _EXPORT = flags.DEFINE_string(
 )
 _START = flags.DEFINE_string(
     "start", None, "Weight file of the trained part to start from, e.g. the shipped "
-    "tm_jax/assets/nano/audio.safetensors to go on with other speech.",
+    "tm_jax/assets/nano/audio.safetensors to go on with other speech; or "
+    "hf:OWNER/NAME/PATH[@REVISION] of the Hugging Face Hub.",
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and stop.")
 
@@ -75,7 +77,7 @@ def main() -> None:
     common.cache_compilations()
     finished = run.train(
         preset, _STAGE.value, config, _WORKDIR.value, steps, loop_config, _EXPORT.value,
-        _NAME.value, _START.value,
+        _NAME.value, weights.local(_START.value),
     )
     folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or _STAGE.value)
     if finished:
