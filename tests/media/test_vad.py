@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tm_jax.agents import vad
+from tm_jax.media import vad
 
 _CONFIG = vad.Config(start_s=0.064, silence_s=0.096, prefix_s=0.064, longest_s=1.0)
 
