@@ -403,7 +403,7 @@ def load(
     wan_weights.require(sizes, weights, tuple(names))
     mesh = rules.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     dtypes = {"transformer": sizes.preset.dtype, "image": sizes.preset.dtype}
-    text = _text(sizes, weights, mesh, (prompt, negative))
+    text = text_features(sizes, weights, mesh, (prompt, negative))
     params = {
         name: wan_weights.load(sizes, weights, name, mesh, dtypes.get(name, "float32"))
         for name in names
@@ -411,7 +411,7 @@ def load(
     return WanBundle(sizes, params, *text, mesh, decoder)
 
 
-def _text(sizes, folder, mesh, prompts):
+def text_features(sizes, folder, mesh, prompts):
     """Features [1, L, D] of every prompt; None where the transformer takes none."""
     c = sizes.preset.dit
     if c.text_width is None:

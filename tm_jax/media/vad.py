@@ -184,8 +184,9 @@ def loudness() -> Callable[[np.ndarray], float]:
 
 
 NETWORKS = {"silero": silero, "loudness": loudness}
-# Of recordings: nothing before the speech belongs to it.
+# Of recordings: what was heard before is known exactly.
 _RECORDED = Config(prefix_s=0.0)
+_LEAD_S = 0.12  # Lips part before the sound, and networks notice it late.
 
 
 def voice_activity(
@@ -201,7 +202,7 @@ def voice_activity(
       config: When a voice counts as speech; pauses below `silence_s` belong to it.
 
     Returns:
-      bool [frames]: true where speech covers the middle of the frame.
+      bool [frames]: true where speech, or what leads to it, covers the middle of the frame.
     """
     frames = len(sound) // timing.samples_per_frame
     middles = (np.arange(frames) + 0.5) * timing.samples_per_frame
@@ -212,7 +213,7 @@ def voice_activity(
     start = 0
     for event in events + ([last] if last else []):
         if isinstance(event, Started):
-            start = event.sample
+            start = event.sample - _LEAD_S * RATE
         else:
             active |= (middles >= start) & (middles < event.sample)
     return active
