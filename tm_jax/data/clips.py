@@ -8,8 +8,9 @@ cropped as it is decoded, so that memory holds the clips under way and no more.
 
 import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -178,6 +179,24 @@ def read(
         return
     for text in source.notes + cutter.notes:
         yield Note(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeReader:
+    """Makes the function that cuts one file, in whatever process.
+
+    Attributes:
+      config: How to cut.
+      detector: Makes the face detector, once in each process.
+    """
+
+    config: Config
+    detector: Callable[[], faces.FaceDetector]
+
+    def __call__(self) -> Callable[[str], Iterator[Clip | Rejected | Note]]:
+        """Returns `read` of these settings."""
+        detector = None if self.config.face == "none" else self.detector()
+        return functools.partial(read, config=self.config, detector=detector)
 
 
 class _Cutter:

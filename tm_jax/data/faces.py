@@ -165,7 +165,7 @@ class Choice:
           reason why there is no face, empty if there is one.
         """
         largest = [sorted(boxes, key=lambda b: -b.area) for boxes in frames]
-        found = [boxes[0] for boxes in largest if boxes]
+        found = _nearest([boxes for boxes in largest if boxes], self.comparable)
         if not found or len(found) < self.seen * len(frames):
             return None, None, f"no face (found in {len(found)} of {len(frames)} frames)"
         two = sum(len(b) > 1 and b[1].area >= self.comparable * b[0].area for b in largest)
@@ -180,6 +180,24 @@ class Choice:
             return None, None, f"the face is too small ({size[0]:.1%} of the picture's height)"
         low, high = sides[:, :2].min(0), sides[:, 2:].max(0)
         return Box(*np.median(sides, axis=0).tolist()), Box(*low.tolist(), *high.tolist()), ""
+
+
+def _nearest(frames: list[list[Box]], comparable: float) -> list[Box]:
+    """Of each frame's large boxes the one nearest to where the largest ones usually are."""
+    if not frames:
+        return []
+    usual = np.median([_middle(boxes[0]) for boxes in frames], axis=0)
+    return [
+        min(
+            (b for b in boxes if b.area >= comparable * boxes[0].area),
+            key=lambda b: float(np.square(_middle(b) - usual).sum()),
+        )
+        for boxes in frames
+    ]
+
+
+def _middle(box: Box) -> np.ndarray:
+    return np.array([box.top + box.bottom, box.left + box.right]) / 2
 
 
 def crop(face: Box | None, aspect: float, target: float, zoom: float) -> Box:

@@ -6,7 +6,6 @@ not on the number of processes, and not on how often the run was stopped.
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import itertools
 import os
@@ -130,23 +129,6 @@ def find(videos: str | os.PathLike) -> list[str]:
     return names
 
 
-@dataclasses.dataclass(frozen=True)
-class _MakeReader:
-    """Makes the function that cuts one file, in whatever process.
-
-    Attributes:
-      config: How to cut.
-      detector: Makes the face detector.
-    """
-
-    config: clips.Config
-    detector: Callable[[], faces.FaceDetector]
-
-    def __call__(self) -> readers.Read:
-        detector = None if self.config.face == "none" else self.detector()
-        return functools.partial(clips.read, config=self.config, detector=detector)
-
-
 def check(config: clips.Config, detector: Callable[[], faces.FaceDetector]) -> None:
     """Finds out before any file is read that a package is missing.
 
@@ -180,7 +162,7 @@ def survey(
     names = find(videos)[:limit]
     paths = [os.path.join(videos, name) for name in names]
     outcomes, latents, speaking = {}, 0, 0
-    streams = readers.in_order(paths, _MakeReader(config, detector), workers)
+    streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
     for name, path, stream in zip(names, paths, streams):
         outcome = _outcome(path)
         for clip in _accepted(stream, outcome, config):
@@ -245,7 +227,7 @@ def prepare(
         # What was begun comes first, also if a new file would sort before it.
         todo.sort(key=lambda name: _begun(writer, name) is None)
         paths = [os.path.join(videos, name) for name in todo]
-        streams = readers.in_order(paths, _MakeReader(config, detector), workers)
+        streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
         for done, (name, path, stream) in enumerate(zip(todo, paths, streams)):
             _one_file(writer, encoder, config, batch, name, path, stream)
             if progress is not None:
