@@ -152,7 +152,7 @@ def main() -> None:
     encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
     # Weights may be of another size than their preset.
     config = _config(encoder.height, encoder.width, preset.timing)
-    videos = _VIDEOS.value or _draw(max(256, min(encoder.height, encoder.width)))
+    videos = _VIDEOS.value or _draw(max(64, min(encoder.height, encoder.width) // 2 * 2))
     bar = _Bar("file")
     try:
         summary = prepare.prepare(

@@ -21,7 +21,7 @@ from tm_jax.media import video
 KINDS = ("talking", "conversing", "listening")
 _SHARES = (0.6, 0.25, 0.15)
 _STREAM = 40813  # Keeps these random numbers apart from those of other sources.
-_PART = 25  # Frames drawn at once: one compiled program for all lengths.
+_PART = 50  # Frames drawn at once: one compiled program for all lengths.
 _TURN_S = (1.2, 3.5)
 _FADE_S = 0.04
 _ROOM = (0.0003, 0.003)  # Level of the room's noise.
