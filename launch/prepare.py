@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
     from launch import common
 
 from tm_jax.data import clips
+from tm_jax.data import manifest
 from tm_jax.data import prepare
 from tm_jax.media import vad
 
@@ -35,7 +36,9 @@ _SYNTHETIC = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string("out", None, "Folder of the examples.")
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset whose networks encode the clips.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights of the preset.")
-_PROMPT = flags.DEFINE_string("prompt", None, "What the videos show, where there is a text encoder.")
+_PROMPT = flags.DEFINE_string(
+    "prompt", None, "What the videos show, where there is a text encoder."
+)
 _FACE = flags.DEFINE_enum(
     "face", "require", clips.FACE, "require: only clips with one face, cropped around it; "
     "optional: the middle of the picture where there is not; none: do not look for faces.",
@@ -101,7 +104,7 @@ class _Bar:
 def _draw(size: int) -> pathlib.Path:
     from tm_jax.data import drawn_videos
 
-    folder = pathlib.Path(_OUT.value) / prepare.shards.SYNTHETIC
+    folder = pathlib.Path(_OUT.value) / manifest.SYNTHETIC
     bar = _Bar("drawn")
     try:
         drawn_videos.draw_folder(
@@ -116,7 +119,7 @@ def _draw(size: int) -> pathlib.Path:
 def _survey(config: clips.Config) -> None:
     pprint.pprint(config)
     if _VIDEOS.value is None:
-        print(f"Would draw {_SYNTHETIC.value} videos into {_OUT.value}/{prepare.shards.SYNTHETIC}.")
+        print(f"Would draw {_SYNTHETIC.value} videos into {_OUT.value}/{manifest.SYNTHETIC}.")
         return
     bar = _Bar("file")
     try:

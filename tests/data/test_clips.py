@@ -1,5 +1,6 @@
 """Files cut into clips: crops, sound, speech marks, and every reason to leave something out."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -20,8 +21,6 @@ _SMALL = clips.Config(
 
 
 def _config(**changes):
-    import dataclasses
-
     return dataclasses.replace(_SMALL, **changes)
 
 
@@ -202,3 +201,37 @@ def test_large_pictures_and_upright_telephones(tmp_path):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         _config(**wrong)
+
+
+@pytest.mark.parametrize(
+    "kind", [dict(name="a.mp4"), dict(name="a.webm", video="libvpx", audio="libopus"),
+             dict(name="a.mkv", video="mpeg4", audio="mp3"), dict(name="a.ts")],
+    ids=lambda kind: kind["name"],
+)  # fmt: skip
+def test_damage_anywhere_never_raises(tmp_path, kind):
+    options = dict(kind)
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(45)]
+    path = recordings.write(
+        tmp_path / options.pop("name"), frames, recordings.clicks(1.8, [1]), **options
+    )
+    whole, used = path.read_bytes(), 0
+    for trial in range(24):
+        data = bytearray(whole)
+        at, length = int(rng.integers(len(data))), int(rng.integers(1, 400))
+        if trial % 3 == 0:
+            data = data[:at]
+        elif trial % 3 == 1:
+            data[at : at + length] = rng.bytes(min(length, len(data) - at))
+        else:
+            del data[at : at + length]
+        path.write_bytes(bytes(data))
+        found, rejected, notes = _split(clips.read(path, _SMALL, None))
+        used += bool(found)
+        assert found or rejected
+        for item in (*rejected, *notes):
+            assert "\n" not in item[-1] and len(item[-1]) < 300
+        for clip in found:
+            assert clip.frames.shape[1:] == (32, 32, 3) and len(clip.frames) % 12 == 1
+            assert len(clip.sound) == 640 * len(clip.frames) and np.isfinite(clip.sound).all()
+    assert used > 6

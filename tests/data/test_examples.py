@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import subprocess
 
 import grain
 import ml_dtypes
@@ -11,6 +12,7 @@ import pytest
 
 from tm_jax.core import timing as timing_lib
 from tm_jax.data import examples as examples_lib
+from tm_jax.data import manifest as manifest_lib
 from tm_jax.data import shards
 from tm_jax.data import windows
 
@@ -78,7 +80,7 @@ def test_a_schema_survives_its_json_and_fits_other_lengths():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(audio=np.zeros((50, 5), np.float32)), "audio must be float32 \\[3\\+4T, 5\\] with T=12"),
+        (dict(audio=np.zeros((50, 5), np.float32)), "audio must be float32 \\[3\\+4T, 5\\] .* T=12"),
         (dict(mode=np.zeros(12, np.int32)), "mode must be int8"),
         (dict(text=np.zeros((4, 2), np.float32)), "expected the parts .* got .*text"),
         (dict(face_mask=np.zeros(7, np.float32)), "face_mask must be float32 \\[6\\]"),
@@ -122,7 +124,7 @@ def test_examples_come_back_by_number(tmp_path):
 def test_shards_also_end_by_size(tmp_path):
     size = len(examples_lib.to_bytes(_example()))
     _write(tmp_path / "a", shard_examples=100, shard_bytes=2 * size)
-    counts = [shard["examples"] for shard in shards.read_manifest(tmp_path / "a")["shards"]]
+    counts = [shard["examples"] for shard in manifest_lib.read(tmp_path / "a")["shards"]]
     assert counts == [2, 2, 2, 1]
 
 
@@ -191,7 +193,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch, at):
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
-        with pytest.raises(OSError, match="No space left on device. 6 examples in 2 shards are kept"):
+        with pytest.raises(OSError, match="No space left on device. 6 examples in 2 shards are"):
             _write(tmp_path / "a")
     source = shards.ExampleSource(tmp_path / "a")
     assert len(source) == 6
@@ -212,7 +214,7 @@ def test_a_manifest_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypat
         with shards.ExampleWriter(tmp_path / "a", _SETTINGS, {}, _MARGINS, 3) as writer:
             for i in range(6):
                 if i == 3:
-                    monkeypatch.setattr(shards.os, "fsync", full)
+                    monkeypatch.setattr(manifest_lib.os, "fsync", full)
                 writer.add(_example(i), "a.mp4", 10)
     assert len(shards.ExampleSource(tmp_path / "a")) == 3
 
@@ -265,8 +267,6 @@ def test_every_sample_of_a_batch_has_a_start_of_its_own(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="needs a file system of its own")
 def test_a_file_system_that_is_full(tmp_path):
-    import subprocess
-
     place = tmp_path / "small"
     place.mkdir()
     made = subprocess.run(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import numpy as np
 from PIL import Image
@@ -90,8 +91,6 @@ def test_the_choice_of_a_face():
 def test_why_there_is_no_face(frames, reason):
     middle, around, text = faces.Choice()(frames)
     assert (middle, around) == (None, None)
-    import re
-
     assert re.search(reason, text)
 
 

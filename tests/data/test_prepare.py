@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,8 +183,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, store, tmp_path):
 
 
 def test_other_settings_and_changed_files_are_refused(folder, store, tmp_path):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(store[0], out)
     with pytest.raises(ValueError, match="prepared with chunks=2, now it is 3; give another --out"):

@@ -1,10 +1,14 @@
 """Video files of many kinds: a flash and a click at one moment come out in one frame."""
 
+import fractions
+
+import av
 import numpy as np
 import pytest
 
 from tests.data import recordings
 from tm_jax.media import footage
+from tm_jax.media import video
 
 _AT_S = (0.6, 1.4, 2.2)
 _KINDS = {
@@ -88,10 +92,9 @@ def test_a_telephone_held_upright_gives_upright_frames(tmp_path):
 
 
 def test_colours_survive(tmp_path):
-    from tm_jax.media import video
-
     picture = np.zeros((32, 48, 3), np.uint8)
-    picture[:, :16], picture[:, 16:32], picture[:, 32:] = (200, 60, 40), (40, 180, 70), (50, 60, 210)
+    for start, colour in ((0, (200, 60, 40)), (16, (40, 180, 70)), (32, (50, 60, 210))):
+        picture[:, start : start + 16] = colour
     with video.Writer(tmp_path / "a.mp4", 25, 32, 48, 16000, 1) as writer:
         writer.write_frames(np.repeat(picture[None], 5, 0))
     pixels = next(footage.Footage(tmp_path / "a.mp4", 25).frames()).pixels()
@@ -113,8 +116,6 @@ def test_the_channels_of_a_conversation_stay_apart(tmp_path):
 
 
 def _sound_only(path):
-    import av
-
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", 48000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), "fltp", "mono")
@@ -153,19 +154,16 @@ def test_a_file_cut_short_gives_its_first_part_and_a_note(tmp_path):
 
 
 def test_sound_that_starts_late_is_moved_to_its_place(tmp_path):
-    import fractions
-
-    import av
-
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        video = container.add_stream("libx264", 25)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        pictures = container.add_stream("libx264", 25)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
         voice = container.add_stream("pcm_s16le", 16000, layout="mono")
         for i in range(50):
-            frame = av.VideoFrame.from_ndarray(_picture(), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(_picture(), format="rgb24")
+            frame = frame.reformat(format="yuv420p")
             frame.pts, frame.time_base = i, fractions.Fraction(1, 25)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
         for start in (8000, 24000):  # Half a second after the frames; then a hole of half one.
             block = np.full((1, 8000), 10000, np.int16)
             frame = av.AudioFrame.from_ndarray(block, "s16", "mono")

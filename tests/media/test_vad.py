@@ -83,7 +83,7 @@ def test_the_network_finds_a_voice_in_noise():
 
 def test_frames_of_speech_are_marked():
     sound = np.zeros(5 * 16000, np.float32)
-    sound[32000:56000] = 0.5
+    sound[32000:56000] = 0.9
     active = vad.voice_activity(sound, _by_loudness)
     assert active.shape == (125,) and active.dtype == bool
     edges = np.flatnonzero(np.diff(active.astype(int))) / 25
@@ -94,7 +94,7 @@ def test_frames_of_speech_are_marked():
 
 
 def test_speech_that_lasts_to_the_end_and_short_pauses_count():
-    sound = np.full(2 * 16000, 0.5, np.float32)
+    sound = np.full(2 * 16000, 0.9, np.float32)
     sound[16000:20000] = 0  # A quarter of a second.
     assert vad.voice_activity(sound, _by_loudness).all()
 

@@ -10,7 +10,6 @@ say, not where a run ended, so that it makes the same bytes as one that was neve
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -22,10 +21,8 @@ import grain
 import numpy as np
 
 from tm_jax.data import examples as examples_lib
+from tm_jax.data import manifest as manifest_lib
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-SYNTHETIC = "synthetic"  # A folder beside the shards in which drawn videos may lie.
 _LOCK = ".lock"
 # Every record alone, so that any is read without its neighbours; latents do not compress.
 _OPTIONS = "group_size:1,uncompressed"
@@ -170,27 +167,27 @@ class ExampleWriter:
             pass  # Some network folders know no locks.
 
     def _open(self, settings: dict, versions: dict) -> dict:
-        path = self.folder / MANIFEST
+        path = self.folder / manifest_lib.NAME
         if path.exists():
-            manifest = read_manifest(self.folder)
+            manifest = manifest_lib.read(self.folder)
             if manifest["files"] or manifest["shards"]:
-                _compare(self.folder, manifest["settings"], settings)
-                _missing(self.folder, manifest)
+                manifest_lib.require_settings(self.folder, manifest, settings)
+                manifest_lib.require_shards(self.folder, manifest)
                 if manifest["versions"] != versions:
                     logging.warning(
                         "%s was begun with other versions: %s, now %s.", self.folder,
                         manifest["versions"], versions,
                     )
                 return manifest
-            return _empty(settings, versions)
+            return manifest_lib.empty(settings, versions)
         names = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
-        strangers = [name for name in names if name != SYNTHETIC]
+        strangers = [name for name in names if name != manifest_lib.SYNTHETIC]
         if strangers:
             raise ValueError(
-                f"{self.folder} holds {strangers[0]} and no {MANIFEST}; expected a new or empty "
+                f"{self.folder} holds {strangers[0]} and no {manifest_lib.NAME}; expected a new or empty "
                 "folder, or one that prepare has written."
             )
-        return _empty(settings, versions)
+        return manifest_lib.empty(settings, versions)
 
     def _commit(self) -> None:
         """Gives the open shard its name, then writes the manifest that names it."""
@@ -208,7 +205,7 @@ class ExampleWriter:
                 "schema": self.schema and self.schema.to_json(), "counts": dict(self._counts),
                 "files": self.files, "under_way": self.under_way,
             }
-            _replace(self.folder / MANIFEST, json.dumps(self._manifest, indent=1) + "\n")
+            manifest_lib.write(self.folder, self._manifest)
 
     def _abandon(self) -> None:
         if self._shard is not None:
@@ -232,7 +229,7 @@ class ExampleWriter:
 
     def _kept(self) -> str:
         try:
-            shards = read_manifest(self.folder)["shards"]
+            shards = manifest_lib.read(self.folder)["shards"]
         except (ValueError, OSError):
             shards = []
         return f"{sum(s['examples'] for s in shards)} examples in {len(shards)} shards"
@@ -305,12 +302,12 @@ class ExampleSource:
           ValueError: No store, an empty or incomplete one, or another schema.
         """
         self.folder = pathlib.Path(folder)
-        self.manifest = read_manifest(self.folder)
-        _missing(self.folder, self.manifest)
+        self.manifest = manifest_lib.read(self.folder)
+        manifest_lib.require_shards(self.folder, self.manifest)
         shards = self.manifest["shards"]
         if not shards:
             raise ValueError(
-                f"{self.folder}: no example in it; {MANIFEST} says of "
+                f"{self.folder}: no example in it; {manifest_lib.NAME} says of "
                 f"{len(self.manifest['files'])} files why they were rejected."
             )
         self.schema = examples_lib.Schema.from_json(self.manifest["schema"])
@@ -335,75 +332,5 @@ class ExampleSource:
         return f"ExampleSource({self.folder.name}, {self.manifest['fingerprint'][:12]})"
 
 
-def read_manifest(folder: str | os.PathLike) -> dict:
-    """Reads the manifest of a store.
-
-    Raises:
-      ValueError: There is none, or it is of another format.
-    """
-    path = pathlib.Path(folder) / MANIFEST
-    if not path.is_file():
-        raise ValueError(
-            f"{folder}: no {MANIFEST} here; make examples with launch/prepare.py --out={folder}."
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}; prepare the videos anew.")
-    return manifest
-
-
-def fingerprint(settings: dict) -> str:
-    """SHA-256 of settings."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _empty(settings: dict, versions: dict) -> dict:
-    """The manifest of a store without examples."""
-    counts = ("files", "files_rejected", "clips_rejected", "examples", "latent_frames",
-              "speaking_latent_frames")  # fmt: skip
-    return {
-        "format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings),
-        "versions": versions, "schema": None, "counts": dict.fromkeys(counts, 0), "shards": [],
-        "files": {}, "under_way": None,
-    }
-
-
-def _compare(folder, stored: dict, settings: dict) -> None:
-    for name in dict.fromkeys([*settings, *stored]):
-        if stored.get(name) != settings.get(name):
-            raise ValueError(
-                f"{folder} was prepared with {name}={stored.get(name)}, now it is "
-                f"{settings.get(name)}; give another --out, or the same settings."
-            )
-
-
-def _missing(folder: pathlib.Path, manifest: dict) -> None:
-    for shard in manifest["shards"]:
-        path = folder / shard["name"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise ValueError(
-                f"{path} is missing or not {shard['bytes']} bytes long, as {MANIFEST} says; copy "
-                "it again, or prepare the videos into a new folder."
-            )
-
-
 def _shard_name(number: int) -> str:
     return f"examples-{number:05d}.arrayrecord"
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file that appears whole."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
