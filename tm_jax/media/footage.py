@@ -34,7 +34,7 @@ class Frame:
 
     def __init__(self, frame: av.VideoFrame, pixel_aspect: float):
         self._frame = frame
-        self._turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        self._turns = round(frame.rotation / 90) % 4
         self._wide = frame.width * pixel_aspect  # Columns if pixels were square.
         aspect = self._wide / frame.height
         self.aspect = 1 / aspect if self._turns % 2 else aspect
