@@ -22,6 +22,11 @@ _GAP_S = 10  # A longer jump of the time stamps ends the file: they are wrong.
 _DRIFT_S = 0.04  # Sound that is off its time stamps by more is moved: one frame.
 _ATTACHED = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: a cover, not a video.
 _UNSPECIFIED, _HD_HEIGHT = 2, 720  # Colours that are not named are those of television.
+_MATRICES = {  # By the code points of ITU-T H.273.
+    1: reformatter.Colorspace.ITU709, 4: reformatter.Colorspace.FCC,
+    5: reformatter.Colorspace.ITU601, 6: reformatter.Colorspace.ITU601,
+    7: reformatter.Colorspace.SMPTE240M,
+}
 _SHORT = 0.9  # Part of the announced length below which a file counts as cut short.
 
 
@@ -53,11 +58,17 @@ class Frame:
                 "width": max(1, round(self._wide * scale)),
                 "height": max(1, round(frame.height * scale)),
             }
-        colours = {}
-        if frame.colorspace == _UNSPECIFIED and frame.height >= _HD_HEIGHT:
+        code = int(frame.colorspace)
+        if code == _UNSPECIFIED:
+            code = 1 if frame.height >= _HD_HEIGHT else 6
+        matrix, colours = _MATRICES.get(code), {}
+        if matrix is not None:  # Others are left to FFmpeg.
+            # RGB has the full range; PyAV before 16 heeds the matrix only if ranges differ.
+            full = reformatter.ColorRange.JPEG
+            named = reformatter.ColorRange.MPEG if int(frame.color_range) != full.value else full
             colours = {
-                "src_colorspace": reformatter.Colorspace.ITU709,
-                "dst_colorspace": reformatter.Colorspace.ITU709,
+                "src_colorspace": matrix, "dst_colorspace": matrix, "src_color_range": named,
+                "dst_color_range": full,
             }
         picture = frame.reformat(format="rgb24", **sizes, **colours).to_ndarray()
         return np.ascontiguousarray(np.rot90(picture, self._turns))
@@ -218,7 +229,8 @@ def _chain(first, blocks):
 def _pictures(container):
     """The first stream of moving pictures; None if there is none."""
     for stream in container.streams.video:
-        if not int(getattr(stream, "disposition", 0)) & _ATTACHED:
+        flags = getattr(stream.disposition, "value", stream.disposition)
+        if not flags & _ATTACHED:
             return stream
     return None
 
