@@ -9,6 +9,7 @@ cropped as it is decoded, so that memory holds the clips under way and no more.
 import collections
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -279,11 +280,13 @@ class _Plan:
         self.count += 1
         if self.reason:
             return
-        picture = Image.fromarray(frame.pixels())
-        part, (width, height) = self._part, picture.size
+        part, (across, down) = self._part, self._size
+        # Twice the size that is kept is enough of a large picture.
+        height = 2 * down / (part.bottom - part.top)
+        picture = Image.fromarray(frame.pixels(math.ceil(height * max(1.0, frame.aspect))))
+        width, height = picture.size
         box = (part.left * width, part.top * height, part.right * width, part.bottom * height)
-        # A large picture is halved first as often as loses nothing.
-        small = picture.resize(self._size, Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+        small = picture.resize((across, down), Image.Resampling.LANCZOS, box)
         self.frames.append(np.asarray(small))
 
 

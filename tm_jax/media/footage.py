@@ -57,6 +57,7 @@ class Frame:
             sizes = {
                 "width": max(1, round(self._wide * scale)),
                 "height": max(1, round(frame.height * scale)),
+                "interpolation": reformatter.Interpolation.AREA,
             }
         code = int(frame.colorspace)
         if code == _UNSPECIFIED:
