@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.core import timing as timing_lib
 from tm_jax.core import trees
 from tm_jax.inference import wan
 from tm_jax.inference import wan_inputs
@@ -188,11 +187,6 @@ def load(
     return WanClipEncoder(
         sizes, params, None if text is None else np.asarray(text[0], np.float32), mesh, prompt
     )
-
-
-def samples(encoder: WanClipEncoder, frames: int, timing: timing_lib.Timing) -> int:
-    """Samples of sound that go with a clip of so many frames."""
-    return (encoder.before + frames + encoder.after) * timing.samples_per_frame
 
 
 def _fingerprint(params) -> str:
