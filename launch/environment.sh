@@ -39,7 +39,8 @@ _find_python() {
 }
 
 # Prints what must be installed: a hash of requirements.txt and the version of Python $1,
-# then the requirements of the extras $2 of setup.py, one a line.
+# then the requirements of the extras $2 of setup.py, one a line; what is installed without
+# its dependencies stands behind "--no-deps ".
 _wanted() {
   "$1" -I - "$TM_JAX_ROOT" $2 <<'PYTHON'
 import ast
@@ -52,13 +53,16 @@ core = (root / "requirements.txt").read_bytes()
 print(hashlib.sha256(sys.version.encode() + b"\0" + core).hexdigest())
 if names:
     body = ast.parse((root / "setup.py").read_text(encoding="utf-8")).body
-    tables = (node for node in body if isinstance(node, ast.Assign))
-    table = next(node.value for node in tables if node.targets[0].id == "EXTRAS")
-    extras = ast.literal_eval(table)
+    tables = {
+        node.targets[0].id: node.value for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    extras = ast.literal_eval(tables["EXTRAS"])
+    alone = ast.literal_eval(tables["WITHOUT_DEPENDENCIES"])
     for name in names:
         if name not in extras:
             sys.exit(f"tm_jax: no extra {name!r} in setup.py; choose among {', '.join(extras)}.")
-        print("\n".join(extras[name]))
+        print("\n".join(extras[name] + [f"--no-deps {line}" for line in alone.get(name, [])]))
 PYTHON
 }
 
@@ -107,6 +111,17 @@ _explain() {
   _fail "$what: $why (log: $log)"
 }
 
+# Installs the list $2 into the environment $1, with further options of pip.
+_pip() {
+  local venv="$1" list="$2"
+  shift 2
+  if ! PIP_ROOT_USER_ACTION=ignore "$venv/bin/python" -m pip install --no-input \
+    --progress-bar off --disable-pip-version-check --prefer-binary "$@" -r "$list" \
+    >"$venv/$_LOG" 2>&1 </dev/null; then
+    _explain "cannot install the requirements" "$venv/$_LOG"
+  fi
+}
+
 # Installs the requirements and the extras $2 into the environment $1, then stamps it.
 _install() {
   local venv="$1" python="$1/bin/python" wanted hash kept=''
@@ -116,13 +131,12 @@ _install() {
   if grep -qxF "$hash" "$venv/$_STAMP" 2>/dev/null; then kept="$(cat "$venv/$_STAMP")"; fi
   rm -f -- "$venv/$_STAMP"
   printf 'tm_jax: installing the requirements into %s (once, some minutes)\n' "$venv" >&2
-  { cat "$TM_JAX_ROOT/requirements.txt" && tail -n +2 <<<"$wanted"; } >"$venv/$_LIST" ||
+  { cat "$TM_JAX_ROOT/requirements.txt" && tail -n +2 <<<"$wanted" | sed '/^--no-deps /d'; } \
+    >"$venv/$_LIST" || _fail "cannot write to $venv; is the disk full?"
+  _pip "$venv" "$venv/$_LIST"
+  sed -n 's/^--no-deps //p' <<<"$wanted" >"$venv/$_ALONE" ||
     _fail "cannot write to $venv; is the disk full?"
-  if ! PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --no-input --progress-bar off \
-    --disable-pip-version-check --prefer-binary -r "$venv/$_LIST" \
-    >"$venv/$_LOG" 2>&1 </dev/null; then
-    _explain "cannot install the requirements" "$venv/$_LOG"
-  fi
+  if [[ -s $venv/$_ALONE ]]; then _pip "$venv" "$venv/$_ALONE" --no-deps; fi
   printf '%s\n' "$wanted" "$kept" | sed '/^$/d' | sort -u >"$venv/$_STAMP.new" &&
     mv -- "$venv/$_STAMP.new" "$venv/$_STAMP" ||
     _fail "cannot write to $venv; is the disk full?"
@@ -134,6 +148,7 @@ _STAMP=tm_jax.stamp
 _LOCK=tm_jax.lock
 _LOG=tm_jax.log
 _LIST=tm_jax.requirements.txt
+_ALONE=tm_jax.without_dependencies.txt
 
 prepare_environment() {
   local venv="${TM_JAX_VENV:-$TM_JAX_ROOT/.venv}" extras="$* ${TM_JAX_EXTRAS:-}" locker

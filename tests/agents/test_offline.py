@@ -14,8 +14,8 @@ from tm_jax.agents import conversation
 from tm_jax.agents import dialogue
 from tm_jax.agents import events
 from tm_jax.agents import offline
-from tm_jax.agents import vad
 from tm_jax.media import resampling
+from tm_jax.media import vad
 
 
 @pytest.fixture(scope="module")

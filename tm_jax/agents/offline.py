@@ -17,8 +17,8 @@ from tm_jax.agents import dialogue
 from tm_jax.agents import events
 from tm_jax.agents import recognizer
 from tm_jax.agents import synthesizer
-from tm_jax.agents import vad
 from tm_jax.media import resampling
+from tm_jax.media import vad
 
 MODEL = "scripted"
 _WAITING = 500  # Pieces of the caller's sound that may wait; more are refused.

@@ -78,7 +78,7 @@ def load(
     devices = list(devices or jax.devices()[: placement.least])
     alone = devices == jax.local_devices()[:1] and placement.mode == "self-contained"
     meshes = placement.meshes(devices)
-    text = _prompts(sized, weights, meshes[0], (prompt or PROMPT, negative))
+    text = prompts(sized, weights, meshes[0], (prompt or PROMPT, negative))
 
     def read(name: str, mesh: Mesh) -> dict:
         # The speech encoder stays in float32: it is small, and its norms are delicate.
@@ -110,8 +110,8 @@ def _puppet(preset, weights, prompt, decoder, aspect, placement, devices):
     return loaded if placement is None else loaded.placed(placement, devices)
 
 
-def _prompts(
-    preset: presets.Preset, folder: str, mesh: Mesh, prompts: tuple[str, str]
+def prompts(
+    preset: presets.Preset, folder: str, mesh: Mesh, texts: tuple[str, str]
 ) -> dict[str, jax.Array]:
     """Features [1, L, D] of prompt and negative prompt; empty where the preset has no text."""
     c, names = preset.dit, ("prompt", "negative")
@@ -125,7 +125,7 @@ def _prompts(
             folder, preset.name, os.path.join(folder, "text"),
         )
         return dict.fromkeys(names, jnp.zeros((1, c.text_length, c.text_width)))
-    tokens = part_files.tokenizer(folder, c.text_length)(list(prompts))
+    tokens = part_files.tokenizer(folder, c.text_length)(list(texts))
     params = part_files.load(preset, folder, "text", mesh, preset.dtype)
     model = umt5.UMT5Encoder(preset.text, jnp.dtype(preset.dtype))
     with rules.use(mesh):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tm_jax.agents import vad
+from tm_jax.media import vad
 
 _CONFIG = vad.Config(start_s=0.064, silence_s=0.096, prefix_s=0.064, longest_s=1.0)
 
@@ -79,3 +79,28 @@ def test_the_network_finds_a_voice_in_noise():
     assert 1.5 * 16000 < found[0].sample < 2.7 * 16000
     silence = vad.Detector(vad.silero()).push(noise[: 2 * 16000])
     assert silence == []
+
+
+def test_frames_of_speech_are_marked():
+    sound = np.zeros(5 * 16000, np.float32)
+    sound[32000:56000] = 0.9
+    active = vad.voice_activity(sound, _by_loudness)
+    assert active.shape == (125,) and active.dtype == bool
+    edges = np.flatnonzero(np.diff(active.astype(int))) / 25
+    # From 2.0 s, and a little earlier because lips are, to 3.5 s.
+    np.testing.assert_allclose(edges, [1.88, 3.5], atol=0.05)
+    assert not vad.voice_activity(sound[:640], _by_loudness).any()
+    assert len(vad.voice_activity(np.zeros(0, np.float32), _by_loudness)) == 0
+
+
+def test_speech_that_lasts_to_the_end_and_short_pauses_count():
+    sound = np.full(2 * 16000, 0.9, np.float32)
+    sound[16000:20000] = 0  # A quarter of a second.
+    assert vad.voice_activity(sound, _by_loudness).all()
+
+
+def test_loudness_alone():
+    judge = vad.loudness()
+    quiet, loud = (level * np.ones(vad.WINDOW, np.float32) for level in (0.001, 0.05))
+    assert judge(quiet) < 0.01 and judge(loud) > 0.99
+    assert judge(np.zeros(vad.WINDOW, np.float32)) < 1e-6

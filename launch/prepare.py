@@ -1,0 +1,172 @@
+"""Turns a folder of videos into examples for training.
+
+  python launch/prepare.py --videos=FOLDER --preset=wan-1.3b --weights=FOLDER --out=examples
+  python launch/prepare.py --synthetic=60 --preset=wan-1.3b --weights=FOLDER --out=examples
+
+Every video becomes clips of one face with its sound; what is no use is left out, and
+OUT/manifest.json says why. The same command goes on where it was stopped. --dry_run reads the
+videos and tells what would be used.
+"""
+
+import json
+import pathlib
+import pprint
+import sys
+
+from absl import flags
+import tqdm
+
+try:
+    from launch import common
+except ModuleNotFoundError as error:
+    if error.name not in ("launch", "launch.common"):
+        raise
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    from launch import common
+
+from tm_jax.data import clips
+from tm_jax.data import manifest
+from tm_jax.data import prepare
+from tm_jax.media import vad
+
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of video files with sound.")
+_SYNTHETIC = flags.DEFINE_integer(
+    "synthetic", None, "Draw so many videos into OUT/synthetic and take those.", lower_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "Folder of the examples.")
+_PRESET = flags.DEFINE_string("preset", "nano", "Preset whose networks encode the clips.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Weights of the preset.")
+_PROMPT = flags.DEFINE_string(
+    "prompt", None, "What the videos show, where there is a text encoder."
+)
+_FACE = flags.DEFINE_enum(
+    "face", "require", clips.FACE, "require: only clips with one face, cropped around it; "
+    "optional: the middle of the picture where there is not; none: do not look for faces.",
+)
+_ZOOM = flags.DEFINE_float("zoom", 3.0, "Height of a clip over that of the face in it.")
+_PARTNER = flags.DEFINE_enum(
+    "partner", "none", clips.PARTNER, "right: the right channel is the other party's voice."
+)
+_ACTIVITY = flags.DEFINE_enum(
+    "voice_activity", "silero", sorted(vad.NETWORKS), "What marks speech."
+)
+_SECONDS = flags.DEFINE_float("clip_seconds", 4.8, "Length of a clip, rounded to whole chunks.")
+_LEAST = flags.DEFINE_float("least_seconds", 1.92, "Length of the shortest clip.")
+_OVERLAP = flags.DEFINE_float("overlap", 0.0, "Seconds that a clip shares with the next.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Processes that read videos; 0 reads in the process that encodes.",
+    lower_bound=0,
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "Clips encoded at once.", lower_bound=1)
+_SHARD = flags.DEFINE_integer(
+    "shard_examples", 64, "Examples of a shard: most that a stopped run has to do again.",
+    lower_bound=1,
+)
+_LIMIT = flags.DEFINE_integer("limit", None, "Take the first so many videos.", lower_bound=1)
+_CORPUS = flags.DEFINE_string(
+    "corpus", None, "Voices of --synthetic (launch/corpus.py); by default the package's "
+    "recordings, whose reader is held out: do not measure with that voice.",
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of --synthetic.", lower_bound=0)
+_DRAWN = flags.DEFINE_float("drawn_seconds", 6.0, "Length of a video of --synthetic.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be used; write nothing.")
+
+
+def _config(height: int, width: int, timing) -> clips.Config:
+    def count(seconds, least):
+        return max(least, round(seconds / timing.chunk_s))
+
+    chunks = count(_SECONDS.value, 1)
+    return clips.Config(
+        height=height, width=width, chunks=chunks, timing=timing,
+        least_chunks=min(chunks, count(_LEAST.value, 1)),
+        overlap_chunks=count(_OVERLAP.value, 0), face=_FACE.value, zoom=_ZOOM.value,
+        partner=_PARTNER.value, voice_activity=_ACTIVITY.value,
+    )
+
+
+class _Bar:
+    """Progress on the terminal."""
+
+    def __init__(self, unit: str):
+        self._bar = tqdm.tqdm(unit=unit, disable=None, dynamic_ncols=True)
+
+    def __call__(self, done: int, total: int, examples: int | None = None) -> None:
+        self._bar.total = total
+        if examples is not None:
+            self._bar.set_postfix(clips=examples, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _draw(size: int) -> pathlib.Path:
+    from tm_jax.data import drawn_videos
+
+    folder = pathlib.Path(_OUT.value) / manifest.SYNTHETIC
+    bar = _Bar("drawn")
+    try:
+        drawn_videos.draw_folder(
+            folder, _SYNTHETIC.value, drawn_videos.voices(_CORPUS.value), seed=_SEED.value,
+            seconds=_DRAWN.value, size=size, partner=_PARTNER.value == "right", progress=bar,
+        )
+    finally:
+        bar.close()
+    return folder
+
+
+def _survey(config: clips.Config) -> None:
+    pprint.pprint(config)
+    if _VIDEOS.value is None:
+        print(f"Would draw {_SYNTHETIC.value} videos into {_OUT.value}/{manifest.SYNTHETIC}.")
+        return
+    bar = _Bar("file")
+    try:
+        summary, outcomes = prepare.survey(
+            _VIDEOS.value, config, workers=_WORKERS.value, limit=_LIMIT.value, progress=bar
+        )
+    finally:
+        bar.close()
+    for name, outcome in outcomes.items():
+        print(json.dumps({name: outcome}))
+    print(f"Would use {summary.line()}.")
+
+
+def main() -> None:
+    """Prepares what the flags describe."""
+    if (_VIDEOS.value is None) == (_SYNTHETIC.value is None):
+        raise ValueError("give either --videos=FOLDER or --synthetic=N.")
+    if _OUT.value is None:
+        raise ValueError("--out: name the folder of the examples.")
+    if _VIDEOS.value is not None:
+        prepare.find(_VIDEOS.value)
+    from tm_jax.models import presets
+
+    preset = presets.get(_PRESET.value)
+    config = _config(preset.height, preset.width, preset.timing)
+    if _DRY_RUN.value:
+        _survey(config)
+        return
+    common.cache_compilations()
+    from tm_jax.inference import clip_encoder
+
+    options = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
+    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
+    # Weights may be of another size than their preset.
+    config = _config(encoder.height, encoder.width, preset.timing)
+    videos = _VIDEOS.value or _draw(max(64, min(encoder.height, encoder.width) // 2 * 2))
+    bar = _Bar("file")
+    try:
+        summary = prepare.prepare(
+            videos, _OUT.value, config, encoder, preset=_PRESET.value, batch=_BATCH.value,
+            workers=_WORKERS.value, limit=_LIMIT.value, shard_examples=_SHARD.value,
+            progress=bar,
+        )
+    finally:
+        bar.close()
+    print(f"Wrote {_OUT.value}: {summary.line()}.")
+
+
+if __name__ == "__main__":
+    common.run("prepare", main)

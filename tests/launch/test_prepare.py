@@ -1,0 +1,152 @@
+"""The launchers of examples and drawn videos, with a tiny encoder: results and one-line errors."""
+
+import importlib
+import json
+import sys
+
+from absl import flags
+import av
+import numpy as np
+import pytest
+
+from launch import common
+from tests.data import encoders
+from tests.data import recordings
+from tm_jax.data import shards
+from tm_jax.inference import clip_encoder
+
+
+def _launcher(monkeypatch, name):
+    """A launcher with flags of its own, as a function of arguments."""
+    values = flags.FlagValues()
+    for kind in ("string", "integer", "enum", "float", "bool"):
+        define = getattr(flags, f"DEFINE_{kind}")
+
+        def own(*args, define=define, **options):
+            return define(*args, flag_values=values, **options)
+
+        monkeypatch.setattr(flags, f"DEFINE_{kind}", own)
+    monkeypatch.delitem(sys.modules, f"launch.{name}", raising=False)
+    module = importlib.import_module(f"launch.{name}")
+    monkeypatch.delitem(sys.modules, f"launch.{name}")
+    monkeypatch.setattr(common, "cache_compilations", lambda: None)
+
+    def run(*arguments):
+        values([name, *arguments])
+        common.guard(name, module.main)
+
+    return run
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    def load(preset, weights, **options):
+        if weights is None:
+            raise FileNotFoundError(f"preset {preset} needs --weights.")
+        return encoders.Tiny(**options)
+
+    monkeypatch.setattr(clip_encoder, "load", load)
+    return _launcher(monkeypatch, "prepare")
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    frames = recordings.still(np.full((48, 64, 3), 80, np.uint8), 60, [10, 30])
+    recordings.write(folder / "a.mp4", frames, recordings.clicks(2.4, [0.4, 1.2]))
+    (folder / "b.mp4").write_text("words")
+    return folder
+
+
+def test_a_folder_becomes_examples(prepare, videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = (
+        f"--videos={videos}", f"--out={out}", "--weights=w", "--face=none", "--clip_seconds=1",
+        "--least_seconds=0.48", "--voice_activity=loudness", "--workers=0",
+    )
+    prepare(*arguments)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"Wrote {out}: 2 clips (0.0 minutes") and "rejected: 1 files" in last
+    source = shards.ExampleSource(out)
+    assert len(source) == 2 and source[0].latents.shape == (7, 4, 4, 3)
+    assert source.manifest["settings"]["chunks"] == 2
+    with pytest.raises(SystemExit, match="^prepare: .* prepared with chunks=2, now it is 4"):
+        prepare(*arguments, "--clip_seconds=2")
+
+
+def test_a_dry_run_tells_what_would_be_used(prepare, videos, tmp_path, capsys):
+    prepare(
+        f"--videos={videos}", f"--out={tmp_path / 'out'}", "--dry_run", "--face=none",
+        "--preset=tm-18b", "--voice_activity=loudness", "--workers=0",
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "height=512" in " ".join(lines)
+    assert lines[-1].startswith("Would use 1 clips") and not (tmp_path / "out").exists()
+    assert "not a video" in json.loads(lines[-2])["b.mp4"]["rejected"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give either --videos=FOLDER or --synthetic=N"),
+        (("--videos=a", "--synthetic=2"), "give either"),
+        (("--videos=gone",), "--out: name the folder"),
+        (("--videos=gone", "--out=out"), "no folder gone"),
+        (("--videos=.", "--out=out"), "no file in . is named like a video"),
+        (("--synthetic=1", "--out=out", "--preset=none"), "unknown preset"),
+        (("--synthetic=1", "--out=out", "--overlap=20", "--dry_run"), "overlap_chunks"),
+        (("--synthetic=1", "--out=out", "--preset=tm-18b"), "needs --weights"),
+    ],
+)
+def test_what_is_wrong_ends_in_one_line(prepare, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=words) as caught:
+        prepare(*arguments)
+    assert str(caught.value).startswith("prepare: ") and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_without_a_video_encoder_says_which_have_one():
+    with pytest.raises(ValueError, match="nano has no autoencoder .* pico, wan-1.3b, tm-18b"):
+        clip_encoder.load("nano", None)
+    with pytest.raises(FileNotFoundError, match="needs --weights"):
+        clip_encoder.load("tm-18b", None)
+
+
+def test_drawn_videos_are_a_source_like_any_other(prepare, tmp_path, capsys):
+    arguments = (
+        "--synthetic=2", f"--out={tmp_path / 'out'}", "--weights=w", "--face=none",
+        "--clip_seconds=0.48", "--drawn_seconds=1", "--voice_activity=loudness", "--workers=0",
+    )
+    prepare(*arguments)
+    names = sorted(path.name for path in (tmp_path / "out" / "synthetic").iterdir())
+    assert names == ["drawn-000-00000.mp4", "drawn-000-00001.mp4"]
+    assert len(shards.ExampleSource(tmp_path / "out")) == 4
+    drawn = {name: (tmp_path / "out" / "synthetic" / name).stat().st_mtime_ns for name in names}
+    prepare(*arguments)
+    for name, when in drawn.items():
+        assert (tmp_path / "out" / "synthetic" / name).stat().st_mtime_ns == when
+    assert "Wrote" in capsys.readouterr().out
+
+
+def test_a_drawn_video_has_frames_and_sound(monkeypatch, tmp_path, capsys):
+    character = _launcher(monkeypatch, "character")
+    path = tmp_path / "a.mp4"
+    character(
+        f"--video={path}", "--seconds=1.2", "--seed=3", "--style=clay", "--size=64",
+        "--kind=listening", "--partner", "--voice=dashwood_leisure",
+    )
+    assert "30 frames, listening" in capsys.readouterr().out
+    with av.open(str(path)) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        sound = np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], 1)
+    assert len(frames) == 30 and frames[0].shape == (64, 64, 3)
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 1  # Head and shoulders move.
+    own, other = np.abs(sound).max(1)
+    assert own < 0.02 and other > 0.1  # The character listens.
+    with pytest.raises(SystemExit, match="style 'oil' is unknown"):
+        character(f"--video={path}", "--style=oil")
+    with pytest.raises(SystemExit, match="there is no 'nobody'; choose from dashwood_amiable"):
+        character(f"--video={path}", "--voice=nobody")
