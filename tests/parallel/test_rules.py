@@ -110,3 +110,35 @@ def test_make_mesh_gives_the_rest_to_data():
 def test_a_mesh_that_does_not_fit_is_explained(sizes, message):
     with pytest.raises(ValueError, match=message):
         rules.make_mesh(**sizes)
+
+
+def test_a_mesh_as_text():
+    assert rules.parse_mesh("fsdp=8,seq=2") == {"fsdp": 8, "seq": 2}
+    assert rules.parse_mesh(" tensor = 4 ") == {"tensor": 4}
+    assert rules.parse_mesh("") == {}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("fdsp=8", "there is no axis 'fdsp'; choose from data, fsdp, seq, tensor"),
+        ("8", "there is no axis '8'"),
+        ("fsdp", "the size of fsdp must be a whole number from 1, got ''; e.g. fsdp=8"),
+        ("fsdp=0", "must be a whole number from 1, got '0'"),
+        ("fsdp=2.5", "got '2.5'"),
+        ("fsdp=2,fsdp=4", "axis fsdp stands twice"),
+    ],
+)
+def test_a_wrong_text_is_explained(text, message):
+    with pytest.raises(ValueError, match=message):
+        rules.parse_mesh(text)
+
+
+def test_partitions_need_no_devices():
+    box = nn.LogicallyPartitioned(
+        jax.ShapeDtypeStruct((4096, 12), jnp.float32), (axes.EMBED, axes.HEADS)
+    )
+    sizes = {"data": 2, "fsdp": 1024, "seq": 1, "tensor": 8}
+    found = rules.specs(sizes, {"w": box, "plain": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert found == {"w": P("fsdp", None), "plain": P()}  # 12 heads are not split 8-fold.
+    assert rules.spec(sizes, (4096, 3), (axes.BATCH, None)) == P(("data", "fsdp"), None)
