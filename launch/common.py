@@ -86,7 +86,7 @@ def numbers(name: str, text: str, separator: str, count: int) -> tuple[float, ..
 
 
 def mesh_flag() -> flags.FlagHolder[str]:
-    """Defines --mesh, which every launcher that uses several devices has; see `mesh`."""
+    """Defines --mesh, the same for every launcher; see `mesh_flag.parse` and `mesh`."""
     return flags.DEFINE_string(
         "mesh", "", "Sizes of the mesh axes data, fsdp, seq and tensor, e.g. fsdp=8,seq=2; data "
         "takes the devices that are left. Empty: all devices on data.",
@@ -99,9 +99,12 @@ def mesh(text: str):
     Raises:
       ValueError: Unknown axes, or sizes that do not fit the number of devices.
     """
-    from tm_jax.parallel import rules  # Brings JAX in; a wrong flag is reported before.
+    import jax  # Takes seconds; a wrong flag is reported before.
 
-    return rules.make_mesh(**rules.parse_mesh(text)) if text else None
+    from tm_jax.parallel import mesh_flag as parser
+    from tm_jax.parallel import rules
+
+    return rules.make_mesh(**parser.parse(text, len(jax.devices()))) if text else None
 
 
 def aspect(text: str | None) -> float | None:

@@ -109,11 +109,11 @@ def _resolve() -> dict:
 
 def _plan(record: dict) -> None:
     """Prints what the run would be."""
-    from tm_jax.parallel import rules
+    from tm_jax.parallel import mesh_flag
     from tm_jax.training import plan
 
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
-    sizes = rules.parse_mesh(record["loop"].mesh)
+    sizes = mesh_flag.sizes(record["loop"].mesh)
     plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": _START.value})
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
@@ -145,6 +145,7 @@ def main() -> None:
     from tm_jax.training import run
 
     stage, steps = record["stage"], record["steps"]
+    record["loop"].make_mesh()  # Refuses what does not fit the devices before any work.
     folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or stage)
     _keep(record, folder / "config.json")
     logging.set_verbosity(logging.WARNING)

@@ -65,12 +65,13 @@ def test_a_dry_run_prints_settings_and_trees(launch, capsys):
     "arguments, message",
     [
         (["--stage=teacher", "--mesh=fsdp=64", "--dry_run", "--preset=pico"], "use fsdp=32"),
-        (["--stage=teacher", "--mesh=fdsp=2", "--dry_run"], "there is no axis 'fdsp'"),
+        (["--stage=teacher", "--mesh=fdsp=2", "--dry_run"], "unknown axis 'fdsp'; choose from"),
         (["--stage=teacher", "--set=bach=2", "--dry_run"], "has no 'bach'; it has data, batch"),
         (["--stage=teacher", "--loop=kep=2", "--dry_run"], "has no 'kep'"),
         (["--stage=vae", "--preset=tm-18b", "--dry_run"], "no component for stage vae"),
         (["--stage=distill", "--workdir=none", "--dry_run"], "finish `--stage=teacher"),
         (["--stage=teacher", "--corpus=none", "--dry_run"], "--corpus: there is no none"),
+        (["--stage=vae", "--preset=puppet", "--workdir=a", "--mesh=fsdp=3"], "would fit"),
         (["--stage=teacher"], "--workdir: name the folder"),
         (["--dry_run"], "--stage: expected one of vae, "),
         (["--dry_run", "--config=none.json"], "none.json"),
@@ -114,3 +115,8 @@ def test_another_corpus_than_that_of_the_file(launch, tmp_path):
     assert launch(f"--config={path}", "--workdir=b")[2].data.corpus == "one"
     assert launch(f"--config={path}", "--workdir=b", "--corpus=two")[2].data.corpus == "two"
     assert first[2].data.corpus == "one"
+
+
+def test_the_mesh_of_a_flag():
+    assert common.mesh("") is None
+    assert dict(common.mesh("fsdp=2,seq=2").shape) == {"data": 2, "fsdp": 2, "seq": 2, "tensor": 1}

@@ -22,12 +22,11 @@ def _boxed_parameters(preset_shapes):
     for name, preset in presets.PRESETS.items():
         parts = {"dit": preset_shapes[name]}
         key = jax.random.key(0)
-        if preset.vae is not None:
+        if preset.motion is not None:
             model = autoencoder.VideoAutoencoder(preset.vae)
             side = preset.vae.side
             frames = jnp.zeros((1, 4, side, side, 3))
             parts["vae"] = jax.eval_shape(model.init, key, frames, frames[:, 0])["params"]
-        if preset.audio is not None:
             c = preset.audio
             samples = jnp.zeros((1, encoder.FRAME * (c.history + 1 + c.future) + 2 * encoder.MARGIN))
             heard = encoder.AudioEncoder(c)
@@ -110,28 +109,6 @@ def test_make_mesh_gives_the_rest_to_data():
 def test_a_mesh_that_does_not_fit_is_explained(sizes, message):
     with pytest.raises(ValueError, match=message):
         rules.make_mesh(**sizes)
-
-
-def test_a_mesh_as_text():
-    assert rules.parse_mesh("fsdp=8,seq=2") == {"fsdp": 8, "seq": 2}
-    assert rules.parse_mesh(" tensor = 4 ") == {"tensor": 4}
-    assert rules.parse_mesh("") == {}
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("fdsp=8", "there is no axis 'fdsp'; choose from data, fsdp, seq, tensor"),
-        ("8", "there is no axis '8'"),
-        ("fsdp", "the size of fsdp must be a whole number from 1, got ''; e.g. fsdp=8"),
-        ("fsdp=0", "must be a whole number from 1, got '0'"),
-        ("fsdp=2.5", "got '2.5'"),
-        ("fsdp=2,fsdp=4", "axis fsdp stands twice"),
-    ],
-)
-def test_a_wrong_text_is_explained(text, message):
-    with pytest.raises(ValueError, match=message):
-        rules.parse_mesh(text)
 
 
 def test_partitions_need_no_devices():

@@ -23,7 +23,8 @@ from tm_jax.training import optimizer as optimizer_lib
 _TRANSFORMER = ("teacher", "student", "distill")
 # Stages of the same work directory whose weights a stage starts from.
 _EARLIER = {"student": ("teacher",), "distill": ("teacher", "student")}
-_SLOTS = (axes.BATCH, axes.CACHE, axes.HEADS, None)  # Keys and values, [B, S, N, K].
+# Keys and values of the cache, [B, S, N, K], as `attention.place_keys` places them.
+_SLOTS = (axes.BATCH, axes.CACHE, axes.SPREAD, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
