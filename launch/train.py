@@ -26,10 +26,12 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 from tm_jax.configs import overrides
 from tm_jax.configs import stored
 from tm_jax.models import presets
+from tm_jax.weights import hub
 
 STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).
@@ -60,7 +62,8 @@ _EXPORT = flags.DEFINE_string(
 )
 _START = flags.DEFINE_string(
     "start", None, "Weight file of the trained part to start from, e.g. the shipped "
-    "tm_jax/assets/nano/audio.safetensors to go on with other speech.",
+    "tm_jax/assets/nano/audio.safetensors to go on with other speech; or "
+    "hf:OWNER/NAME/PATH[@REVISION] of the Hugging Face Hub.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check and print the settings, the shape, size and sharding of every "
@@ -97,7 +100,9 @@ def _resolve() -> dict:
         run.config(stage, corpus), _without(values, "corpus") if _CORPUS.present else values
     )
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
-    flagged = {name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present}
+    flagged = {
+        name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present
+    }
     loop_config = dataclasses.replace(loop_config, **flagged)
     return {
         "preset": preset.name, "stage": stage,
@@ -114,7 +119,8 @@ def _plan(record: dict) -> None:
 
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
     sizes = mesh_flag.sizes(record["loop"].mesh)
-    plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": _START.value})
+    start = None if hub.is_spec(_START.value) else _START.value
+    plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": start})
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
     print(plan.render(rows, sizes))
@@ -152,7 +158,7 @@ def main() -> None:
     common.cache_compilations()
     finished = run.train(
         presets.get(record["preset"]), stage, record["settings"], _WORKDIR.value, steps,
-        record["loop"], _EXPORT.value, _NAME.value, _START.value,
+        record["loop"], _EXPORT.value, _NAME.value, weights.local(_START.value),
     )
     if finished:
         print(f"{stage}: {steps} steps; weights and samples are in {folder}")

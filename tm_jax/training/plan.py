@@ -114,8 +114,9 @@ def _network(prefix: str, boxed: Any, config, sizes: Mapping[str, int]) -> list[
 
 def _cache(preset, settings, sizes: Mapping[str, int]) -> list[Row]:
     """The student's cache of a batch of rollouts; its layers are alike, so one is traced."""
+    fields = [field.name for field in dataclasses.fields(presets.StudentConfig)]
     preset = preset.with_student(
-        settings.num_steps, settings.policy, settings.sink, settings.positions
+        **{name: getattr(settings, name) for name in fields if hasattr(settings, name)}
     )
     layers, batch = preset.dit.num_layers, settings.batch
     c = dataclasses.replace(preset.dit, num_layers=1)
