@@ -16,8 +16,7 @@ import dataclasses
 import pathlib
 import sys
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
 try:
     from launch import common
@@ -27,9 +26,7 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 from launch import weights
-
-from tm_jax.configs import overrides
-from tm_jax.configs import stored
+from tm_jax.configs import overrides, stored
 from tm_jax.models import presets
 from tm_jax.weights import hub
 

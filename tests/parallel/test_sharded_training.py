@@ -15,8 +15,7 @@ from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import axes
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import placing
-from tm_jax.training import steps
+from tm_jax.training import placing, steps
 
 _SIZES = {"data": 2, "fsdp": 2, "seq": 1, "tensor": 2}
 _WIDTH, _LAYERS = 256, 4
@@ -159,7 +158,7 @@ def test_frozen_values_are_placed_leaf_by_leaf():
     assert placed["teacher"]["layer_0"].sharding.spec == P("fsdp", "tensor")
 
 
-@pytest.mark.parametrize("other", [dict(fsdp=8), dict(tensor=2), dict(data=2, fsdp=4)])
+@pytest.mark.parametrize("other", [{"fsdp": 8}, {"tensor": 2}, {"data": 2, "fsdp": 4}])
 def test_a_state_is_restored_on_another_mesh(tmp_path, other):
     """From shapes alone: no state is made first, and devices hold their shards only."""
     mesh = _mesh()

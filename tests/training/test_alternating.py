@@ -12,8 +12,7 @@ import pytest
 
 from tm_jax.core import axes
 from tm_jax.parallel import rules
-from tm_jax.training import alternating
-from tm_jax.training import loop
+from tm_jax.training import alternating, loop
 from tm_jax.training import optimizer as optimizer_lib
 
 
@@ -80,7 +79,8 @@ def test_five_updates_of_the_critic_then_one_of_the_student():
     assert found == expected
     assert (int(state.step), int(state.student.step), int(state.critic.step)) == (18, 3, 15)
     # Every batch has noise of its own, also where the counts of both networks agree.
-    noises = {float(m[f"{n}/noise"]) for m in metrics for n in ("student", "critic") if f"{n}/noise" in m}
+    names = ("student/noise", "critic/noise")
+    noises = {float(m[name]) for m in metrics for name in names if name in m}
     assert len(noises) == 18
 
 
@@ -171,7 +171,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, at):
     with pytest.raises(Killed):
         loop.run(_stage(batches=_killing(at)), str(tmp_path / "cut"), steps, often)
     # A kill may cost the checkpoint that was being written, never an older one.
-    saved = sorted(int(p.name) for p in (tmp_path / "cut/toy/checkpoints").iterdir() if p.name.isdigit())
+    folder = tmp_path / "cut/toy/checkpoints"
+    saved = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
     assert saved and saved[-1] <= at
     seen = []
 

@@ -1,6 +1,7 @@
 """The plan of a stage against arithmetic by hand, and what it refuses."""
 
 import dataclasses
+import itertools
 import math
 import types
 
@@ -13,9 +14,7 @@ from tm_jax.models import presets
 from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import plan
-from tm_jax.training import steps
-
+from tm_jax.training import plan, steps
 
 
 def _parameters(name):
@@ -24,7 +23,7 @@ def _parameters(name):
     d, e, patch = c.width, c.audio_width, c.patch**2
 
     def dense(*widths):
-        return sum((a + 1) * b for a, b in zip(widths, widths[1:]))
+        return sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
     attention = 4 * dense(d, d) + 2 * d  # Queries, keys, values, output; two norms.
     image, audio = 2 * dense(d, d) + d, 2 * dense(e, d) + d  # Keys, values, one norm.
@@ -48,11 +47,11 @@ def test_the_paper_s_model_has_18_billion_parameters():
 
 
 def _settings(batch=8, **changes):
-    fields = dict(
-        batch=batch, optimizer=optimizer_lib.OptimizerConfig(),
-        critic_optimizer=optimizer_lib.OptimizerConfig(), num_steps=None, policy=None, sink=None,
-        positions=None,
-    )
+    fields = {
+        "batch": batch, "optimizer": optimizer_lib.OptimizerConfig(),
+        "critic_optimizer": optimizer_lib.OptimizerConfig(), "num_steps": None, "policy": None, "sink": None,
+        "positions": None,
+    }
     return types.SimpleNamespace(**{**fields, **changes})
 
 
@@ -148,7 +147,7 @@ def test_a_part_of_the_small_presets():
 @pytest.mark.parametrize(
     "preset, stage, sizes, message",
     [
-        ("tm-18b", "distill", {"fsdp": 48}, "fsdp=48 does not divide the 5120 width .* fsdp=40 or 64"),
+        ("tm-18b", "distill", {"fsdp": 48}, "not divide the 5120 width .* use fsdp=40 or 64"),
         ("tm-18b", "teacher", {"tensor": 16}, "divide the 40 attention heads .* tensor=10 or 20"),
         ("tm-18b", "teacher", {"seq": 5}, "divide the 3072 tokens of a chunk .* seq=4 or 6"),
         ("pico", "teacher", {"fsdp": 64}, "fsdp=64 does not divide the 32 width .* use fsdp=32"),

@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tm_jax.core import axes
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import placing
-from tm_jax.training import steps
+from tm_jax.training import placing, steps
 
 _RNG = np.random.default_rng(0)
 _X = _RNG.standard_normal((8, 4), dtype=np.float32)
@@ -68,12 +67,12 @@ def test_gradient_descent_and_the_average():
     assert len(set(noises)) == 4  # Every step has its own key.
 
 
-@pytest.mark.parametrize("mesh", [dict(data=1), dict(fsdp=2, tensor=2)])
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"fsdp": 2, "tensor": 2}])
 def test_accumulation_equals_one_large_batch(mesh):
     """Parameters, average, moments, clipped norm and metrics, once an update."""
     devices = int(np.prod(list(mesh.values())))
     mesh = rules.make_mesh(jax.devices()[:devices], **mesh)
-    settings = dict(learning_rate=0.05, warmup_steps=1, weight_decay=0.1, clip_norm=0.5)
+    settings = {"learning_rate": 0.05, "warmup_steps": 1, "weight_decay": 0.1, "clip_norm": 0.5}
     states, logged = {}, {}
     for accumulate in (1, 4):
         config = optimizer_lib.OptimizerConfig(accumulate=accumulate, **settings)
@@ -207,7 +206,8 @@ def test_gradients_are_clipped_and_vectors_not_decayed():
     np.testing.assert_allclose(change["w"], -0.1, rtol=1e-5)  # rate * decay * 1
     np.testing.assert_array_equal(change["b"], 0)
     first = transform.init(params)
-    _, after = transform.update({"w": jnp.full((1, 2), 30.0), "b": jnp.full(2, 40.0)}, first, params)
+    large = {"w": jnp.full((1, 2), 30.0), "b": jnp.full(2, 40.0)}
+    _, after = transform.update(large, first, params)
     mu = after[1][0].mu  # (1 - beta1) * clipped gradient; its norm was 70.71.
     np.testing.assert_allclose(mu["w"], 0.1 * 30 / np.sqrt(5000), rtol=1e-5)
 

@@ -104,7 +104,7 @@ class Store:
                 ))
             except _Another as error:
                 raise ValueError(str(error)) from error
-            except Exception as error:  # Every layer below has errors of its own.
+            except Exception as error:  # noqa: BLE001  Every layer below has its own errors.
                 damaged.append(step)
                 logging.warning(
                     "The checkpoint of step %d in %s cannot be read and is passed over: %s",

@@ -36,7 +36,8 @@ def read(path: str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(record).__name__}.")
+        kind = type(record).__name__
+        raise ValueError(f"{path} must hold a JSON object, got {kind}.")  # noqa: TRY004
     return record
 
 

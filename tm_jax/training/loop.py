@@ -17,11 +17,9 @@ from jax.sharding import Mesh
 
 from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import trees
-from tm_jax.parallel import mesh_flag
-from tm_jax.parallel import rules
-from tm_jax.training import alternating
+from tm_jax.parallel import mesh_flag, rules
+from tm_jax.training import alternating, placing
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import placing
 from tm_jax.training import steps as steps_lib
 
 

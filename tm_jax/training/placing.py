@@ -7,8 +7,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tm_jax.core import axes
-from tm_jax.core import trees
+from tm_jax.core import axes, trees
 from tm_jax.parallel import rules
 
 

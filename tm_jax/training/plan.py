@@ -11,12 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from tm_jax.core import axes
-from tm_jax.core import trees
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.core import axes, trees
+from tm_jax.models import networks, presets
+from tm_jax.models.wan import student, transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
 
@@ -226,10 +223,11 @@ def notes(mesh_sizes: Mapping[str, int], settings: Any) -> list[str]:
     parts = mesh_sizes.get("data", 1) * mesh_sizes.get("fsdp", 1)
     if settings.batch % parts == 0:
         return []
-    return [
+    note = (
         f"batch={settings.batch} is not a multiple of data*fsdp={parts}, so every device works "
         f"on the whole batch; --set batch={parts} gives each its own sample."
-    ]
+    )
+    return [note]
 
 
 def totals(rows: list[Row]) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,5 @@
 """The former name of `alternating`, until the stage that imports it does so by the new one."""
 
-from tm_jax.training.alternating import Critic as Critic
-from tm_jax.training.alternating import make as make
+from tm_jax.training.alternating import Critic, make
+
+__all__ = ["Critic", "make"]
