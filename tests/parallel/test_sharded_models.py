@@ -59,8 +59,7 @@ def test_forward(pico, alone, name):
     # Measured 2e-6.
     np.testing.assert_allclose(out, alone[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(state.k, alone[1].k, rtol=0, atol=1e-5)
-    # Keys are split over batch and heads, the four heads over both "tensor" and "seq".
-    # `test_sequence.py` has cases in which they do not divide.
+    # Keys are split over batch and heads, of "tensor" and "seq" both.
     batch, frames, tokens, heads, width = state.k.shape
     parts = {s.data.shape for s in state.k.addressable_shards}
     assert heads == 4 and parts == {(batch // 2, frames, tokens, 1, width)}
@@ -107,7 +106,7 @@ def test_rollout(pico):
     for value in jax.tree.leaves((state.sink, state.previous)):
         batch, slots, heads, width = value.shape
         parts = {s.data.shape for s in value.addressable_shards}
-        assert parts == {(batch // 2, slots, heads // 4, width)}
+        assert heads == 4 and parts == {(batch // 2, slots, 1, width)}
 
 
 def _train(pico, mesh):
