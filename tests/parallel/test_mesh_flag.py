@@ -24,6 +24,13 @@ def test_sizes_of_all_axes(text, devices, expected):
     assert tuple(sizes) == rules.MESH_AXES
 
 
+def test_named_sizes_need_no_devices():
+    assert mesh_flag.sizes("fsdp=4096, seq=2") == {"fsdp": 4096, "seq": 2}
+    assert mesh_flag.sizes("") == {}
+    with pytest.raises(ValueError, match="unknown axis 'fdsp'"):
+        mesh_flag.sizes("fdsp=8")
+
+
 def test_make_mesh_takes_them():
     mesh = rules.make_mesh(**mesh_flag.parse("seq=2,tensor=2", len(jax.devices())))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "seq": 2, "tensor": 2}

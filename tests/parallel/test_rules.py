@@ -117,3 +117,13 @@ def test_make_mesh_gives_the_rest_to_data():
 def test_a_mesh_that_does_not_fit_is_explained(sizes, message):
     with pytest.raises(ValueError, match=message):
         rules.make_mesh(**sizes)
+
+
+def test_partitions_need_no_devices():
+    box = nn.LogicallyPartitioned(
+        jax.ShapeDtypeStruct((4096, 12), jnp.float32), (axes.EMBED, axes.HEADS)
+    )
+    sizes = {"data": 2, "fsdp": 1024, "seq": 1, "tensor": 8}
+    found = rules.specs(sizes, {"w": box, "plain": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert found == {"w": P("fsdp", None), "plain": P()}  # 12 heads are not split 8-fold.
+    assert rules.spec(sizes, (4096, 3), (axes.BATCH, None)) == P(("data", "fsdp"), None)

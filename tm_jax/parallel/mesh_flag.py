@@ -25,16 +25,21 @@ def parse(text: str, devices: int) -> dict[str, int]:
         is no positive number, or sizes that do not fit the devices; the message says what
         would be right.
     """
-    sizes: dict[str, int] = {}
+    found = sizes(text)
+    _check(found, text, devices)
+    found.setdefault("data", devices // math.prod(found.values()))
+    return {axis: found.get(axis, 1) for axis in rules.MESH_AXES}
+
+
+def sizes(text: str) -> dict[str, int]:
+    """Sizes of the axes that a text names, whatever devices there are; see `parse`."""
+    found: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         axis, size = _item(item, text)
-        if axis in sizes:
+        if axis in found:
             raise ValueError(f"--mesh={text}: axis {axis} is named twice; name it once.")
-        sizes[axis] = size
-    _check(sizes, text, devices)
-    named = math.prod(sizes.values())
-    sizes.setdefault("data", devices // named)
-    return {axis: sizes.get(axis, 1) for axis in rules.MESH_AXES}
+        found[axis] = size
+    return found
 
 
 def _item(item: str, text: str) -> tuple[str, int]:

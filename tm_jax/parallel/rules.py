@@ -1,6 +1,7 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
 import contextlib
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -98,29 +99,46 @@ def sharding(mesh: Mesh, *logical) -> NamedSharding:
 def shardings(mesh: Mesh, boxed):
     """Shardings of a tree whose leaves are boxed with logical axis names.
 
-    An axis is split over the first of its mesh axes that divide it evenly, or over none:
-    small presets have widths smaller than a large mesh.
-
     Args:
       mesh: Device mesh.
-      boxed: Tree of arrays or shapes, with flax's logical partitioning boxes; leaves
-        without a box are replicated.
+      boxed: See `specs`.
 
     Returns:
       The tree without boxes, of `NamedSharding`.
     """
-    specs = nn.get_partition_spec(boxed)
-    shapes = unbox(boxed)
-
-    def one(spec, leaf):
-        mapped = nn.logical_to_mesh_axes(tuple(spec), RULES)
-        kept = []
-        for axis, names in enumerate(mapped):
-            group = (names,) if isinstance(names, str) else (names or ())
-            group = axes.dividing(leaf.shape[axis], group, mesh.shape)
-            kept.append(group[0] if len(group) == 1 else group or None)
-        return NamedSharding(mesh, PartitionSpec(*kept))
-
     return jax.tree.map(
-        one, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        lambda spec: NamedSharding(mesh, spec), specs(mesh.shape, boxed),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
+
+
+def specs(sizes: Mapping[str, int], boxed):
+    """Partitions of a tree whose leaves are boxed with logical axis names; needs no devices.
+
+    An axis is split over the first of its mesh axes that divide it evenly, or over none:
+    small presets have widths smaller than a large mesh.
+
+    Args:
+      sizes: Size of every mesh axis.
+      boxed: Tree of arrays or shapes, with flax's logical partitioning boxes; leaves
+        without a box are replicated.
+
+    Returns:
+      The tree without boxes, of `PartitionSpec`.
+    """
+    return jax.tree.map(
+        lambda names, leaf: spec(sizes, leaf.shape, tuple(names)),
+        nn.get_partition_spec(boxed), unbox(boxed),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def spec(sizes: Mapping[str, int], shape: tuple[int, ...], logical: tuple) -> PartitionSpec:
+    """Partition of one array, as `specs` finds it, by the logical names of its axes."""
+    mapped = nn.logical_to_mesh_axes(logical, RULES)
+    kept = []
+    for axis, names in enumerate(mapped):
+        group = (names,) if isinstance(names, str) else (names or ())
+        group = axes.dividing(shape[axis], group, sizes)
+        kept.append(group[0] if len(group) == 1 else group or None)
+    return PartitionSpec(*kept)
