@@ -52,7 +52,10 @@ class StudentConfig:
     @property
     def facts(self) -> dict[str, str]:
         """What a weight file says of a student that was trained so; `Preset.trained` reads it."""
-        facts = {"num_steps": str(self.num_steps), "policy": self.policy}
+        facts = {
+            "num_steps": str(self.num_steps), "policy": self.policy,
+            "temperature": f"{self.temperature:g}",
+        }
         if not self.sink:
             facts["sink"] = "no"
         if self.positions != "window":
@@ -207,10 +210,20 @@ class Preset:
         steps = facts.get("num_steps")
         if steps is not None and not steps.isdigit():
             raise ValueError(f"num_steps must be a number, got {steps!r}.")
-        return self.with_student(
+        preset = self.with_student(
             steps and int(steps), facts.get("policy"),
             False if facts.get("sink") == "no" else None, facts.get("positions"),
         )
+        if "temperature" not in facts:
+            return preset
+        try:
+            temperature = float(facts["temperature"])
+        except ValueError:
+            raise ValueError(
+                f"temperature must be a number, got {facts['temperature']!r}."
+            ) from None
+        student = dataclasses.replace(preset.student, temperature=temperature)
+        return dataclasses.replace(preset, student=student)
 
     @property
     def lookahead_s(self) -> float:

@@ -44,6 +44,9 @@ class LatentConfig:
       sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
         hardest to learn.
       seed: Seed of all of it.
+      mouth_weight: Weight in losses of the lower half, which speech moves, beside the upper.
+      opening_weight: Weight in losses of the opening of the mouth beside the rest of the lower
+        half.
     """
 
     corpus: str = "runs/corpus"
@@ -53,6 +56,14 @@ class LatentConfig:
     overheard: float = 0.5
     sketches: float = 0.15
     seed: int = 0
+    mouth_weight: float = 3.0
+    opening_weight: float = 3.0
+
+    @property
+    def facts(self) -> dict:
+        """What decides about the arrays of the store, as JSON."""
+        facts = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {k: v for k, v in facts.items() if k not in ("mouth_weight", "opening_weight")}
 
 
 def describe(config: LatentConfig, models: networks.Models, voices, rng, character):
@@ -133,7 +144,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     os.makedirs(folder, exist_ok=True)
     index = os.path.join(folder, "index.json")
     made = 0
-    facts = json.loads(json.dumps(dataclasses.asdict(config)))
+    facts = config.facts
     if os.path.exists(index):
         with open(index) as file:
             found = json.load(file)
