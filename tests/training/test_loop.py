@@ -1,6 +1,9 @@
 """The loop: a killed and resumed run equals an uninterrupted one, bit for bit."""
 
+import dataclasses
 import os
+import signal
+import struct
 import time
 
 import flax.linen as nn
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training import limits
 from tm_jax.core import axes
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -82,8 +86,6 @@ def _stage(samples=None, **changes):
 @pytest.fixture(autouse=True)
 def quiet_signals():
     """The loop catches signals of the process; later tests get the old handlers back."""
-    import signal
-
     kept = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in kept.items():
@@ -154,18 +156,154 @@ def test_a_finished_run_returns_at_once(uninterrupted):
     np.testing.assert_array_equal(again["kernel"], kernel)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
-    def loss(params, frozen, batch, key):
-        return jnp.sum(params["kernel"]) * jnp.nan, {}
+def _nan_loss(params, frozen, batch, key):
+    return jnp.sum(params["kernel"]) * jnp.nan, {}
 
-    with pytest.raises(FloatingPointError, match="toy: the loss is nan at step 2"):
-        loop.run(_stage(loss=loss), str(tmp_path), _STEPS, _ONCE)
+
+def test_updates_that_are_not_finite_stop_the_run_after_the_limit(tmp_path):
+    config = dataclasses.replace(_ONCE, skip_limit=3)
+    with pytest.raises(FloatingPointError, match="toy: .* not finite in the 4 updates up to step 4"):
+        loop.run(_stage(loss=_nan_loss), str(tmp_path), _STEPS, config)
     assert not any(n.isdigit() for n in os.listdir(tmp_path / "toy" / "checkpoints"))
 
 
-def test_a_signal_ends_the_run_with_a_checkpoint(uninterrupted, tmp_path):
-    import signal
+def test_a_run_that_never_learned_publishes_nothing(tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite in the 2 updates"):
+        loop.run(_stage(loss=_nan_loss), str(tmp_path), 2, _ONCE)
 
+
+def _logged(folder):
+    """Scalars of a run: name -> {step: value}."""
+    from tensorboardX.proto import event_pb2
+
+    found = {}
+    [name] = os.listdir(folder)
+    with open(os.path.join(folder, name), "rb") as file:
+        while header := file.read(12):
+            [size] = struct.unpack("<Q", header[:8])
+            event = event_pb2.Event.FromString(file.read(size))
+            file.read(4)
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_a_line_holds_the_means_since_the_last_and_the_speed(tmp_path):
+    seen = []
+
+    def batches(seed):
+        inner = iter(_batches(seed))
+
+        class Counting:
+            get_state, set_state = inner.get_state, inner.set_state
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                seen.append(len(seen))
+                return {**next(inner), "number": np.full(8, seen[-1], np.float32)}
+
+        return Counting()
+
+    def loss(params, frozen, batch, key):
+        return jnp.mean(jnp.square(params["kernel"])), {"number": jnp.mean(batch["number"])}
+
+    optimizer = optimizer_lib.OptimizerConfig(accumulate=2)
+    stage = _stage(batches=batches, loss=loss, optimizer=optimizer, frames=100, flops=1e9)
+    config = dataclasses.replace(_ONCE, peak_tflops=1e-3)
+    loop.run(stage, str(tmp_path), 6, config)
+    logged = _logged(tmp_path / "toy" / "tensorboard")
+    # Two batches an update, two updates a line.
+    assert logged["number"] == {2: 1.5, 4: 5.5, 6: 9.5}
+    assert list(logged["frames_per_s"]) == [4, 6]  # Not where programs are compiled.
+    for step, rate in logged["frames_per_s"].items():
+        # 200 frames and 1 GFLOP an update, eight devices of 1 GFLOP/s.
+        assert logged["mfu"][step] == pytest.approx(rate / 200 / 8, rel=1e-5)
+
+
+def test_work_is_counted_by_the_compiler_where_the_stage_does_not(tmp_path):
+    config = dataclasses.replace(_ONCE, peak_tflops=1e-3, sample_every=0)
+    loop.run(_stage(frames=1), str(tmp_path), 4, config)
+    logged = _logged(tmp_path / "toy" / "tensorboard")
+    # Forward and backward of [8, 4] x [4, 4], twice in the forward pass.
+    work = logged["mfu"][4] * 8 * 1e9 / logged["frames_per_s"][4]
+    assert 3 * 2 * 8 * 4 * 4 < work < 30 * 2 * 8 * 4 * 4
+
+
+def test_the_mesh_of_the_settings(uninterrupted, tmp_path):
+    places = []
+
+    def sample(params, frozen, path):
+        places.append(params["kernel"].sharding.shard_shape((4, 4)))
+        assert frozen["target"].shape == (4, 4)
+
+    config = dataclasses.replace(_ONCE, mesh="fsdp=4,tensor=2")
+    kernel = loop.run(_stage(sample=sample), str(tmp_path), _STEPS, config)["kernel"]
+    assert set(places) == {(1, 2)}
+    np.testing.assert_allclose(kernel, uninterrupted[0], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="there is no axis 'fdsp'"):
+        loop.LoopConfig(mesh="fdsp=4")
+
+
+def test_a_run_starts_from_given_values_and_resumes_without_them(tmp_path):
+    asked = []
+
+    def start(placement):
+        asked.append(placement["kernel"].spec)
+        return {"kernel": jax.device_put(np.full((4, 4), 7, np.float32), placement["kernel"])}
+
+    stage = _stage(
+        start=start, optimizer=optimizer_lib.OptimizerConfig(learning_rate=1e-6)
+    )
+    loop.run(stage, str(tmp_path), 1, _ONCE)
+    kernel = loop.run(stage, str(tmp_path), 2, _ONCE)["kernel"]
+    np.testing.assert_allclose(kernel, 7, atol=1e-4)
+    assert len(asked) == 1
+
+
+def test_accumulation_consumes_its_batches_and_resumes(tmp_path):
+    optimizer = optimizer_lib.OptimizerConfig(learning_rate=0.05, accumulate=2)
+    whole = loop.run(_stage(optimizer=optimizer), str(tmp_path / "whole"), 4, _OFTEN)
+
+    class Stops:
+        """Input that asks the process to end during the second update."""
+
+        def __init__(self, seed):
+            self._inner, self._left = iter(_batches(seed)), 4
+            self.get_state, self.set_state = self._inner.get_state, self._inner.set_state
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self._left -= 1
+            if not self._left:
+                signal.raise_signal(signal.SIGTERM)
+            return next(self._inner)
+
+    stage = _stage(optimizer=optimizer, batches=Stops)
+    assert loop.run(stage, str(tmp_path / "cut"), 4, _OFTEN) is None
+    again = loop.run(_stage(optimizer=optimizer), str(tmp_path / "cut"), 4, _OFTEN)
+    np.testing.assert_array_equal(again["kernel"], whole["kernel"])
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
+    """The writer's thread fails; the loop hears of it and the checkpoint before stays."""
+
+    def init(key):
+        return {**_init(key), "large": jax.random.normal(key, (128, 512))}
+
+    loop.run(_stage(init=init), str(tmp_path), 2, _ONCE)
+    config = dataclasses.replace(_OFTEN, log_every=1)
+    with limits.small_files(), pytest.raises(OSError, match="last good one is step 2"):
+        loop.run(_stage(init=init), str(tmp_path), _STEPS, config)
+    folder = tmp_path / "toy" / "checkpoints"
+    assert [n for n in os.listdir(folder) if n.isdigit()] == ["2"]
+    assert loop.run(_stage(init=init), str(tmp_path), 3, _ONCE) is not None
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(uninterrupted, tmp_path):
     def batches(seed):
         inner = iter(_batches(seed))
 

@@ -1,63 +1,158 @@
 """Orbax checkpoints of a training state together with the position of its input."""
 
 import os
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+
+from tm_jax.core import trees
 
 
 class Store:
     """Atomic, asynchronous checkpoints in one folder.
 
     A checkpoint appears under its step number only when it is complete, so a killed process
-    leaves the previous one intact.
+    leaves the previous one intact. One that cannot be read is passed over with a warning.
     """
 
     def __init__(self, folder: str, keep: int = 2):
+        """Opens or creates a folder in which the newest `keep` checkpoints stay."""
+        self._folder = os.path.abspath(folder)
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(folder),
+            self._folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()
+            },
         )
+        self._saved = self._manager.latest_step()
 
     @property
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state, position: dict):
-        """Starts to write `state` and the input's JSON `position`; returns at once."""
-        if step == self.latest:
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
-            ),
-        )
+    def save(self, step: int, state: Any, position: dict) -> None:
+        """Starts to write `state` and the input's JSON `position`; returns at once.
 
-    def restore(self, state, placement):
-        """Reads the newest checkpoint into the structure and sharding of a fresh state.
+        Raises:
+          OSError: This or the checkpoint before it could not be written. The last good one is
+            still there.
+        """
+        self.check()
+        if step == self._saved:
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+        )
+        self._guard(lambda: self._manager.save(step, args=args), step)
+        self._saved = step
+
+    def check(self) -> None:
+        """Raises OSError if the checkpoint that is being written has failed already."""
+        self._guard(self._manager.check_for_errors, self._saved)
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises OSError if that fails."""
+        self._guard(self._manager.wait_until_finished, self._saved)
+
+    def _guard(self, work, step: int | None) -> None:
+        """Runs `work`; failures of the writer, whatever their kind, become one OSError."""
+        try:
+            work()
+        except Exception as error:  # The writer's thread hands over whatever it met.
+            good = [s for s in self._on_disk() if s != step]
+            kept = f"the last good one is step {max(good)}" if good else "there is none before"
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {self._folder} "
+                f"({reason[0][:200]}); {kept}. Make room or mend the folder; the same command "
+                "goes on from there."
+            ) from error
+
+    def _on_disk(self) -> list[int]:
+        return [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
+
+    def restore(self, state: Any, placement: Any) -> tuple[Any, dict]:
+        """Reads the newest checkpoint that is whole, every shard directly to its device.
+
+        A checkpoint that cannot be read is set aside under the name `unreadable-STEP`.
+
+        Args:
+          state: Tree of arrays or of `jax.ShapeDtypeStruct`.
+          placement: Shardings in the same structure; those of the checkpoint may differ.
 
         Returns:
           The state and the input's position.
 
         Raises:
-          ValueError: There is none, or it was made with other sizes.
+          ValueError: There is none, none can be read, or it holds another state.
         """
         if self.latest is None:
             raise ValueError("there is no checkpoint to resume from.")
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placement
         )
-        restored = self._manager.restore(
-            self.latest,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
-            ),
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                self._compare(step, target)
+                found = self._manager.restore(step, args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
+                ))
+            except _Another as error:
+                raise ValueError(str(error)) from error
+            except Exception as error:  # Every layer below has errors of its own.
+                damaged.append(step)
+                logging.warning(
+                    "The checkpoint of step %d in %s cannot be read and is passed over: %s",
+                    step, self._folder, (str(error).splitlines() or [type(error).__name__])[0],
+                )
+                continue
+            self._set_aside(damaged)
+            return found["state"], found["position"]
+        raise ValueError(
+            f"none of the checkpoints in {self._folder} can be read (steps {damaged}); move the "
+            "folder away to start again."
         )
-        return restored["state"], restored["position"]
 
-    def close(self):
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def _compare(self, step: int, target: Any) -> None:
+        """Raises `_Another` if a checkpoint holds a state of other names or sizes."""
+        saved = trees.flatten(self._manager.item_metadata(step)["state"].tree)
+        wanted = trees.flatten(target)
+        for name in sorted(set(saved) ^ set(wanted)):
+            where = "the checkpoint" if name in saved else "the state"
+            raise _Another(f"the checkpoint of step {step} is of another run: only {where} has "
+                           f"{name}. Use the settings of that run, or another folder.")
+        for name, leaf in wanted.items():
+            if tuple(saved[name].shape) != tuple(leaf.shape):
+                raise _Another(
+                    f"the checkpoint of step {step} is of another run: the shape of {name} is "
+                    f"{tuple(saved[name].shape)} there and {tuple(leaf.shape)} here. Use the "
+                    "settings of that run, or another folder."
+                )
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames unreadable checkpoints, so that their steps can be written again."""
+        for step in steps:
+            place = os.path.join(self._folder, f"unreadable-{step}")
+            number = sum(n.startswith(f"unreadable-{step}") for n in os.listdir(self._folder))
+            os.rename(
+                os.path.join(self._folder, str(step)), f"{place}.{number}" if number else place
+            )
+        if steps:
+            self._manager.reload()
+            self._saved = self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises OSError if that fails."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+class _Another(Exception):
+    """A checkpoint of another state than the one that is asked for."""

@@ -1,6 +1,7 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
 import contextlib
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,31 @@ def make_mesh(devices=None, **sizes: int) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes of mesh axes from a text such as "fsdp=8,seq=2"; nothing for an empty one.
+
+    Raises:
+      ValueError: Unknown axis, one that stands twice, or a size below 1.
+    """
+    sizes = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, size = (p.strip() for p in part.partition("="))
+        if name not in MESH_AXES:
+            raise ValueError(
+                f"mesh {text!r}: there is no axis {name!r}; choose from "
+                f"{', '.join(MESH_AXES)}, e.g. fsdp=8,seq=2."
+            )
+        if name in sizes:
+            raise ValueError(f"mesh {text!r}: axis {name} stands twice.")
+        if not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"mesh {text!r}: the size of {name} must be a whole number from 1, got "
+                f"{size!r}; e.g. {name}=8."
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
 @contextlib.contextmanager
 def use(mesh: Mesh):
     """Makes `mesh` and the rules active, so that constraints inside modules take effect."""
@@ -96,29 +122,46 @@ def sharding(mesh: Mesh, *logical) -> NamedSharding:
 def shardings(mesh: Mesh, boxed):
     """Shardings of a tree whose leaves are boxed with logical axis names.
 
-    An axis that its mesh axes do not divide evenly is replicated: small presets have
-    widths smaller than a large mesh.
-
     Args:
       mesh: Device mesh.
-      boxed: Tree of arrays or shapes, with flax's logical partitioning boxes; leaves
-        without a box are replicated.
+      boxed: See `specs`.
 
     Returns:
       The tree without boxes, of `NamedSharding`.
     """
-    specs = nn.get_partition_spec(boxed)
-    shapes = unbox(boxed)
-
-    def one(spec, leaf):
-        mapped = nn.logical_to_mesh_axes(tuple(spec), RULES)
-        kept = []
-        for axis, names in enumerate(mapped):
-            group = (names,) if isinstance(names, str) else (names or ())
-            parts = int(np.prod([mesh.shape[n] for n in group]))
-            kept.append(names if leaf.shape[axis] % parts == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*kept))
-
     return jax.tree.map(
-        one, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        lambda spec: NamedSharding(mesh, spec), specs(mesh.shape, boxed),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
+
+
+def specs(sizes: Mapping[str, int], boxed):
+    """Partitions of a tree whose leaves are boxed with logical axis names; needs no devices.
+
+    An axis that its mesh axes do not divide evenly is replicated: small presets have
+    widths smaller than a large mesh.
+
+    Args:
+      sizes: Size of every mesh axis.
+      boxed: Tree of arrays or shapes, with flax's logical partitioning boxes; leaves
+        without a box are replicated.
+
+    Returns:
+      The tree without boxes, of `PartitionSpec`.
+    """
+    return jax.tree.map(
+        lambda names, leaf: spec(sizes, leaf.shape, tuple(names)),
+        nn.get_partition_spec(boxed), unbox(boxed),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def spec(sizes: Mapping[str, int], shape: tuple[int, ...], logical: tuple) -> PartitionSpec:
+    """Partition of one array, as `specs` finds it, by the logical names of its axes."""
+    mapped = nn.logical_to_mesh_axes(logical, RULES)
+    kept = []
+    for axis, names in enumerate(mapped):
+        group = (names,) if isinstance(names, str) else (names or ())
+        parts = int(np.prod([sizes[n] for n in group]))
+        kept.append(names if shape[axis] % parts == 0 else None)
+    return PartitionSpec(*kept)

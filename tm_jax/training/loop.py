@@ -13,30 +13,57 @@ import numpy as np
 import tensorboardX
 import tqdm
 from absl import logging
+from jax.sharding import Mesh
 
 from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import trees
 from tm_jax.parallel import rules
+from tm_jax.training import alternating
 from tm_jax.training import optimizer as optimizer_lib
+from tm_jax.training import placing
 from tm_jax.training import steps as steps_lib
-from tm_jax.training import turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How often a run leaves traces.
+    """Where a run takes place, how often it leaves traces, and when it gives up.
 
     Attributes:
       checkpoint_every_s: Seconds between checkpoints; one more is written at the end.
-      log_every: Steps between lines in TensorBoard.
-      sample_every: Steps between samples; 0 for none but the last.
+      keep: Checkpoints that are kept, the newest ones.
+      log_every: Updates between lines in TensorBoard, which hold the means since the last.
+      sample_every: Updates between samples; 0 for none but the last.
+      skip_limit: The run ends after so many updates in a row whose gradient was not finite.
+      peak_tflops: Peak TFLOP/s of one device at the dtype of the run; with it the
+        utilisation is logged.
+      mesh: Sizes of mesh axes, "fsdp=8,seq=2"; `data` takes the devices that are left.
       seed: Seed of parameters, noise and input order.
     """
 
     checkpoint_every_s: float = 180.0
+    keep: int = 2
     log_every: int = 10
     sample_every: int = 200
+    skip_limit: int = 10
+    peak_tflops: float | None = None
+    mesh: str = ""
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("keep", "log_every", "skip_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}.")
+        rules.parse_mesh(self.mesh)  # Refuses what does not exist.
+
+    def make_mesh(self) -> Mesh:
+        """The mesh over all devices.
+
+        Raises:
+          ValueError: The sizes do not fit the number of devices.
+        """
+        return rules.make_mesh(**rules.parse_mesh(self.mesh))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +72,25 @@ class Stage:
 
     Attributes:
       name: Name of its folder below the work directory.
-      init: Function (key) -> boxed parameters.
+      init: Function (key) -> boxed parameters. It runs inside a program: what it closes over
+        becomes a constant of that program, so values of an earlier stage belong in `start`.
       loss: Function (params, frozen, batch, key) -> (scalar, metrics).
       frozen: Tree of arrays that the loss reads and does not train; boxed leaves are placed
-        like parameters.
+        like parameters, device arrays on the mesh stay where they are.
       batches: Function (seed) -> iterator with `get_state` and `set_state`.
       sample: Function (averaged params, frozen, path without extension), writes what a
         person looks at; may return a dictionary of metrics.
       finish: Function (averaged params, frozen) -> params to publish.
       optimizer: Optimiser settings.
       critic: Second network that learns in turns with the first; None for a stage of one.
+      start: Values that take the place of those of `init`: tree of host or device arrays
+        without boxes, or function (tree of shardings) -> tree of device arrays. Not asked for
+        by a run that resumes.
+      labels: Function (params) -> tree of "base" or "new", the parameter groups of
+        `optimizer_lib.OptimizerConfig`; None for one group.
+      frames: Video frames in a batch, for the throughput; 0: none is logged.
+      flops: Model FLOPs of an update, for the utilisation; None: what the compiler counts of
+        the update's program, which includes recomputation and counts loops once.
     """
 
     name: str
@@ -65,7 +101,11 @@ class Stage:
     sample: Callable
     finish: Callable
     optimizer: optimizer_lib.OptimizerConfig
-    critic: turns.Critic | None = None
+    critic: alternating.Critic | None = None
+    start: Any = None
+    labels: Callable | None = None
+    frames: int = 0
+    flops: float | None = None
 
 
 @contextlib.contextmanager
@@ -84,68 +124,84 @@ def _stop_on_signals():
             signal.signal(number, handler)
 
 
-def run(stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh=None):
-    """Trains a stage to `steps` batches, resuming where an earlier run stopped.
+def run(
+    stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh: Mesh | None = None
+):
+    """Trains a stage up to update `steps`, resuming where an earlier run stopped.
 
-    SIGINT and SIGTERM end the loop after the current step, with a checkpoint.
+    SIGINT and SIGTERM end the loop after the current update, with a checkpoint.
 
     Args:
       stage: The stage.
       workdir: Folder of the run.
-      steps: Batches in all, including those of earlier runs.
-      config: Traces.
-      mesh: Device mesh; all devices on `data` by default.
+      steps: Updates in all, including those of earlier runs.
+      config: Mesh, traces, limits.
+      mesh: Device mesh; that of `config` by default.
 
     Returns:
       The parameters to publish, or None when the run was asked to stop before the end.
+
+    Raises:
+      ValueError: A mesh, batch or checkpoint that does not fit.
+      FloatingPointError: Too many updates in a row were not finite.
+      OSError: A checkpoint could not be written.
     """
-    mesh = mesh or rules.make_mesh()
+    mesh = mesh or config.make_mesh()
     folder = os.path.join(workdir, stage.name)
     os.makedirs(folder, exist_ok=True)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
     if stage.critic is None:
-        optimizer = optimizer_lib.make(stage.optimizer, steps)
-        state, placement = steps_lib.create(stage.init, optimizer, mesh, key)
-        step = steps_lib.make_step(
-            stage.loss, optimizer, stage.optimizer.ema_decay, mesh, placement
-        )
+        training = steps_lib.prepare(stage, steps, mesh)
     else:
-        state, placement, step = turns.make(stage, steps, mesh, key)
-    logging.info("%s: %.2f M parameters", stage.name, trees.count(state.params) / 1e6)
+        training = alternating.prepare(stage, steps, mesh)
+    logging.info("%s: %.2f M parameters", stage.name, trees.count(training.target.params) / 1e6)
     batches = iter(stage.batches(config.seed))
     with (
-        contextlib.closing(store_lib.Store(os.path.join(folder, "checkpoints"))) as store,
+        contextlib.closing(
+            store_lib.Store(os.path.join(folder, "checkpoints"), config.keep)
+        ) as store,
         contextlib.closing(
             tensorboardX.SummaryWriter(os.path.join(folder, "tensorboard"))
         ) as writer,
         _stop_on_signals() as asked,
     ):
-        if store.latest is not None:
-            state, position = store.restore(state, placement)
-            batches.set_state(position)
-            logging.info("%s: resumed at step %d", stage.name, int(state.step))
-        traces = _Traces(stage, store, writer, config, folder, steps)
+        state = _begin(stage, training, store, batches, config)
+        frozen = placing.place(stage.frozen, mesh)
+        traces = _Traces(stage, store, writer, config, folder, steps, mesh, frozen)
         with tqdm.tqdm(
             total=steps, initial=int(state.step), desc=stage.name, unit="step", mininterval=2.0
         ) as bar:
-            state = _loop(stage, state, step, batches, traces, bar, mesh, asked)
+            state = _loop(training.step, state, frozen, batches, traces, bar, mesh, asked)
         store.save(int(state.step), state, batches.get_state())
         if int(state.step) < steps:
             return None
-        published = stage.finish(state.average, stage.frozen)
+        published = stage.finish(state.average, frozen)
         traces.sample(state.average, steps)
         return published
 
 
-def _loop(stage, state, step, batches, traces, bar, mesh, asked):
-    """Updates until the last step or until somebody asks to stop."""
+def _begin(stage, training, store, batches, config):
+    """The state of the newest checkpoint, or a new one; never both in memory."""
+    if store.latest is None:
+        return training.create(jax.random.fold_in(jax.random.key(config.seed), 1))
+    placement = jax.tree.map(lambda x: x.sharding, training.target)
+    state, position = store.restore(training.target, placement)
+    batches.set_state(position)
+    logging.info("%s: resumed at step %d", stage.name, int(state.step))
+    return state
+
+
+def _loop(step, state, frozen, batches, traces, bar, mesh, asked):
+    """Updates until the last one or until somebody asks to stop."""
     count, total = int(state.step), traces.steps
     noise = jax.random.fold_in(jax.random.key(traces.config.seed), 2)
-    frozen = jax.device_put(
-        rules.unbox(stage.frozen), rules.shardings(mesh, stage.frozen)
-    )
     while count < total and not asked:
-        batch = steps_lib.place_batch(next(batches), mesh)
+        number = step.micro_batches(count)
+        batch = next(batches)
+        if number > 1:
+            rest = [next(batches) for _ in range(number - 1)]
+            batch = jax.tree.map(lambda *x: np.stack(x), batch, *rest)
+        batch = placing.batch(batch, mesh, stacked=number > 1)
+        traces.before(count, step, (state, frozen, batch, noise), number)
         state, metrics = step(state, frozen, batch, noise)
         count += 1
         bar.update()
@@ -156,39 +212,105 @@ def _loop(stage, state, step, batches, traces, bar, mesh, asked):
 class _Traces:
     """Metrics, checkpoints and samples of a running stage."""
 
-    def __init__(self, stage, store, writer, config, folder, steps):
+    def __init__(self, stage, store, writer, config, folder, steps, mesh, frozen):
         self.config, self.steps = config, steps
-        self._stage, self._store, self._writer = stage, store, writer
+        self._stage, self._store, self._writer, self._frozen = stage, store, writer, frozen
         self._samples = os.path.join(folder, "samples")
         os.makedirs(self._samples, exist_ok=True)
         self._saved = time.monotonic()
+        self._metrics, self._seen, self._values = [], {}, {}
+        self._speed = _Speed(stage, config, mesh)
+
+    def before(self, count, step, arguments, micro_batches):
+        """Counts the work of update `count`."""
+        self._speed.add(count, step, arguments, micro_batches)
 
     def after(self, count, state, metrics, batches, bar):
-        """Leaves the traces that are due after `count` steps."""
+        """Leaves the traces that are due after `count` updates."""
         config = self.config
+        # Of two networks in turns, one repeats the numbers of its last turn.
+        self._metrics.append({k: v for k, v in metrics.items() if v is not self._seen.get(k)})
+        self._seen = metrics
         save = time.monotonic() - self._saved > config.checkpoint_every_s
         if save or count % config.log_every == 0 or count == self.steps:
-            self._log(count, metrics, bar)  # Before saving: a broken state is not kept.
-        if save:
-            self._store.save(count, state, batches.get_state())
-            self._saved = time.monotonic()
-        if config.sample_every and count % config.sample_every == 0 and count < self.steps:
-            self.sample(state.average, count)
+            self._log(count, state, bar)  # Before saving: a broken run leaves no checkpoint.
+        with self._speed.pause():
+            if save:
+                self._store.save(count, state, batches.get_state())
+                self._saved = time.monotonic()
+            if config.sample_every and count % config.sample_every == 0 and count < self.steps:
+                self.sample(state.average, count)
 
-    def _log(self, count, metrics, bar):
-        values = {k: float(np.mean(v)) for k, v in jax.device_get(metrics).items()}
-        if not np.isfinite(values["loss"]):
+    def _log(self, count, state, bar):
+        """Writes the means of the metrics since the last line; fails if the run has failed."""
+        metrics, streak = jax.device_get((self._metrics, state.streak))  # Waits for the device.
+        self._metrics = []
+        self._values |= _means(metrics) | self._speed.rates()
+        values = self._values
+        if streak >= min(self.config.skip_limit, self.steps):
             raise FloatingPointError(
-                f"{self._stage.name}: the loss is {values['loss']} at step {count}; the last "
-                f"checkpoint is step {self._store.latest}. Lower optimizer.learning_rate."
+                f"{self._stage.name}: loss or gradient was not finite in the {int(streak)} "
+                f"updates up to step {count}, which were skipped; the last checkpoint is step "
+                f"{self._store.latest}. Lower optimizer.learning_rate, or look at the data."
             )
+        self._store.check()
         bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
         for name, value in values.items():
-            self._writer.add_scalar(name, value, count)
+            if np.isfinite(value):
+                self._writer.add_scalar(name, value, count)
 
     def sample(self, average, count):
         """Writes a sample of the averaged parameters."""
         path = os.path.join(self._samples, f"{count:07d}")
-        measures = self._stage.sample(average, self._stage.frozen, path) or {}
+        measures = self._stage.sample(average, self._frozen, path) or {}
         for name, value in measures.items():
             self._writer.add_scalar(f"sample/{name}", value, count)
+
+
+def _means(metrics: list[dict]) -> dict[str, float]:
+    """Mean of every metric over updates, without those that are not finite; counts are last."""
+    found = {}
+    for name in dict.fromkeys(name for m in metrics for name in m):
+        values = np.array([np.mean(m[name]) for m in metrics if name in m], np.float64)
+        if name.split("/")[-1] == "skipped":
+            found[name] = float(values[-1])
+            continue
+        finite = values[np.isfinite(values)]
+        found[name] = float(finite.mean()) if finite.size else float("nan")
+    return found
+
+
+class _Speed:
+    """Frames a second and utilisation, without the time of compiling, saving and sampling."""
+
+    def __init__(self, stage, config, mesh):
+        self._stage, self._peak = stage, config.peak_tflops
+        self._devices = mesh.size
+        self._frames = self._flops = self._paused = 0.0
+        self._since = None  # The first interval, in which programs are compiled, is not timed.
+
+    def add(self, count, step, arguments, micro_batches):
+        """Counts the work of one update."""
+        self._frames += self._stage.frames * micro_batches
+        if self._peak is not None:
+            given = self._stage.flops
+            self._flops += step.flops(count, *arguments) if given is None else given
+
+    @contextlib.contextmanager
+    def pause(self):
+        """What happens inside does not count."""
+        start = time.monotonic()
+        yield
+        self._paused += time.monotonic() - start
+
+    def rates(self) -> dict[str, float]:
+        """Speed since the last call, once the device has finished."""
+        now, found = time.monotonic(), {}
+        if self._since is not None:
+            seconds = max(now - self._since - self._paused, 1e-9)
+            if self._frames:
+                found["frames_per_s"] = self._frames / seconds
+            if self._peak is not None:
+                found["mfu"] = self._flops / seconds / (self._peak * 1e12 * self._devices)
+        self._since, self._frames, self._flops, self._paused = now, 0.0, 0.0, 0.0
+        return found
