@@ -162,7 +162,9 @@ def _silenced(items):
 def built(pico):
     """The stages, and batches for them."""
     source, models, one = small.source(), small.models(), paths(2)
-    quiet = lambda latents: Quiet()
+    def quiet(latents):
+        return Quiet()
+
     common = dict(start=pico.random(small.shapes(), 1))
     distill = distill_stage.DistillStageConfig(
         batch=2, rollout_chunks=3, dropout=batches.Dropout(text=0.5),

@@ -47,7 +47,9 @@ class Student:
 
     def window(self, start, teacher_forced, exit_step, params=None, x0=None):
         """A value for both samples, or one for each."""
-        spread = lambda value, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), (_B,))
+        def spread(value, dtype):
+            return jnp.broadcast_to(jnp.asarray(value, dtype), (_B,))
+
         return self._window(
             self.params if params is None else params, self.batch.x0 if x0 is None else x0,
             spread(start, jnp.int32), spread(teacher_forced, bool), spread(exit_step, jnp.int32),

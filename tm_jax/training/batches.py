@@ -38,7 +38,8 @@ class Dropout:
     def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
         """Which samples drop which condition: {name: bool [size]}, drawn independently."""
         # The audio has the key itself: presets without text and image draw nothing else.
-        keys = {"audio": key, "text": jax.random.fold_in(key, 1), "image": jax.random.fold_in(key, 2)}
+        keys = {"audio": key}
+        keys |= {n: jax.random.fold_in(key, i) for i, n in enumerate(("text", "image"), 1)}
         return {
             name: jax.random.uniform(k, (size,)) < getattr(self, name) for name, k in keys.items()
         }

@@ -128,6 +128,8 @@ def _decoder(models: components.Components, folder: str | None, mesh) -> dict | 
         part = parts.of_preset(models.preset, name)
         path = starts.find(folder, name, part)
         if path is None:
-            raise FileNotFoundError(f"data.weights: {folder} has no {name}, which decodes previews.")
+            raise FileNotFoundError(
+                f"data.weights: {folder} has no {name}, which decodes previews."
+            )
         found[name] = loading.load_part(part, path, dtype=jnp.float32)
     return found

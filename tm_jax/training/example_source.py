@@ -217,7 +217,9 @@ def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
             raise ValueError(f"examples have no {name}, which the preset needs; {remedy}")
         got = record[name].shape
         if len(got) != len(shape) or any(w not in (None, g) for w, g in zip(shape, got)):
-            raise ValueError(f"examples: {name} must have shape {_text(shape)}, got {got}; {remedy}")
+            raise ValueError(
+                f"examples: {name} must have shape {_text(shape)}, got {got}; {remedy}"
+            )
     frames = len(record["mode"])
     for name, count in (("latents", 1 + frames), ("audio", frames)):
         if len(record[name]) != count:

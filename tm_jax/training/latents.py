@@ -23,6 +23,7 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.training import aligned
+from tm_jax.training import sources
 
 NAMES = (
     "latents", "reference", "features", "face", "mode", "expression"
@@ -130,11 +131,6 @@ def make_encoder(models: networks.Models, params: dict):
     return lambda batch: encode(params["audio"], batch)
 
 
-def collate(items):
-    """Stacks descriptions into a batch."""
-    return jax.tree.map(lambda *x: np.stack(x), *items)
-
-
 def build(folder: str, config: LatentConfig, models: networks.Models, params: dict):
     """Fills the store up to `config.clips`; returns its arrays, memory-mapped.
 
@@ -161,7 +157,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
             style = "sketch" if rng.random() < config.sketches else None
             character = characters.sample(characters.training_seed(i), style)
             items.append(describe(config, models, voices, rng, character))
-        arrays = jax.device_get(encode(collate(items)))
+        arrays = jax.device_get(encode(sources.collate(items)))
         for name, value in arrays.items():
             path = os.path.join(folder, f"{name}.npy")
             size = -(-config.clips // _BLOCK) * _BLOCK

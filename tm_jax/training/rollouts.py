@@ -251,11 +251,11 @@ def rollout_window(
     true = _by_chunk(batch.x0, c)
 
     def step(index, state):
-        take = lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False)
-        forced = (teacher_forced & (index < start), take(true))
-        points, estimates, after = _make(
-            models, params, context, state, jax.tree.map(take, pieces), forced
+        piece, known = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False), (pieces, true)
         )
+        forced = (teacher_forced & (index < start), known)
+        points, estimates, after = _make(models, params, context, state, piece, forced)
         previous = _pick(state.previous, exit_step) if per_step else state.previous[0]
         found = (previous, _pick(points, exit_step), _pick(estimates, exit_step))
         return after, found
@@ -274,7 +274,9 @@ def rollout_window(
         state, found = step(index, state)
         return state, keep(kept, index, found)
 
-    room = lambda a: jnp.zeros((a.shape[0], chunks, *a.shape[1:]), a.dtype)
+    def room(a):
+        return jnp.zeros((a.shape[0], chunks, *a.shape[1:]), a.dtype)
+
     latents = room(jnp.zeros((batch.size, c, *preset.latent_shape)))
     kept = (jax.tree.map(room, state.previous[0]), latents, latents)
     last = jnp.max(start) + chunks - 1
@@ -309,9 +311,14 @@ def exit_pass(
       [B, W * c, H, W, C], equal to `window.x0`.
     """
     size, chunks = window.chunk.shape
-    fold = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
-    spread = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, chunks, 0), tree)
     variables = {"params": params}
+
+    def fold(tree):
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+    def spread(tree):
+        return jax.tree.map(lambda a: jnp.repeat(a, chunks, 0), tree)
+
     context = spread(_context(models, params, batch))
     state = student_lib.StreamState(
         sink=spread(window.sink), previous=(fold(window.previous),), chunk=fold(window.chunk),
@@ -330,8 +337,12 @@ def _pick(options: list | tuple, exit_step: jax.Array) -> Any:
     """Of one tree per step, each sample's at its exit step."""
     picked = options[0]
     for step, option in enumerate(options[1:], 1):
-        there = lambda a, s=step: (exit_step == s).reshape(-1, *(1,) * (a.ndim - 1))
-        picked = jax.tree.map(lambda p, o: jnp.where(there(o), o, p), picked, option)
+        there = exit_step == step
+
+        def one(old, new, there=there):
+            return jnp.where(there.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        picked = jax.tree.map(one, picked, option)
     return picked
 
 
