@@ -131,9 +131,7 @@ class Bench:
           asked: Overrides of its stage, which say how it samples and what it sees.
         """
         settings = overrides.apply(run.config("distill", self._plan.corpus), asked)
-        models = networks.models(self._plan.preset.with_student(
-            settings.num_steps, settings.policy, settings.sink, settings.positions
-        ))
+        models = networks.models(run.sampled(self._plan.preset, "distill", settings))
         params = self._load("dit", folder)
         draw = jax.jit(lambda p, items, k: rollouts.student_sample(
             models, p, puppet_source.assemble(models.preset, items), k

@@ -46,7 +46,7 @@ def _mesh(*devices, **sizes):
 def _two_batches(params, mesh):
     """The state after one batch of the critic and one of the student, and the metrics."""
     stage = _stage(params)
-    state, _, step = alternating.make(stage, 8, mesh, jax.random.key(0))
+    state, _, step = alternating.make(stage, 4, mesh, jax.random.key(0))
     frozen = placing.place(stage.frozen, mesh)
     batches = iter(stage.batches(0))
     for _ in range(2):

@@ -14,6 +14,7 @@ import safetensors.numpy
 from tests.training import small
 from tm_jax.configs import overrides
 from tm_jax.core import trees
+from tm_jax.diffusion import guidance
 from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import batches
@@ -29,14 +30,18 @@ from tm_jax.weights import wan
 
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 _COUNT, _LATENTS = 6, 9
+_STEPS = {"teacher": 2, "student": 2, "distill": 4}
 _SETTINGS = {
     "teacher": ["sample_steps=2"],
-    "student": ["trajectories=4", "teacher_steps=2", "dropout.text=0.5", "guidance.audio=2"],
-    "distill": [
-        "trajectories=4", "teacher_steps=2", "dropout.text=0.5", "guidance.audio=2",
-        "rollout_chunks=3", "critic_updates=1", "score_guidance.text=2",
-    ],
+    "student": ["trajectories=4", "dropout.text=0.5", "guidance.audio=2"],
+    # With the losses of `test_distill_stage`, so that the programs are compiled once.
+    "distill": ["trajectories=4", "regression_weight=0.25", "rollout_chunks=3",
+                "critic_updates=1", "guidance.audio=2"],
 }
+
+
+def _mesh():
+    return rules.make_mesh(jax.devices()[:1])
 
 
 def _config(stage, folder, *more):
@@ -59,7 +64,9 @@ def folder(tmp_path_factory, pico):
     files.save(f"{folder}/weights/vae.safetensors", pico.random(vae.boxed), "float32")
     for stage in _SETTINGS:
         config, export = _config(stage, folder), os.path.join(folder, "export")
-        assert run.train(small.preset(), stage, config, folder, 2, _LOOP, export), stage
+        assert run.train(
+            small.preset(), stage, config, folder, _STEPS[stage], _LOOP, export, mesh=_mesh()
+        ), stage
     return folder
 
 
@@ -70,7 +77,7 @@ def _frames(path):
 
 def test_every_stage_leaves_weights_and_a_video(folder):
     for stage, latents in (("teacher", 6), ("student", 6), ("distill", 9)):
-        frames = _frames(f"{folder}/{stage}/samples/0000002.mp4")
+        frames = _frames(f"{folder}/{stage}/samples/{_STEPS[stage]:07d}.mp4")
         # Truth and sample side by side, two held-out clips below each other.
         assert frames.shape == (4 * latents, 128, 128, 3)
         assert frames.std() > 1
@@ -168,6 +175,7 @@ def built(pico):
     common = dict(start=pico.random(small.shapes(), 1))
     distill = distill_stage.DistillStageConfig(
         batch=2, rollout_chunks=3, dropout=batches.Dropout(text=0.5),
+        score_guidance=guidance.Guidance(text=2.0, audio=1.5),
     )
     teacher = teacher_stage.make(models, source, quiet, teacher_stage.TeacherStageConfig(batch=2))
     student = student_stage.make(

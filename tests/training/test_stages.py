@@ -15,6 +15,7 @@ from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.parallel import rules
 from tm_jax.training import run
 from tm_jax.weights import files
 
@@ -72,7 +73,8 @@ def _trained(tmp_path_factory, preset):
             run.config(stage, os.path.join(folder, "corpus")), _SETTINGS[stage]
         )
         export = os.path.join(folder, "export")
-        assert run.train(preset, stage, config, folder, 2, _LOOP, export), stage
+        mesh = rules.make_mesh(jax.devices()[:1])
+        assert run.train(preset, stage, config, folder, 2, _LOOP, export, mesh=mesh), stage
     return folder
 
 

@@ -75,7 +75,7 @@ def config(stage: str, corpus: str, data: str | None = None) -> Any:
     return dataclasses.replace(settings, rollouts=rollouts)
 
 
-def _sampled(preset: presets.Preset, stage: str, settings: Any) -> presets.Preset:
+def sampled(preset: presets.Preset, stage: str, settings: Any) -> presets.Preset:
     """The preset with the sampler and the view that a stage of the student trains."""
     if stage not in _STUDENTS:
         return preset
@@ -118,7 +118,7 @@ def make(
       mesh: Where large parameters go; None: the default device.
       start: Weights to start from.
     """
-    preset = _sampled(preset, stage, settings)
+    preset = sampled(preset, stage, settings)
     if preset.motion is None:
         return example_run.make(preset, stage, settings, workdir, mesh, start)
     if isinstance(getattr(settings, "data", None), example_source.ExampleConfig):
@@ -205,7 +205,7 @@ def _from(built: loop.Stage, path: str) -> loop.Stage:
 def train(
     preset: presets.Preset, stage: str, settings: Any, workdir: str, steps: int,
     loop_config: loop.LoopConfig, export: str | None = None, name: str | None = None,
-    start: str | None = None,
+    start: str | None = None, mesh: Mesh | None = None,
 ) -> bool:
     """Trains a stage and publishes its weights in the work directory.
 
@@ -224,6 +224,7 @@ def train(
       start: Weights to start from: a file of this part or, for presets that learn from
         examples, a file or folder in any layout that can be converted; audio layers that it
         lacks begin anew.
+      mesh: Device mesh; that of `loop_config` by default.
 
     Returns:
       Whether the stage is finished.
@@ -234,12 +235,12 @@ def train(
         this part.
     """
     os.makedirs(workdir, exist_ok=True)
-    name, mesh = name or stage, loop_config.make_mesh()
+    name, mesh = name or stage, mesh or loop_config.make_mesh()
     built = dataclasses.replace(make(preset, stage, settings, workdir, mesh, start), name=name)
     result = loop.run(built, workdir, steps, loop_config, mesh)
     if result is None:
         return False
-    preset = _sampled(preset, stage, settings)
+    preset = sampled(preset, stage, settings)
     facts = {"preset": preset.name, "stage": stage}
     if stage in _STUDENTS:
         facts |= preset.student.facts
