@@ -33,10 +33,10 @@ _COUNT, _LATENTS = 6, 9
 _STEPS = {"teacher": 2, "student": 2, "distill": 4}
 _SETTINGS = {
     "teacher": ["sample_steps=2"],
-    "student": ["trajectories=4", "dropout.text=0.5", "guidance.audio=2"],
+    "student": ["trajectories=4", "guidance.audio=2"],
     # With the losses of `test_distill_stage`, so that the programs are compiled once.
-    "distill": ["trajectories=4", "regression_weight=0.25", "rollout_chunks=3",
-                "critic_updates=1", "guidance.audio=2"],
+    "distill": ["trajectories=4", "guidance.audio=2", "rollout_chunks=3",
+                "critic_updates=1"],
 }
 
 
