@@ -85,6 +85,28 @@ def numbers(name: str, text: str, separator: str, count: int) -> tuple[float, ..
     return numbers
 
 
+def mesh_flag() -> flags.FlagHolder[str]:
+    """Defines --mesh, the same for every launcher; see `mesh_flag.parse` and `mesh`."""
+    return flags.DEFINE_string(
+        "mesh", "", "Sizes of the mesh axes data, fsdp, seq and tensor, e.g. fsdp=8,seq=2; data "
+        "takes the devices that are left. Empty: all devices on data.",
+    )
+
+
+def mesh(text: str):
+    """The mesh of a --mesh flag over all devices; None for an empty one.
+
+    Raises:
+      ValueError: Unknown axes, or sizes that do not fit the number of devices.
+    """
+    import jax  # Takes seconds; a wrong flag is reported before.
+
+    from tm_jax.parallel import mesh_flag as parser
+    from tm_jax.parallel import rules
+
+    return rules.make_mesh(**parser.parse(text, len(jax.devices()))) if text else None
+
+
 def aspect(text: str | None) -> float | None:
     """Width over height of a text such as 9:16; None for none."""
     if text is None:

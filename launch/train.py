@@ -5,12 +5,15 @@
   python launch/train.py --stage=distill --workdir=runs/nano --name=distill-4 \
     --set num_steps=4 --set policy=per_step
 
+  python launch/train.py --preset=tm-18b --stage=distill --mesh=fsdp=64 --dry_run
+  python launch/train.py --config=runs/nano/vae/config.json --workdir=runs/again
+
 The stages follow one another in one work directory: vae, locator and audio (in any
 order), motion, teacher, student, distill. A stage that was interrupted goes on where it stopped.
 """
 
+import dataclasses
 import pathlib
-import pprint
 import sys
 
 from absl import flags
@@ -25,6 +28,7 @@ except ModuleNotFoundError as error:
     from launch import common
 
 from tm_jax.configs import overrides
+from tm_jax.configs import stored
 from tm_jax.models import presets
 
 STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
@@ -34,16 +38,20 @@ _STEPS = {
     "distill": 500,
 }
 
-_PRESET = flags.DEFINE_string("preset", "nano", "Preset to train: nano or pico.")
-_STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_PRESET = flags.DEFINE_string("preset", "nano", "Preset to train.")
+_STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _NAME = flags.DEFINE_string(
     "name", None, "Folder of this run in WORKDIR; the stage's name by default."
 )
 _STEPS_FLAG = flags.DEFINE_integer(
-    "steps", None, "Batches in all; by default those of the shipped weights.", lower_bound=1
+    "steps", None, "Updates in all; by default those of the shipped weights.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters, noise and data order.")
+_MESH = common.mesh_flag()
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Settings of an earlier run, WORKDIR/NAME/config.json; flags come on top."
+)
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
 _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. sample_every=50.")
@@ -54,34 +62,102 @@ _START = flags.DEFINE_string(
     "start", None, "Weight file of the trained part to start from, e.g. the shipped "
     "tm_jax/assets/nano/audio.safetensors to go on with other speech.",
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and stop.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check and print the settings, the shape, size and sharding of every "
+    "array and what a device holds, and stop; needs neither data nor devices.",
+)
+
+
+def _given(flag, record: dict, key: str):
+    """The value of a flag if it was given, else that of the record, else the default."""
+    return flag.value if flag.present else record.get(key, flag.value)
+
+
+def _without(values, name: str):
+    """Nested dictionaries without one name."""
+    if not isinstance(values, dict):
+        return values
+    return {k: _without(v, name) for k, v in values.items() if k != name}
+
+
+def _resolve() -> dict:
+    """Flags, file and defaults as one record of typed settings."""
+    record = stored.read(_CONFIG.value) if _CONFIG.value else {}
+    preset = presets.get(_given(_PRESET, record, "preset"))
+    stage = _given(_STAGE, record, "stage")
+    if stage not in STAGES:
+        raise ValueError(f"--stage: expected one of {', '.join(STAGES)}, got {stage!r}.")
+    if _WORKDIR.value is None and not _DRY_RUN.value:
+        raise ValueError("--workdir: name the folder of the run; only --dry_run needs none.")
+    from tm_jax.training import run  # Brings JAX in; a wrong flag is reported before.
+
+    corpus = _CORPUS.value or str(pathlib.Path(_WORKDIR.value or ".") / "corpus")
+    values = record.get("settings", {})
+    settings = stored.fill(
+        run.config(stage, corpus), _without(values, "corpus") if _CORPUS.present else values
+    )
+    loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
+    flagged = {name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present}
+    loop_config = dataclasses.replace(loop_config, **flagged)
+    return {
+        "preset": preset.name, "stage": stage,
+        "steps": _given(_STEPS_FLAG, record, "steps") or _STEPS[stage],
+        "settings": overrides.apply(settings, _SET.value),
+        "loop": overrides.apply(loop_config, _LOG.value),
+    }
+
+
+def _plan(record: dict) -> None:
+    """Prints what the run would be."""
+    from tm_jax.parallel import mesh_flag
+    from tm_jax.training import plan
+
+    preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
+    sizes = mesh_flag.sizes(record["loop"].mesh)
+    plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": _START.value})
+    rows = plan.describe(preset, stage, sizes, settings)
+    print(stored.text({**record, "preset": presets.settings(preset)}))
+    print(plan.render(rows, sizes))
+    for note in plan.notes(sizes, settings):
+        print(f"note: {note}")
+
+
+def _keep(record: dict, path: pathlib.Path) -> None:
+    """Writes the record beside the run; says what differs from the run that goes on."""
+    if path.exists():
+        changed = stored.differences(_shaping(stored.read(str(path))), _shaping(record))
+        if changed:
+            print(f"train: other settings than before in {path}: {'; '.join(changed)}",
+                  file=sys.stderr)
+    stored.write(str(path), record)
+
+
+def _shaping(record: dict) -> dict:
+    """What a run that goes on should not change."""
+    return {name: record.get(name) for name in ("preset", "stage", "settings")}
 
 
 def main() -> None:
-    preset = presets.get(_PRESET.value)
-    from tm_jax.training import run  # Brings JAX in; a wrong flag is reported before.
-
-    corpus = _CORPUS.value or str(pathlib.Path(_WORKDIR.value) / "corpus")
-    config = overrides.apply(run.config(_STAGE.value, corpus), _SET.value)
-    loop_config = overrides.apply(run.loop.LoopConfig(seed=_SEED.value), _LOG.value)
-    steps = _STEPS_FLAG.value or _STEPS[_STAGE.value]
+    record = _resolve()
     if _DRY_RUN.value:
-        pprint.pprint({
-            "preset": preset, "stage": _STAGE.value, "steps": steps, "config": config,
-            "loop": loop_config,
-        })
+        _plan(record)
         return
+    from tm_jax.training import run
+
+    stage, steps = record["stage"], record["steps"]
+    record["loop"].make_mesh()  # Refuses what does not fit the devices before any work.
+    folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or stage)
+    _keep(record, folder / "config.json")
     logging.set_verbosity(logging.WARNING)
     common.cache_compilations()
     finished = run.train(
-        preset, _STAGE.value, config, _WORKDIR.value, steps, loop_config, _EXPORT.value,
-        _NAME.value, _START.value,
+        presets.get(record["preset"]), stage, record["settings"], _WORKDIR.value, steps,
+        record["loop"], _EXPORT.value, _NAME.value, _START.value,
     )
-    folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or _STAGE.value)
     if finished:
-        print(f"{_STAGE.value}: {steps} steps; weights and samples are in {folder}")
+        print(f"{stage}: {steps} steps; weights and samples are in {folder}")
     else:
-        print(f"{_STAGE.value}: stopped; the same command goes on from the checkpoint")
+        print(f"{stage}: stopped; the same command goes on from the checkpoint")
 
 
 if __name__ == "__main__":

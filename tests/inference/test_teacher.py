@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import reconstruction
 from tm_jax.inference import session as session_lib
 from tm_jax.inference import teacher
@@ -21,12 +22,11 @@ _ATOL = 2e-5  # On latents of size 1.
 
 
 @pytest.fixture(scope="module")
-def bundle(pico):
-    preset = presets.get("pico")
-    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
-    models = networks.models(dataclasses.replace(preset, dit=dit))
-    params = {part: pico.random(shapes) for part, shapes in networks.shapes(models).items()}
-    return bundle_lib.Bundle(models, params)
+def pipeline(pico):
+    functions = puppet.PuppetFunctions(presets.get("puppet"))
+    shapes = networks.shapes(functions.models)
+    params = {part: pico.random(tree) for part, tree in shapes.items()}
+    return pipeline_lib.on_first_device(functions, params)
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,17 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
-def _session(bundle, picture, **plan):
+def _session(pipeline, picture, **plan):
     return teacher.Session(
-        bundle, picture, rollouts.teacher_velocity, seed=3, mode="speak",
+        pipeline, picture, rollouts.teacher_velocity, seed=3, mode="speak",
         plan=teacher.Plan(**plan),
     )
 
 
-def test_clips_are_samples_of_the_teacher(bundle, picture, monkeypatch):
+def test_clips_are_samples_of_the_teacher(pipeline, picture, monkeypatch):
     """Against `rollouts.teacher_sample` with the same inputs, noise and guidance."""
     seen = {}
-    made = _session(bundle, picture, steps=2, guidance=2.0)
+    made = _session(pipeline, picture, steps=2, guidance=2.0)
     inner = made._sample
 
     def spy(params, batch, context, windows, key, shape):
@@ -54,7 +54,7 @@ def test_clips_are_samples_of_the_teacher(bundle, picture, monkeypatch):
 
     monkeypatch.setattr(made, "_sample", spy)
     rng = np.random.default_rng(1)
-    step = bundle.preset.timing.samples_per_chunk
+    step = pipeline.preset.timing.samples_per_chunk
     made.push_audio((0.3 * rng.standard_normal(2 * step)).astype(np.float32))
     assert made.pull() is None  # The look-ahead is missing.
     made.end_audio()
@@ -64,7 +64,7 @@ def test_clips_are_samples_of_the_teacher(bundle, picture, monkeypatch):
     batch = {**seen["batch"], "windows": seen["windows"], "face": face}
     expected = jax.jit(
         lambda b, k: rollouts.teacher_sample(
-            bundle.models, bundle.params["dit"], b, k, bundle.preset.schedule.steps(2), 2.0
+            pipeline.functions.models, pipeline.params["dit"], b, k, pipeline.preset.schedule.steps(2), 2.0
         )[-1]
     )(batch, seen["key"])
     scale = float(np.abs(expected).max())
@@ -73,13 +73,13 @@ def test_clips_are_samples_of_the_teacher(bundle, picture, monkeypatch):
     assert second.first_frame == 24 and (second.frames != first.frames).any()
 
 
-def test_motion_is_the_students(bundle, picture):
+def test_motion_is_the_students(pipeline, picture):
     """Only latents differ: what moves the head is drawn from the same seed and sound."""
     sound = (0.3 * np.random.default_rng(2).standard_normal(20000)).astype(np.float32)
     poses = []
     for session in (
-        session_lib.Session(bundle, picture, seed=3, mode="speak"),
-        _session(bundle, picture, steps=1, chunks=2),
+        session_lib.Session(pipeline, picture, seed=3, mode="speak"),
+        _session(pipeline, picture, steps=1, chunks=2),
     ):
         session.push_audio(sound)
         session.end_audio()
@@ -89,37 +89,37 @@ def test_motion_is_the_students(bundle, picture):
     np.testing.assert_allclose(poses[0], poses[1], rtol=0, atol=1e-6)
 
 
-def test_parts_of_a_folder_replace_those_of_a_bundle(bundle, tmp_path):
-    other = jax.tree.map(lambda x: x + 1, bundle.params["dit"])
-    files.save(str(tmp_path / "dit.safetensors"), other, "float32", preset="pico")
-    changed = variants.with_parts(bundle, str(tmp_path))
+def test_parts_of_a_folder_replace_those_of_a_bundle(pipeline, tmp_path):
+    other = jax.tree.map(lambda x: x + 1, pipeline.params["dit"])
+    files.save(str(tmp_path / "dit.safetensors"), other, "float32", preset="puppet")
+    changed = variants.with_parts(pipeline, str(tmp_path))
     for a, b in zip(jax.tree.leaves(changed.params["dit"]), jax.tree.leaves(other)):
         np.testing.assert_array_equal(a, b)
-    assert changed.params["vae"] is bundle.params["vae"]
+    assert changed.params["vae"] is pipeline.params["vae"]
     with pytest.raises(FileNotFoundError, match="expected one or more of dit.safetensors"):
-        variants.with_parts(bundle, str(tmp_path / "none"))
+        variants.with_parts(pipeline, str(tmp_path / "none"))
 
 
-def test_a_student_of_a_folder_samples_as_it_was_trained(bundle, tmp_path):
+def test_a_student_of_a_folder_samples_as_it_was_trained(pipeline, tmp_path):
     facts = presets.StudentConfig(num_steps=4, policy="per_step", sink=False).facts
     path = str(tmp_path / "dit.safetensors")
-    files.save(path, bundle.params["dit"], "float32", preset="pico", **facts)
-    student = variants.with_parts(bundle, str(tmp_path)).preset.student
+    files.save(path, pipeline.params["dit"], "float32", preset="puppet", **facts)
+    student = variants.with_parts(pipeline, str(tmp_path)).preset.student
     assert (student.num_steps, student.policy, student.sink) == (4, "per_step", False)
     assert (student.positions, student.temperature) == (
-        "window", bundle.preset.student.temperature
+        "window", pipeline.preset.student.temperature
     )
-    files.save(path, bundle.params["dit"], "float32", preset="pico", num_steps="two")
+    files.save(path, pipeline.params["dit"], "float32", preset="puppet", num_steps="two")
     with pytest.raises(ValueError, match="num_steps must be a number, got 'two'"):
-        variants.with_parts(bundle, str(tmp_path))
+        variants.with_parts(pipeline, str(tmp_path))
 
 
-def test_another_sampler_of_the_student(bundle):
-    changed = variants.with_student(bundle, num_steps=1, policy="per_step")
+def test_another_sampler_of_the_student(pipeline):
+    changed = variants.with_student(pipeline, num_steps=1, policy="per_step")
     assert changed.preset.sigmas == (1.0,) and changed.preset.student.policy == "per_step"
-    assert bundle.preset.student.num_steps == 2
+    assert pipeline.preset.student.num_steps == 2
     with pytest.raises(ValueError, match="num_steps"):
-        variants.with_student(bundle, num_steps=0)
+        variants.with_student(pipeline, num_steps=0)
 
 
 def test_a_plan_needs_steps():
@@ -127,6 +127,6 @@ def test_a_plan_needs_steps():
         teacher.Plan(steps=0)
 
 
-def test_reconstruction_has_the_frames_of_its_clip(bundle, picture):
+def test_reconstruction_has_the_frames_of_its_clip(pipeline, picture):
     frames = np.repeat(picture[None], 15, 0)
-    assert reconstruction.Autoencoder(bundle)(picture, frames).shape == frames.shape
+    assert reconstruction.Autoencoder(pipeline)(picture, frames).shape == frames.shape

@@ -287,11 +287,11 @@ def test_the_grid_keeps_places_and_frames_the_speaker():
 
 
 def test_the_files_of_a_whole_demo(tmp_path, monkeypatch, capsys):
-    preset = presets.get("pico")
+    preset = presets.get("puppet")
     made = []
 
     def open_session(models, picture, seed, mode):
-        assert models == "models of pico" and picture.shape == (64, 64, 3)
+        assert models == "models of puppet" and picture.shape == (64, 64, 3)
         made.append(types.SimpleNamespace(seed=seed, mode=mode, closed=0))
         session = _Session(40 * len(made), preset.height)
 
@@ -302,14 +302,14 @@ def test_the_files_of_a_whole_demo(tmp_path, monkeypatch, capsys):
         return session
 
     fakes = {
-        "bundle": types.SimpleNamespace(load=lambda name: f"models of {name}"),
+        "loading": types.SimpleNamespace(load=lambda name: f"models of {name}"),
         "session": types.SimpleNamespace(Session=open_session),
     }
     for name, fake in fakes.items():
         monkeypatch.setitem(sys.modules, f"tm_jax.inference.{name}", fake)
         monkeypatch.setattr(f"tm_jax.inference.{name}", fake, raising=False)
     monkeypatch.setattr(demo, "_portraits", lambda size: np.zeros((4, size, size, 3), np.uint8))
-    demo.make(tmp_path / "new" / "demo", "pico", 4.0, 7)
+    demo.make(tmp_path / "new" / "demo", "puppet", 4.0, 7)
 
     assert [session.seed for session in made] == [7, 8, 9, 10]
     assert all(session.mode == "listen" and session.closed == 1 for session in made)

@@ -9,7 +9,7 @@ import pytest
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder
 
-_CONFIG = presets.get("pico").audio
+_CONFIG = presets.get("puppet").audio
 _MARGIN, _FRAME = encoder.MARGIN, encoder.FRAME
 _FRAMES = 6
 

@@ -9,7 +9,7 @@ from tm_jax.models import presets
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.vae import config as config_lib
 
-_CONFIG = presets.get("pico").vae
+_CONFIG = presets.get("puppet").vae
 _SIDE, _LATENTS = _CONFIG.side, 6
 _ATOL = 1e-5  # With pixels of size 4.
 

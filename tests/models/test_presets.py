@@ -1,6 +1,7 @@
 """The table of presets: sizes of the real models, by shape alone."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -35,12 +36,32 @@ def test_parts_fit_together(name):
     height, width, channels = preset.latent_shape
     assert height * preset.spatial_stride == (preset.crop or preset.height)
     assert width * preset.spatial_stride == (preset.crop or preset.width)
-    if preset.vae is not None:
-        assert preset.vae.spatial_stride == preset.spatial_stride
-        assert preset.vae.latent_channels == channels
-        assert preset.vae.frames_per_latent == preset.timing.frames_per_latent
-    if preset.audio is not None:
-        assert preset.audio.features == preset.dit.audio_feature_width
+    assert preset.vae.latent_channels == channels
+    assert preset.vae.frames_per_latent == preset.timing.frames_per_latent
+    assert preset.audio.features == preset.dit.audio_feature_width
+    for name in ("text", "image"):
+        assert (getattr(preset, name) is None) == (getattr(preset.dit, f"{name}_width") is None)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"conditioning": "none"}, "dit.condition_channels is 20, but .* has 0"),
+        ({"conditioning": "all"}, "conditioning must be one of none, first_frame, reference"),
+        ({"image": None}, "dit.image_width is 20, but image is None: both or none"),
+        ({"height": 72}, "height and width must be multiples of 16, got 72x64"),
+    ],
+)
+def test_components_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(presets.get("pico"), **changes)
+
+
+def test_settings_come_back():
+    preset = presets.get("pico")
+    changed = dataclasses.replace(preset, height=96, dtype="bfloat16")
+    told = json.loads(json.dumps(presets.settings(changed)))
+    assert presets.with_settings(preset, told) == changed
 
 
 def test_lookahead():
@@ -54,7 +75,7 @@ def test_nano_is_between_five_and_twenty_million(preset_shapes):
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="unknown preset 'nona'; choose one of pico, nano"):
+    with pytest.raises(ValueError, match="unknown preset 'nona'; choose one of pico, puppet, nano"):
         presets.get("nona")
 
 
@@ -64,7 +85,7 @@ def test_an_unknown_name_lists_the_valid_ones():
         ("num_heads", 3, "width=32 is not a multiple of num_heads=3"),
         ("num_heads", 32, "head width 1 must be even"),
         ("reference_std", -1.0, "reference_std must be positive, got -1.0"),
-        ("condition_channels", 4, "expression_channels=24 are some of .*condition_channels=4"),
+        ("expression_channels", 24, "expression_channels=24 are some of .*condition_channels=20"),
     ],
 )
 def test_bad_transformer_sizes_are_refused(field, value, message):

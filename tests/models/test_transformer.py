@@ -213,7 +213,7 @@ def test_rematerialisation_changes_nothing(pico, inputs):
 @pytest.mark.parametrize(
     "name, bad, message",
     [
-        ("condition", np.zeros((2, 4, 4, 4, 3)), "channels: axis C of .* must be 72, got 3"),
+        ("condition", np.zeros((2, 4, 8, 8, 3)), "channels: axis C of .* must be 20, got 3"),
         ("sigma", np.zeros((2, 3)), "sigma: axis T of .* must be 4, got 3"),
         ("mode", np.zeros((2,), np.int32), "mode: expected axes .B T."),
         ("text", np.zeros((2, 5, 24)), "text: axis L of .* must be 6, got 5"),

@@ -69,6 +69,20 @@ def test_returns_the_dtype_of_the_query():
     np.testing.assert_allclose(np.float32(out), expected, rtol=0, atol=0.04)
 
 
+def test_close_logits_of_narrow_inputs_stay_apart():
+    """Logits near 72 that differ by about one; bfloat16 knows only halves there."""
+    rng = np.random.default_rng(2)
+    q = np.full((1, 4, 2, 64), 3.0)
+    k = 3 + 0.25 * rng.standard_normal((1, 9, 2, 64))
+    v = rng.standard_normal((1, 9, 2, 64))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    expected = reference(*(np.asarray(x, np.float32) for x in (q, k, v)))
+    # Measured 0.004; 0.12 where logits are rounded to bfloat16.
+    np.testing.assert_allclose(
+        np.float32(attention.attend(q, k, v)), expected, rtol=0, atol=0.02
+    )
+
+
 def test_large_heads_one_after_another(monkeypatch):
     q, k, v = _inputs()
     shared = k[:, :1], v[:, :1]

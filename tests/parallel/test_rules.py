@@ -22,12 +22,11 @@ def _boxed_parameters(preset_shapes):
     for name, preset in presets.PRESETS.items():
         parts = {"dit": preset_shapes[name]}
         key = jax.random.key(0)
-        if preset.vae is not None:
+        if preset.motion is not None:
             model = autoencoder.VideoAutoencoder(preset.vae)
             side = preset.vae.side
             frames = jnp.zeros((1, 4, side, side, 3))
             parts["vae"] = jax.eval_shape(model.init, key, frames, frames[:, 0])["params"]
-        if preset.audio is not None:
             c = preset.audio
             samples = jnp.zeros((1, encoder.FRAME * (c.history + 1 + c.future) + 2 * encoder.MARGIN))
             heard = encoder.AudioEncoder(c)
@@ -110,3 +109,13 @@ def test_make_mesh_gives_the_rest_to_data():
 def test_a_mesh_that_does_not_fit_is_explained(sizes, message):
     with pytest.raises(ValueError, match=message):
         rules.make_mesh(**sizes)
+
+
+def test_partitions_need_no_devices():
+    box = nn.LogicallyPartitioned(
+        jax.ShapeDtypeStruct((4096, 12), jnp.float32), (axes.EMBED, axes.HEADS)
+    )
+    sizes = {"data": 2, "fsdp": 1024, "seq": 1, "tensor": 8}
+    found = rules.specs(sizes, {"w": box, "plain": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert found == {"w": P("fsdp", None), "plain": P()}  # 12 heads are not split 8-fold.
+    assert rules.spec(sizes, (4096, 3), (axes.BATCH, None)) == P(("data", "fsdp"), None)

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
@@ -265,17 +266,17 @@ def test_a_session_that_breaks_is_heard_of_and_a_closed_one_ends(make_fake):
 
 def test_a_real_session_shows_what_it_shows_without_the_avatar(pico):
     """Feeding chunk by chunk, with look-ahead pushed again, gives the very same frames."""
-    preset = presets.get("pico")
-    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
-    models = networks.models(dataclasses.replace(preset, dit=dit))
-    shapes = networks.shapes(models)
-    bundle = bundle_lib.Bundle(models, {part: pico.random(shapes[part]) for part in shapes})
+    functions = puppet.PuppetFunctions(presets.get("puppet"))
+    shapes = networks.shapes(functions.models)
+    pipeline = pipeline_lib.on_first_device(
+        functions, {part: pico.random(tree) for part, tree in shapes.items()}
+    )
     rng = np.random.default_rng(1)
     picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     speech = np.clip(0.3 * rng.standard_normal(3 * 7680), -1, 1).astype(np.float32)
 
     async def run():
-        avatar = avatar_lib.Avatar.open(bundle, picture, rate=16000)
+        avatar = avatar_lib.Avatar.open(pipeline, picture, rate=16000)
         assert await avatar.warm_up() == (64, 64)
         await avatar.push(speech)
         avatar.end()
@@ -284,7 +285,7 @@ def test_a_real_session_shows_what_it_shows_without_the_avatar(pico):
         await avatar.close()
         return np.stack([p.frame for p in pieces])
 
-    plain = session_lib.Session(bundle, picture, mode="speak")
+    plain = session_lib.Session(pipeline, picture, mode="speak")
     plain.push_audio(speech)
     plain.end_audio()
     expected = np.concatenate([plain.pull().frames for _ in range(3)])

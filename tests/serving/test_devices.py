@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
@@ -30,12 +31,11 @@ def quick_compiler():
 
 
 @pytest.fixture(scope="module")
-def bundle(pico):
-    preset = presets.get("pico")
-    dit = dataclasses.replace(preset.dit, text_width=None, image_width=None)
-    models = networks.models(dataclasses.replace(preset, dit=dit))
-    params = {part: pico.random(shapes) for part, shapes in networks.shapes(models).items()}
-    return bundle_lib.Bundle(models, params)
+def pipeline(pico):
+    functions = puppet.PuppetFunctions(presets.get("puppet"))
+    shapes = networks.shapes(functions.models)
+    params = {part: pico.random(tree) for part, tree in shapes.items()}
+    return pipeline_lib.on_first_device(functions, params)
 
 
 def picture(seed):
@@ -48,21 +48,21 @@ def speech(seed):
 
 
 @pytest.fixture(scope="module")
-def expected(bundle):
+def expected(pipeline):
     """Frames of two plain sessions, [2, chunks * F, H, W, 3]."""
     clips = []
     for seed in (1, 2):
-        session = session_lib.Session(bundle, picture(seed), seed=seed)
+        session = session_lib.Session(pipeline, picture(seed), seed=seed)
         session.push_audio(speech(seed))
         session.end_audio()
         clips.append(np.concatenate([session.pull().frames for _ in range(CHUNKS)]))
     return np.stack(clips)
 
 
-def windows(bundle, seed):
+def windows(pipeline, seed):
     """What the models hear in each chunk."""
-    sound = np.pad(speech(seed), (bundle.before, bundle.after))
-    length = bundle.before + STEP + bundle.after
+    sound = np.pad(speech(seed), (pipeline.before, pipeline.after))
+    length = pipeline.before + STEP + pipeline.after
     return [sound[i * STEP : i * STEP + length] for i in range(CHUNKS)]
 
 
@@ -75,18 +75,17 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
-def test_every_placement_gives_the_frames_of_a_session(bundle, expected, name):
+def test_every_placement_gives_the_frames_of_a_session(pipeline, expected, name):
     count, arguments = PLACEMENTS[name]
     devices = jax.devices()[:count]
-    backend = devices_lib.ModelBackend(
-        bundle, devices_lib.Placement(**arguments), devices
-    )
+    placed = pipeline.placed(pipeline_lib.Placement(**arguments), devices)
+    backend = devices_lib.PipelineBackend(placed)
     lane = backend.lane(2)
     # The second stream comes into the first one's running batch, in the place of a third.
     backend.begin(lane, 0, picture(3), 3, 0)
     backend.begin(lane, 0, picture(1), 1, 0)
     poses, clear = np.full(2, backend_lib.AUTO, np.int32), np.zeros(2, bool)
-    heard, clips = [windows(bundle, seed) for seed in (1, 2)], [[], []]
+    heard, clips = [windows(pipeline, seed) for seed in (1, 2)], [[], []]
     silence = np.zeros_like(heard[0][0])
     for tick in range(CHUNKS + 1):
         if tick == 1:
@@ -105,7 +104,7 @@ def test_every_placement_gives_the_frames_of_a_session(bundle, expected, name):
     assert np.abs(expected[0].astype(int) - expected[1].astype(int)).mean() > 5
 
 
-def test_a_call_with_models(net, bundle):
+def test_a_call_with_models(net, pipeline):
     """Through engine, protocol and socket: the frames of a plain session, one by one."""
     pytest.importorskip("aiohttp")
     from tm_jax.serving import app
@@ -117,7 +116,7 @@ def test_a_call_with_models(net, bundle):
     from tm_jax.serving import pictures
     from tm_jax.serving import security
 
-    backend = devices_lib.ModelBackend(bundle)
+    backend = devices_lib.PipelineBackend(pipeline)
     capacity.measure(backend, 1)  # Compiles, as a server does before its first caller.
     motor = engine.Engine(backend)
     faces = [pictures.character("x", "X", picture(5))]
@@ -170,11 +169,11 @@ def test_poses_and_interruption_decide_the_mode():
 )
 def test_placements_that_cannot_be(count, arguments, message):
     with pytest.raises(ValueError, match=message):
-        devices_lib.Placement(**arguments).meshes(jax.devices()[:count])
+        pipeline_lib.Placement(**arguments).meshes(jax.devices()[:count])
 
 
 def test_wrong_words_are_explained():
     with pytest.raises(ValueError, match="self-contained or disaggregated"):
-        devices_lib.Placement(mode="apart")
+        pipeline_lib.Placement(mode="apart")
     with pytest.raises(ValueError, match="at least 1"):
-        devices_lib.Placement(sequence=0)
+        pipeline_lib.Placement(sequence=0)

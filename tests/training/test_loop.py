@@ -242,7 +242,7 @@ def test_the_mesh_of_the_settings(uninterrupted, tmp_path):
     kernel = loop.run(_stage(sample=sample), str(tmp_path), _STEPS, config)["kernel"]
     assert set(places) == {(1, 2)}
     np.testing.assert_allclose(kernel, uninterrupted[0], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="there is no axis 'fdsp'"):
+    with pytest.raises(ValueError, match="unknown axis 'fdsp'"):
         loop.LoopConfig(mesh="fdsp=4")
 
 

@@ -106,7 +106,7 @@ def test_a_part_in_place_of_another_is_told(tmp_path):
 
 def test_sizes_by_name():
     assert set(parts.PARTS) == {"transformer", "vae", "taehv", "text", "image", "audio"}
-    assert parts.get("taehv", "wan-1.3b").name == "taehv of size taew-2.1"
+    assert parts.get("taehv", "wan-1.3b").name == "taehv of wan-1.3b"
     assert trees.count(rules.unbox(parts.get("taehv", "taew-2.1").boxed)) == 11_315_539
     assert parts.get("vae", "pico").name == "vae of size pico"
     large = parts.get("audio", "large-lv60")

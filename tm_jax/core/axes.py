@@ -22,6 +22,8 @@ Letters stand in docstrings and in `shapes.check` specifications.
 | M | columns of a motion vector |
 """
 
+from collections.abc import Mapping, Sequence
+
 # Logical axis names of parameters, activations and caches. `parallel/rules.py`
 # maps each of them to axes of the device mesh; nothing else may name a mesh axis.
 BATCH = "batch"
@@ -31,12 +33,32 @@ CACHE = "cache"  # slots of a key/value cache
 WIDTH = "width"  # residual stream, not split inside a layer
 EMBED = "embed"  # input side of a weight matrix
 HEADS = "heads"  # attention heads, or widths that are a multiple of them
+SPREAD = "spread"  # attention heads inside self-attention, where tokens are not split
 MLP = "mlp"  # hidden width of a feed-forward layer
 VOCAB = "vocab"  # rows of a table of tokens
 CHANNELS_IN = "channels_in"  # input side of a convolution
 CHANNELS_OUT = "channels_out"  # output side of a convolution
 
 LOGICAL_AXES = (
-    BATCH, FRAMES, TOKENS, CACHE, WIDTH, EMBED, HEADS, MLP, VOCAB,
+    BATCH, FRAMES, TOKENS, CACHE, WIDTH, EMBED, HEADS, SPREAD, MLP, VOCAB,
     CHANNELS_IN, CHANNELS_OUT,
 )
+
+
+def dividing(size: int, names: Sequence[str], parts: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes that split an array axis evenly, the first that do.
+
+    Args:
+      size: Length of the array axis.
+      names: Mesh axes that the rules table gives it, in order.
+      parts: Size of every mesh axis.
+
+    Returns:
+      The longest begin of `names` whose sizes together divide `size`; empty if there is none.
+    """
+    total = 1
+    for count, name in enumerate(names):
+        total *= parts[name]
+        if size % total:
+            return tuple(names[:count])
+    return tuple(names)

@@ -339,8 +339,8 @@ _OWN = ("height", "width", "dtype", "conditioning", "audio_future_frames")
 def settings(preset: Preset) -> dict:
     """All sizes of a preset as JSON, which `with_settings` reads."""
     found = {"preset": preset.name, **{name: getattr(preset, name) for name in _OWN}}
-    for name in ("dit", *_BESIDE):
-        part = getattr(preset, name)
+    for name in ("transformer", *_BESIDE):
+        part = getattr(preset, _field(name))
         found[name] = None if part is None else dataclasses.asdict(part)
     return found
 
@@ -362,13 +362,18 @@ def with_settings(preset: Preset, changes: dict) -> Preset:
     for name, value in changes.items():
         if name in _OWN:
             new[name] = value
-        elif name not in ("dit", *_BESIDE):
-            known = ", ".join((*_OWN, "dit", *_BESIDE))
+        elif name not in ("transformer", *_BESIDE):
+            known = ", ".join((*_OWN, "transformer", *_BESIDE))
             raise ValueError(f"there is no {name!r}; choose from {known}.")
         else:
-            base = getattr(preset, name)
-            new[name] = base if value is None else _replace(base, value, name)
+            base = getattr(preset, _field(name))
+            new[_field(name)] = base if value is None else _replace(base, value, name)
     return dataclasses.replace(preset, **new)
+
+
+def _field(part: str) -> str:
+    """The field of a preset that holds the sizes of a part."""
+    return "dit" if part == "transformer" else part
 
 
 def _replace(config, changes: dict, name: str):

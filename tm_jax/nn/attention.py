@@ -1,8 +1,12 @@
-"""Attention arithmetic: scaled dot products with float32 softmax."""
+"""Attention arithmetic: scaled dot products with float32 softmax, and how devices share it."""
 
+import math
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tm_jax.core import axes
 
 # Logits of one head of one sample from which heads are taken one after another on CPU.
 _LARGE = 2**19
@@ -14,9 +18,12 @@ def attend(
 ) -> jax.Array:
     """Softmax attention.
 
+    Logits are accumulated, scaled and kept in float32, whatever the dtype of the inputs.
+
     On CPU the product is written as batched matrices with the head axis in front: XLA's CPU
     backend runs that about three times faster than the [.., L, N, K] form. Large heads are
     computed one after another, so that their logits stay near the processor: half the time.
+    Not where a mesh splits heads or tokens: a loop over a split axis gathers it.
 
     Args:
       q: Queries [*, L, N, K].
@@ -31,21 +38,85 @@ def attend(
       [*, L, N, K] in the dtype of `q`.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q = q * scale
-    if valid is None and bias is None and jax.default_backend() == "cpu":
+    if q.dtype == jnp.float32:  # Cheaper; narrower queries would be rounded once more.
+        q, scale = q * scale, 1.0
+    plain = valid is None and bias is None and _parts(axes.SPREAD) == 1
+    if plain and jax.default_backend() == "cpu":
         flat, keys, values = _fold(q, k, v)
         if flat.shape[-3] * keys.shape[-3] >= _LARGE:
-            return _head_by_head(flat, keys, values).reshape(q.shape)
+            return _head_by_head(flat, keys, values, scale).reshape(q.shape)
     q = jnp.swapaxes(q, -2, -3)  # [*, N, L, K]
     k = jnp.swapaxes(k, -2, -3)  # [*, N, S, K]
     v = jnp.swapaxes(v, -2, -3)  # [*, N, S, K]
-    mixed = _mix(q, k, v, valid, bias)
+    mixed = _mix(q, k, v, scale, valid, bias)
     return jnp.swapaxes(mixed, -2, -3)  # [*, L, N, K]
 
 
-def _mix(q, k, v, valid=None, bias=None):
-    """Scaled queries [*, L, K], keys and values [*, S, K] -> [*, L, K]."""
-    logits = jnp.einsum("...qc,...kc->...qk", q, k).astype(jnp.float32)
+def place(x: jax.Array, *names: str | None) -> jax.Array:
+    """Like flax's `with_logical_constraint`, but splits an axis only where it divides evenly.
+
+    That is what arrays need that one program hands to another, such as a cache: XLA pads
+    values inside a program, but arguments and results are never split unevenly.
+
+    Args:
+      x: Array.
+      *names: Logical name of each axis; None is whole.
+    """
+    if jax.sharding.get_abstract_mesh().empty or not nn.get_logical_axis_rules():
+        return x
+    spec = [_mesh_axes(name, size) or None for name, size in zip(names, x.shape, strict=True)]
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*spec))
+
+
+def place_context(x: jax.Array) -> jax.Array:
+    """Places keys or values [B, ..., N, K] that queries split over tokens attend to."""
+    return place(x, axes.BATCH, *(None,) * (x.ndim - 3), axes.HEADS, None)
+
+
+def place_keys(x: jax.Array) -> jax.Array:
+    """Places keys or values of self-attention, or a cache of them, [B, ..., N, K].
+
+    Heads are split over all devices that share a stream, everything else but the batch is
+    whole. From values that are split over tokens XLA makes that by an all-to-all (the
+    Ulysses form of sequence parallelism). A number of heads that does not divide is split
+    over as many mesh axes as it can be. Without an active mesh nothing happens.
+    """
+    return place(x, axes.BATCH, *(None,) * (x.ndim - 4), axes.CACHE, axes.SPREAD, None)
+
+
+def place_queries(x: jax.Array) -> jax.Array:
+    """Places queries of self-attention [B, T, P, N, K]: like keys, if their heads divide.
+
+    Otherwise they stay split over tokens, and meet keys and values whose tokens are whole.
+    """
+    return place_keys(x) if spreads(x.shape[-2]) else x
+
+
+def spreads(num_heads: int) -> bool:
+    """Whether all devices that share a stream can split so many heads among them."""
+    return num_heads % _parts(axes.SPREAD) == 0
+
+
+def _mesh_axes(name, size=0):
+    """Axes of the active mesh that split a logical axis of this size evenly (0: all)."""
+    names = dict(nn.get_logical_axis_rules()).get(name)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or names is None:
+        return ()
+    names = (names,) if isinstance(names, str) else names
+    return axes.dividing(size, names, mesh.shape)
+
+
+def _parts(name):
+    """In how many parts the active mesh splits a logical axis."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in _mesh_axes(name))
+
+
+def _mix(q, k, v, scale, valid=None, bias=None):
+    """Queries [*, L, K], keys and values [*, S, K] -> [*, L, K]."""
+    logits = jnp.einsum("...qc,...kc->...qk", q, k, preferred_element_type=jnp.float32)
+    logits = logits * scale
     if bias is not None:
         logits = logits + bias
     if valid is not None:
@@ -62,8 +133,8 @@ def _fold(q, k, v):
     return q, k, v
 
 
-def _head_by_head(q, k, v):
-    """Scaled queries [*, L, N, K], keys and values [*, S, N, K] -> [*, L, N, K]."""
+def _head_by_head(q, k, v, scale):
+    """Queries [*, L, N, K], keys and values [*, S, N, K] -> [*, L, N, K]."""
     heads = tuple(jnp.moveaxis(x, -2, 0) for x in (q, k, v))  # [N, *, L or S, K]
-    mixed = jax.lax.map(lambda head: _mix(*head), heads)
+    mixed = jax.lax.map(lambda head: _mix(*head, scale), heads)
     return jnp.moveaxis(mixed, 0, -2)

@@ -21,6 +21,8 @@ RULES = (
     (axes.WIDTH, None),
     (axes.EMBED, "fsdp"),
     (axes.HEADS, "tensor"),
+    # Outside self-attention tokens are split over "seq"; inside, heads are instead.
+    (axes.SPREAD, ("tensor", "seq")),
     (axes.MLP, "tensor"),
     (axes.VOCAB, "tensor"),
     (axes.CHANNELS_IN, None),
@@ -56,31 +58,6 @@ def make_mesh(devices=None, **sizes: int) -> Mesh:
         )
     grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of mesh axes from a text such as "fsdp=8,seq=2"; nothing for an empty one.
-
-    Raises:
-      ValueError: Unknown axis, one that stands twice, or a size below 1.
-    """
-    sizes = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, size = (p.strip() for p in part.partition("="))
-        if name not in MESH_AXES:
-            raise ValueError(
-                f"mesh {text!r}: there is no axis {name!r}; choose from "
-                f"{', '.join(MESH_AXES)}, e.g. fsdp=8,seq=2."
-            )
-        if name in sizes:
-            raise ValueError(f"mesh {text!r}: axis {name} stands twice.")
-        if not size.isdecimal() or int(size) < 1:
-            raise ValueError(
-                f"mesh {text!r}: the size of {name} must be a whole number from 1, got "
-                f"{size!r}; e.g. {name}=8."
-            )
-        sizes[name] = int(size)
-    return sizes
 
 
 @contextlib.contextmanager
@@ -138,8 +115,8 @@ def shardings(mesh: Mesh, boxed):
 def specs(sizes: Mapping[str, int], boxed):
     """Partitions of a tree whose leaves are boxed with logical axis names; needs no devices.
 
-    An axis that its mesh axes do not divide evenly is replicated: small presets have
-    widths smaller than a large mesh.
+    An axis is split over the first of its mesh axes that divide it evenly, or over none:
+    small presets have widths smaller than a large mesh.
 
     Args:
       sizes: Size of every mesh axis.
@@ -162,6 +139,6 @@ def spec(sizes: Mapping[str, int], shape: tuple[int, ...], logical: tuple) -> Pa
     kept = []
     for axis, names in enumerate(mapped):
         group = (names,) if isinstance(names, str) else (names or ())
-        parts = int(np.prod([sizes[n] for n in group]))
-        kept.append(names if shape[axis] % parts == 0 else None)
+        group = axes.dividing(shape[axis], group, sizes)
+        kept.append(group[0] if len(group) == 1 else group or None)
     return PartitionSpec(*kept)

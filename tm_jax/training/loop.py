@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import trees
+from tm_jax.parallel import mesh_flag
 from tm_jax.parallel import rules
 from tm_jax.training import alternating
 from tm_jax.training import optimizer as optimizer_lib
@@ -55,7 +56,7 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}.")
-        rules.parse_mesh(self.mesh)  # Refuses what does not exist.
+        mesh_flag.sizes(self.mesh)  # Refuses what does not exist.
 
     def make_mesh(self) -> Mesh:
         """The mesh over all devices.
@@ -63,7 +64,7 @@ class LoopConfig:
         Raises:
           ValueError: The sizes do not fit the number of devices.
         """
-        return rules.make_mesh(**rules.parse_mesh(self.mesh))
+        return rules.make_mesh(**mesh_flag.parse(self.mesh, len(jax.devices())))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

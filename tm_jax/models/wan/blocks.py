@@ -13,6 +13,8 @@ from tm_jax.nn import norms
 
 _TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
 _HEADS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.HEADS, None)
+_TEXT = (axes.BATCH, axes.TOKENS, axes.WIDTH)
+_AUDIO = (axes.BATCH, axes.FRAMES, axes.TOKENS, None)
 
 
 @flax.struct.dataclass
@@ -81,22 +83,22 @@ class CrossAttention(nn.Module):
         """Keys and values that never change in a stream, by source name."""
         result = {}
         if self.config.text_width is not None:
-            result["text"] = KeyValue(
-                k=self.split(self.norm_k(self.k(text))), v=self.split(self.v(text))
-            )
+            text = nn.with_logical_constraint(text, _TEXT)
+            result["text"] = self._keys(self.norm_k(self.k(text)), self.v(text))
         if self.config.image_width is not None:
-            result["image"] = KeyValue(
-                k=self.split(self.norm_k_image(self.k_image(image))),
-                v=self.split(self.v_image(image)),
-            )
+            image = nn.with_logical_constraint(image, _TEXT)
+            result["image"] = self._keys(self.norm_k_image(self.k_image(image)), self.v_image(image))
         return result
 
     def audio(self, tokens: jax.Array) -> KeyValue:
         """Keys and values of audio tokens [B, T, A, E] -> [B, T, A, N, K]."""
-        return KeyValue(
-            k=self.split(self.norm_k_audio(self.k_audio(tokens))),
-            v=self.split(self.v_audio(tokens)),
-        )
+        tokens = nn.with_logical_constraint(tokens, _AUDIO)
+        return self._keys(self.norm_k_audio(self.k_audio(tokens)), self.v_audio(tokens))
+
+    def _keys(self, k, v) -> KeyValue:
+        """Keys and values [..., D], made token by token, -> [..., N, K], whole for all queries."""
+        k, v = (attention.place_context(self.split(x)) for x in (k, v))
+        return KeyValue(k=k, v=v)
 
     def __call__(self, x, context: dict, audio: KeyValue, face_mask) -> jax.Array:
         """Residual update of tokens [B, T, P, D].
@@ -180,7 +182,9 @@ class Block(nn.Module):
         q = nn.with_logical_constraint(split(self.norm_q(self.q(y))), _HEADS)
         k = nn.with_logical_constraint(split(self.norm_k(self.k(y))), _HEADS)
         v = nn.with_logical_constraint(split(self.v(y)), _HEADS)
-        y = self.o(pattern(q, k, v).reshape(x.shape))
+        q, k, v = attention.place_queries(q), attention.place_keys(k), attention.place_keys(v)
+        y = nn.with_logical_constraint(pattern(q, k, v), _HEADS)
+        y = self.o(y.reshape(x.shape))
         x = _residual(x, gate1 * y)
 
         x = _residual(x, self.cross(self.cross_norm(x), context, audio, face_mask))

@@ -55,15 +55,37 @@ def _flat(x):
     return x.reshape(*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:])
 
 
+def _rotate(x, angle):
+    """Rotates frames [*, T, P, N, K] by angles [T * P, K / 2]."""
+    return rope.apply(x, angle.reshape(*x.shape[-4:-2], -1))
+
+
+def _mix(q, k, v, valid=None):
+    """Attention of frames that share their keys.
+
+    Args:
+      q: Rotated queries [*, T, P, N, K].
+      k: Rotated keys [*, S, N, K].
+      v: Values [*, S, N, K].
+      valid: Boolean, broadcasts to [*, 1, 1, S].
+
+    Returns:
+      [*, T, P, N, K].
+    """
+    if attention.spreads(q.shape[-2]):
+        return attention.attend(_flat(q), k, v, valid).reshape(q.shape)
+    # Tokens of a frame are split over devices: frames that became one sequence would not be.
+    if valid is not None and valid.ndim > 3:
+        valid = valid[..., None, :, :, :]  # [*, 1, 1, 1, S]
+    return attention.attend(q, k[..., None, :, :, :], v[..., None, :, :, :], valid)
+
+
 def bidirectional(grid: Grid):
     """Every token attends to every token; frame t has time t. The teacher's pattern."""
 
     def attend(q, k, v):
         angle = grid.angles(range(q.shape[1]), q.shape[-1])
-        mixed = attention.attend(
-            rope.apply(_flat(q), angle), rope.apply(_flat(k), angle), _flat(v)
-        )
-        return mixed.reshape(q.shape)
+        return _mix(_rotate(q, angle), rope.apply(_flat(k), angle), _flat(v))
 
     return attend
 
@@ -103,8 +125,7 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_ti
         always = keys.shape[-3] - previous_k.shape[-3]
         slot = jnp.arange(keys.shape[-3])
         valid = jnp.logical_or(slot < always, filled)  # [*, 1, 1, S]
-        mixed = attention.attend(rope.apply(_flat(q), here), keys, values, valid)
-        return mixed.reshape(q.shape)
+        return _mix(_rotate(q, here), keys, values, valid)
 
     return attend
 

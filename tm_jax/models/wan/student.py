@@ -5,12 +5,10 @@ Rotary positions are relative to that window and the cache keeps keys before rot
 chunk one million computes exactly what chunk two does, in the same static shapes.
 """
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from tm_jax.core import axes
 from tm_jax.diffusion import flow
 from tm_jax.diffusion import samplers
 from tm_jax.models.wan import blocks
@@ -18,9 +16,9 @@ from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
+from tm_jax.nn import attention
 
 POLICIES = ("clean", "per_step")
-_SLOTS = (axes.BATCH, axes.CACHE, axes.HEADS, None)
 
 
 @flax.struct.dataclass
@@ -49,8 +47,7 @@ def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
     """[B, T, P, N, K] -> [B, T * P, N, K], placed like a cache."""
 
     def one(x):
-        x = x.reshape(x.shape[0], -1, *x.shape[3:])
-        return nn.with_logical_constraint(x, _SLOTS)
+        return attention.place_keys(x.reshape(x.shape[0], -1, *x.shape[3:]))
 
     return jax.tree.map(one, state)
 
@@ -100,8 +97,8 @@ def begin(
     def empty():
         return [
             jax.tree.map(
-                lambda x: jnp.zeros(
-                    (batch, x.shape[1] * latents_per_chunk, *x.shape[2:]), x.dtype
+                lambda x: attention.place_keys(
+                    jnp.zeros((batch, x.shape[1] * latents_per_chunk, *x.shape[2:]), x.dtype)
                 ),
                 layer,
             )
