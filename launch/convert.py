@@ -2,8 +2,11 @@
 
   python launch/convert.py --part=transformer --preset=wan-1.3b \
     --source=Wan2.1-T2V-1.3B --out=weights/transformer
+  python launch/convert.py --part=transformer --preset=wan-1.3b \
+    --source=hf:gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt --out=weights/transformer
 
-Headers are checked before anything is written; --dry_run stops there.
+Headers are checked before anything is written; --dry_run stops there (after it has fetched what
+lies on the Hub). docs/weights.md lists what is read.
 """
 
 import pathlib
@@ -18,6 +21,7 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 _PART = flags.DEFINE_string(
     "part", "transformer", "Model: transformer, vae, taehv, text, image or audio."
@@ -27,8 +31,12 @@ _PRESET = flags.DEFINE_string(
     "such as large-lv60 for audio.",
 )
 _SOURCE = flags.DEFINE_string(
-    "source", None, "File or folder of the part, or a published folder of all parts.",
-    required=True,
+    "source", None, "File or folder of the part, or a published folder of all parts; "
+    "hf:OWNER/NAME[/PATH][@REVISION] fetches them from the Hugging Face Hub.", required=True,
+)
+_STATE = flags.DEFINE_string(
+    "state", None, "Dictionary of tensors to read where a PyTorch checkpoint holds several, such "
+    "as generator; by default the moving average (generator_ema), else what it averages.",
 )
 _LAYOUT = flags.DEFINE_string(
     "layout", "auto", "Layout of the source, such as original; auto tells it by its names."
@@ -56,11 +64,16 @@ def main() -> None:
     import jax.numpy as jnp
 
     from tm_jax.weights import convert
+    from tm_jax.weights import hub
     from tm_jax.weights import parts
 
+    part, source, facts = parts.get(_PART.value, _PRESET.value), _SOURCE.value, {}
+    if hub.is_spec(source):
+        found = weights.fetch(source, part.places)
+        source, facts = found.path, {"source": found.origin}
     report = convert.convert(
-        parts.get(_PART.value, _PRESET.value), _SOURCE.value, _OUT.value,
-        layout=_LAYOUT.value, to=_TO.value,
+        part, source, _OUT.value, facts=facts,
+        layout=_LAYOUT.value, to=_TO.value, state=_STATE.value,
         dtype=jnp.dtype(_DTYPE.value) if _DTYPE.value else None,
         shard_bytes=int(_SHARD_GB.value * 1e9), dry_run=_DRY_RUN.value,
     )

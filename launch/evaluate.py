@@ -14,6 +14,7 @@ plots and videos into --out. The last measures any video of a face.
 
 import functools
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -26,15 +27,19 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
+from tm_jax.weights import hub
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
 _WEIGHTS = flags.DEFINE_multi_string(
     "weights", [], "LABEL=FOLDER of an arm, or FOLDER of the student; by default the shipped "
     "weights are the student. Parts that a folder lacks are those of the student. "
-    "FOLDER@STEPS or FOLDER@STEPS,POLICY samples in another way than the preset.",
+    "FOLDER@STEPS or FOLDER@STEPS,POLICY samples in another way than the preset. A FOLDER may be "
+    "hf:OWNER/NAME[/PATH][@REVISION] of the Hugging Face Hub.",
 )
 _TEACHER = flags.DEFINE_string(
-    "teacher", None, "Folder with the teacher's weights; parts that it lacks are the student's."
+    "teacher", None, "Folder with the teacher's weights, or hf:OWNER/NAME[/PATH][@REVISION]; parts "
+    "that it lacks are the student's."
 )
 _STEPS = flags.DEFINE_integer("teacher_steps", 50, "Steps of the teacher.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
@@ -65,6 +70,7 @@ _VIDEOS = flags.DEFINE_integer("videos", 4, "Scenes written as videos side by si
 _VIDEO = flags.DEFINE_string("video", None, "Measures this video of a face, and nothing else.")
 _SYNCNET = flags.DEFINE_string("syncnet", None, "Published weights of SyncNet, for --video.")
 
+_HOW = re.compile(r"@\d{1,3}(,\w+)?$")
 _RESERVED = ("teacher", "truth", "autoencoder", "static")
 
 
@@ -76,11 +82,21 @@ def _labels() -> dict[str, str | None]:
         label = label if separator else "student"
         if label in _RESERVED or (label in found and found[label] is not None):
             raise ValueError(f"--weights={text}: the label {label!r} is taken.")
-        place = folder.partition("@")[0]
+        place, how = _place(folder)
         if not place or not pathlib.Path(place).is_dir():
             raise FileNotFoundError(f"--weights={text}: {place!r} is not a folder.")
-        found[label] = folder
+        found[label] = place + how
     return found
+
+
+def _place(text: str) -> tuple[str, str]:
+    """The local folder of FOLDER@STEPS,POLICY, and what stands from the @ on."""
+    if not hub.is_spec(text):
+        place, at, how = text.partition("@")
+        return place, at + how
+    how = _HOW.search(text)  # A revision stands behind an @ too.
+    how = how[0] if how else ""
+    return weights.local(text.removesuffix(how)), how
 
 
 def _sampled(bundle, folder: str | None):
@@ -121,7 +137,7 @@ def _small(labels: dict) -> tuple:
             chunks=_CHUNKS.value, steps=_STEPS.value, guidance=_GUIDANCE.value
         )
         made["teacher"] = arms.Streamed(functools.partial(
-            teacher.Session, variants.with_parts(bundle, _TEACHER.value),
+            teacher.Session, variants.with_parts(bundle, weights.local(_TEACHER.value)),
             velocity=rollouts.teacher_velocity, plan=plan,
         ))  # fmt: skip
     for label, folder in labels.items():
@@ -146,7 +162,7 @@ def _full(labels: dict) -> tuple:
         options = {
             "sampler": "teacher", "steps": _STEPS.value, "guidance": _GUIDANCE.value
         }
-        bundle, make = loading.prepare(_PRESET.value, _TEACHER.value, options)
+        bundle, make = loading.prepare(_PRESET.value, weights.local(_TEACHER.value), options)
         made["teacher"] = arms.Streamed(functools.partial(make, bundle))
     return made, student
 

@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 _IMAGE = flags.DEFINE_string("image", None, "Picture of the character.", required=True)
 _AUDIO = flags.DEFINE_string("audio", None, "Sound file, or a video with sound.")
@@ -36,7 +37,10 @@ _OTHER_AUDIO = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", "clip.mp4", "MP4 file to write.")
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "Weights to use instead of the preset's own.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Folder of weights to use instead of the preset's own, or "
+    "hf:OWNER/NAME[/PATH][@REVISION] of the Hugging Face Hub.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 _MODE = flags.DEFINE_enum(
     "mode", "auto", ["auto", "speak", "listen"], "What to do; auto follows the sound."
@@ -90,10 +94,11 @@ def main() -> None:
     offline.check(
         _IMAGE.value, _AUDIO.value, _OUT.value, _MODE.value, _SECONDS.value, _OTHER_AUDIO.value
     )
+    folder = weights.local(_WEIGHTS.value)
     common.cache_compilations()
     from tm_jax.inference import loading
 
-    models, session_factory = loading.prepare(_PRESET.value, _WEIGHTS.value, options)
+    models, session_factory = loading.prepare(_PRESET.value, folder, options)
     if _OTHER_AUDIO.value is not None and not models.functions.partner:
         raise ValueError(
             f"--other_audio: preset {_PRESET.value} takes the character's own sound alone; nano "

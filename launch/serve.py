@@ -26,11 +26,15 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to bind; others need TM_JAX_TOKEN.")
 _PORT = flags.DEFINE_integer("port", 8080, "Port; 0 takes any free one.", 0, 65535)
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "Weights to use instead of the preset's own.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Folder of weights to use instead of the preset's own, or "
+    "hf:OWNER/NAME[/PATH][@REVISION] of the Hugging Face Hub.",
+)
 _PROMPT = flags.DEFINE_string("prompt", None, "wan-1.3b, tm-18b: what the video shows.")
 _DECODER = flags.DEFINE_enum(
     "decoder", None, ["wan", "tiny"], "wan-1.3b, tm-18b: Wan's own decoder (default), or the "
@@ -104,7 +108,7 @@ def _engine():
     placement = pipeline.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
     devices = jax.devices()[: _DEVICES.value] if _DEVICES.value else None
     models = loading.load(
-        _PRESET.value, _WEIGHTS.value, placement=placement, devices=devices,
+        _PRESET.value, weights.local(_WEIGHTS.value), placement=placement, devices=devices,
         prompt=_PROMPT.value, decoder=_DECODER.value, aspect=common.aspect(_ASPECT.value),
     )
     backend = devices_lib.PipelineBackend(models)

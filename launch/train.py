@@ -26,10 +26,12 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
+from launch import weights
 
 from tm_jax.configs import overrides
 from tm_jax.configs import stored
 from tm_jax.models import presets
+from tm_jax.weights import hub
 
 STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).
@@ -53,6 +55,9 @@ _CONFIG = flags.DEFINE_string(
     "config", None, "Settings of an earlier run, WORKDIR/NAME/config.json; flags come on top."
 )
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model."
+)
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
 _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. sample_every=50.")
 _EXPORT = flags.DEFINE_string(
@@ -60,7 +65,8 @@ _EXPORT = flags.DEFINE_string(
 )
 _START = flags.DEFINE_string(
     "start", None, "Weight file of the trained part to start from, e.g. the shipped "
-    "tm_jax/assets/nano/audio.safetensors to go on with other speech.",
+    "tm_jax/assets/nano/audio.safetensors to go on with other speech; or "
+    "hf:OWNER/NAME/PATH[@REVISION] of the Hugging Face Hub.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check and print the settings, the shape, size and sharding of every "
@@ -93,9 +99,10 @@ def _resolve() -> dict:
 
     corpus = _CORPUS.value or str(pathlib.Path(_WORKDIR.value or ".") / "corpus")
     values = record.get("settings", {})
-    settings = stored.fill(
-        run.config(stage, corpus), _without(values, "corpus") if _CORPUS.present else values
-    )
+    data = _DATA.value or values.get("data", {}).get("path")
+    values = _without(values, "path") if _DATA.present else values
+    values = _without(values, "corpus") if _CORPUS.present else values
+    settings = stored.fill(run.config(stage, corpus, data), values)
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
     flagged = {name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present}
     loop_config = dataclasses.replace(loop_config, **flagged)
@@ -114,7 +121,10 @@ def _plan(record: dict) -> None:
 
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
     sizes = mesh_flag.sizes(record["loop"].mesh)
-    plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": _START.value})
+    plan.check_files(stage, _WORKDIR.value, {
+        "corpus": _CORPUS.value, "data": _DATA.value,
+        "start": None if hub.is_spec(_START.value) else _START.value,
+    })
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
     print(plan.render(rows, sizes))
@@ -152,7 +162,7 @@ def main() -> None:
     common.cache_compilations()
     finished = run.train(
         presets.get(record["preset"]), stage, record["settings"], _WORKDIR.value, steps,
-        record["loop"], _EXPORT.value, _NAME.value, _START.value,
+        record["loop"], _EXPORT.value, _NAME.value, weights.local(_START.value),
     )
     if finished:
         print(f"{stage}: {steps} steps; weights and samples are in {folder}")

@@ -19,6 +19,7 @@ import pytest
 
 from launch import common
 import tm_jax.inference
+from tm_jax.inference import loading
 from tm_jax.core import timing as timing_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -60,13 +61,17 @@ class _Session:
         pass
 
 
-def _load(preset, weights):
+def _load(preset, weights, **options):
     if preset != "nano":
-        raise ValueError(f"unknown preset {preset!r};\n expected nano.")
+        return _LOAD(preset, weights, **options)  # Errors of others are the real ones.
     timing = timing_lib.Timing()
     return types.SimpleNamespace(
-        preset=types.SimpleNamespace(height=32, width=32, timing=timing)
+        preset=types.SimpleNamespace(height=32, width=32, timing=timing),
+        functions=types.SimpleNamespace(partner=True),
     )
+
+
+_LOAD = loading.load
 
 
 @pytest.fixture
@@ -97,12 +102,13 @@ def launch(folder, monkeypatch):
     monkeypatch.delitem(sys.modules, "launch.generate")
     monkeypatch.setattr(common, "cache_compilations", lambda: None)
     fakes = {
-        "bundle": types.SimpleNamespace(load=_load),
         "session": types.SimpleNamespace(Session=_Session),
     }
     for name, fake in fakes.items():
         monkeypatch.setitem(sys.modules, f"tm_jax.inference.{name}", fake)
         monkeypatch.setattr(tm_jax.inference, name, fake, raising=False)
+    monkeypatch.setattr(loading, "load", _load)
+    monkeypatch.setattr(loading.session, "Session", _Session)
 
     def run(*arguments):
         values(["generate", *arguments])
@@ -140,16 +146,16 @@ def test_listening_to_another_party(launch, capsys):
         (["--audio="], "audio: "),
         (["--other_audio=no.wav"], "other_audio: there is no file no.wav"),
         (["--other_audio=face.png"], "other_audio: face.png holds no sound"),
-        (["--other_audio=voice.wav", "--preset=tm-18b"], "--other_audio belongs to presets"),
+        (["--other_audio=voice.wav", "--preset=tm-18b"], "name a folder of converted ones"),
         (["--other_audio=voice.wav", "--out=voice.wav/o.mp4"], "no folder"),
         (["--out=o.avi"], "ends in .mp4"),
         (["--out=no/o.mp4"], "no folder no"),
         (["--out=voice.wav/o.mp4"], "no folder"),
-        (["--preset=mega"], "unknown preset 'mega'; expected nano."),
+        (["--preset=mega"], "unknown preset 'mega'; choose one of"),
         (["--seconds=-1"], "above 0"),
         (["--seconds=nan"], "above 0"),
         (["--noaudio"], "seconds"),
-        (["--sampler=teacher"], "--sampler belongs to presets of full size"),
+        (["--sampler=teacher"], "--sampler belongs to presets with a text encoder"),
         (["--aspect=wide"], "expected 2 numbers"),
         (["--aspect=0:1"], "above 0"),
         (["--face=0,0,1"], "expected 4 numbers"),

@@ -70,7 +70,7 @@ def test_windowed(filled):
 
     pattern = patterns.windowed(
         _GRID, k[:, 0], v[:, 0], slots(k[:, before]), slots(v[:, before]),
-        np.full((2, 1, 1, 1), filled),
+        np.full(2, filled, np.int32),
     )
     actual = pattern(q[:, here], k[:, here], v[:, here])
     for b in range(2):
@@ -166,7 +166,7 @@ def test_streams_at_different_chunks_have_sinks_at_different_times():
     time = config.View(positions="absolute").sink_time(np.array([1, 7]), _CHUNK)
     assert time.tolist() == [0, -18]
     actual = patterns.windowed(
-        _GRID, k[:, 0], v[:, 0], slots(k[:, 1:4]), slots(v[:, 1:4]), np.full((2, 1, 1, 1), True),
+        _GRID, k[:, 0], v[:, 0], slots(k[:, 1:4]), slots(v[:, 1:4]), np.array([1, 7]),
         time,
     )(q[:, 4:], k[:, 4:], v[:, 4:])
     for b in range(2):
@@ -176,5 +176,5 @@ def test_streams_at_different_chunks_have_sinks_at_different_times():
 
 
 def test_unknown_positions_are_refused():
-    with pytest.raises(ValueError, match="positions must be one of window, absolute, got 'far'"):
+    with pytest.raises(ValueError, match="positions must be one of window, rollout, absolute, got 'far'"):
         config.View(positions="far")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tm_jax.models.wan import conditioning
+from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student
 
@@ -34,14 +35,14 @@ class Streams:
         self.context = self.model.apply(
             {"params": self.params}, i["text"], i["image"], i["face_mask"], method="context"
         )
-        self._begin = jax.jit(self._begin_unjitted, static_argnums=(1,))
+        self._begin = jax.jit(self._begin_unjitted, static_argnums=(1, 2))
         self._next = {p: self.compile(p) for p in student.POLICIES}
 
-    def _begin_unjitted(self, keys, policy):
+    def _begin_unjitted(self, keys, policy, view=config.View()):
         i = self.inputs
         return student.begin(
             self.model, self.params, i["x"][:, 0], i["condition"][:, 0], self.context, keys,
-            _C, len(self.sigmas), policy,
+            _C, len(self.sigmas), policy, view,
         )
 
     def compile(self, policy):
@@ -156,6 +157,74 @@ def test_per_step_rollout_equals_the_whole_clip_at_every_step(streams, per_step,
             noisy = _renoise(streams, x0, step + 1)
     # Measured 1.2e-6.
     np.testing.assert_allclose(np.stack(latents), np.stack(x0), rtol=0, atol=_ATOL)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        {"history": 2}, {"history": 2, "keep": 1, "positions": "rollout"},
+        {"history": 3, "positions": "absolute"},
+    ],
+    ids=str,
+)
+def test_other_windows_equal_the_whole_clip(streams, clean, view):
+    """More history, a first chunk that stays, other places of the sink: cached and at once.
+
+    Five chunks, so that a window of two has rolled.
+    """
+    chunks, view = 5, config.View(**view)
+    state = streams._begin(streams.keys, "clean", view)
+    latents = []
+    for c in range(chunks):
+        x0, state = streams._next["clean"](state, *streams.chunk(c % _CHUNKS))
+        latents.append(np.asarray(x0))
+    preset = streams.pico.preset
+    height, width, _ = preset.latent_shape
+    grid = patterns.Grid(height // preset.dit.patch, width // preset.dit.patch, _C)
+    order = np.r_[0, [1 + c % _CHUNKS * _C + i for c in range(chunks) for i in range(_C)]]
+    order = np.r_[order[: 1 + (chunks - 1) * _C], order[1:]]
+    sink = streams.inputs["x"][:, :1]
+
+    @jax.jit
+    def velocity(noisy, sigma):
+        i = {**streams.inputs}
+        i.update({n: i[n][:, order] for n in ("condition", "mode", "windows")})
+        level = jnp.r_[jnp.zeros(1 + (chunks - 1) * _C), jnp.full(chunks * _C, sigma)]
+        i.update(
+            x=jnp.concatenate([sink, *latents[:-1], *noisy], 1),
+            sigma=jnp.broadcast_to(level, (_B, len(order))),
+        )
+        out, _ = streams.model.apply(
+            {"params": streams.params}, **i, method=streams.pico.touch,
+            pattern=patterns.teacher_forcing(grid, chunks, view),
+        )
+        return jnp.split(out[:, -chunks * _C :], chunks, 1)
+
+    noisy = [_noise(streams, c, 0) for c in range(chunks)]
+    for step, sigma in enumerate(streams.sigmas):
+        x0 = [x - sigma * v for x, v in zip(noisy, velocity(noisy, sigma))]
+        if step + 1 < len(streams.sigmas):
+            noisy = _renoise(streams, x0, step + 1)
+    np.testing.assert_allclose(np.stack(latents), np.stack(x0), rtol=0, atol=_ATOL)
+    assert np.abs(latents[1] - clean[0][1]).max() > 1e-3  # Not the usual window.
+
+
+def test_the_sink_stands_where_a_rollout_has_it():
+    """Latents between the sink and the current chunk, by the definition of each choice."""
+    chunk = np.arange(5)
+    for view, expected in (
+        (config.View(), [4, 4, 4, 4, 4]),
+        (config.View(positions="rollout"), [1, 4, 4, 4, 4]),
+        (config.View(positions="rollout", history=2), [1, 4, 7, 7, 7]),
+        (config.View(positions="absolute"), [1, 4, 7, 10, 13]),
+        (config.View(positions="absolute", history=2), [1, 4, 7, 10, 13]),
+    ):
+        grid = patterns.Grid(2, 2, 3)
+        first = grid.current_times(view.history)[0]
+        distance = first - np.broadcast_to(np.asarray(view.sink_time(chunk, 3)), 5)
+        np.testing.assert_array_equal(distance, expected)
+    with pytest.raises(ValueError, match="keep must be 0 ... history - 1 = 0, got 1"):
+        config.View(keep=1)
 
 
 def test_policies_differ(clean, per_step):

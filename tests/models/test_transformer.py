@@ -19,6 +19,9 @@ _B, _T = 2, 4
 _SAME, _MOVED = 2e-5, 1e-3  # Rounding measured 0 on a CPU.
 
 
+_GRID = patterns.Grid(4, 4, 3)
+
+
 def _difference(a, b):
     """Largest difference per frame, [T]."""
     return np.abs(np.float64(a) - np.float64(b)).max((0, 2, 3, 4))
@@ -27,7 +30,7 @@ def _difference(a, b):
 @pytest.fixture(scope="module")
 def forwards(pico):
     """Jitted velocity of the bidirectional model, and of one with frames on their own."""
-    grid = patterns.Grid(2, 2, 3)
+    grid = _GRID
 
     def alone(q, k, v):
         return attention.attend(q, k, v)  # Leading axes B, T: no frame sees another.
@@ -50,7 +53,7 @@ def inputs(pico):
 @pytest.fixture(scope="module")
 def initial(pico, inputs):
     """Parameters as a fresh model has them, apart from the two layers that start silent."""
-    pattern = patterns.bidirectional(patterns.Grid(2, 2, 3))
+    pattern = patterns.bidirectional(_GRID)
 
     def init(key):
         return pico.model.init(key, **inputs, pattern=pattern, method=pico.touch)["params"]
@@ -71,10 +74,15 @@ def _moved_frame(inputs, name, frame):
     return _changed(inputs, **{name: value})
 
 
-def test_a_fresh_model_shows_the_still_picture(forwards, initial, inputs):
+def test_a_fresh_model_shows_the_still_picture(pico, forwards, initial, inputs):
     both, _ = forwards
-    out = both(initial, _changed(inputs, sigma=np.ones((_B, _T), np.float32)))
-    x0 = flow.to_x0(inputs["x"], out, np.ones((_B, _T), np.float32))
+    np.testing.assert_array_equal(both(initial, inputs), 0)  # As a velocity.
+    scaled = transformer.DiT(dataclasses.replace(pico.preset.dit, reference_std=0.5))
+    sigma = np.ones((_B, _T), np.float32)
+    out, _ = jax.jit(lambda params, given: scaled.apply(
+        {"params": params}, **given, pattern=patterns.bidirectional(_GRID), method=pico.touch
+    ))(initial, _changed(inputs, sigma=sigma))
+    x0 = flow.to_x0(inputs["x"], out, sigma)  # As changes from the picture.
     # Measured 1.2e-7.
     np.testing.assert_allclose(x0, np.zeros_like(x0), rtol=0, atol=2e-6)
 
@@ -113,7 +121,9 @@ def test_only_tokens_inside_the_mask_hear(pico, inputs):
     config = pico.preset.dit
     params = {k: v for k, v in pico.params.items() if k != "blocks_1"}
     model = transformer.DiT(dataclasses.replace(config, num_layers=1))
-    mask = np.float32([[1, 0, 0, 0]] * _B)  # The upper left quarter listens.
+    mask = np.zeros((_B, 4, 4), np.float32)
+    mask[:, :2, :2] = 1  # The audio is for the upper left quarter.
+    mask = mask.reshape(_B, -1)
 
     @jax.jit
     def forward(windows):
@@ -123,8 +133,8 @@ def test_only_tokens_inside_the_mask_hear(pico, inputs):
         )[0]
 
     change = np.abs(forward(inputs["windows"]) - forward(-inputs["windows"]))
-    assert change[:, :, :2, :2].max((0, 2, 3, 4)).min() > _MOVED
-    assert change[:, :, 2:].max() == 0 and change[:, :, :, 2:].max() == 0
+    assert change[:, :, :4, :4].max((0, 2, 3, 4)).min() > _MOVED
+    assert change[:, :, 4:].max() == 0 and change[:, :, :, 4:].max() == 0
 
 
 @pytest.mark.parametrize("name", ["windows", "sigma", "mode", "x"])
@@ -176,14 +186,14 @@ def test_streams_of_a_batch_are_independent(pico, forwards, inputs):
 
 def test_rematerialisation_changes_nothing(pico, inputs):
     """Gradients with and without, through a pattern that closes over traced arrays."""
-    grid = patterns.Grid(2, 2, 3)
+    grid = _GRID
     config = dataclasses.replace(pico.preset.dit, num_layers=1)
     params = {k: v for k, v in pico.params.items() if k != "blocks_1"}
     small = {
         k: v[:1, :3] if k in ("x", "condition", "sigma", "mode", "windows") else v[:1]
         for k, v in inputs.items()
     }
-    slots = np.random.default_rng(4).standard_normal((4, 1, 12, 2, 16)).astype(np.float32)
+    slots = np.random.default_rng(4).standard_normal((4, 1, 48, 4, 8)).astype(np.float32)
 
     def gradient(remat):
         model = transformer.DiT(config, remat=remat)
@@ -193,8 +203,7 @@ def test_rematerialisation_changes_nothing(pico, inputs):
         def of(args):
             params, cache = args
             pattern = patterns.windowed(
-                grid, cache[0][:, :4], cache[1][:, :4], cache[2], cache[3],
-                jnp.ones((1, 1, 1, 1), bool),
+                grid, cache[0][:, :16], cache[1][:, :16], cache[2], cache[3], 1
             )
             out, _ = model.apply({"params": params}, **small, pattern=pattern, method=pico.touch)
             return jnp.sum(jnp.sin(out))

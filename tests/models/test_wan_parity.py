@@ -123,7 +123,7 @@ def test_student_window_that_sees_everything():
         sink, previous = slice(0, 1), slice(1, 1 + chunk)
         attend = patterns.windowed(
             grid, flat(k[:, sink]), flat(v[:, sink]), flat(k[:, previous]),
-            flat(v[:, previous]), True,
+            flat(v[:, previous]), 1,
         )
         now = slice(1 + chunk, None)
         return jnp.concatenate([early, attend(q[:, now], k[:, now], v[:, now])], 1)

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tm_jax.core import axes
+from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import config
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student
@@ -98,7 +99,7 @@ def _teacher(net, sizes):
 
 
 def _begin(net, sizes, policy):
-    """Context, sound of a chunk and the state of streams; their cache is not empty."""
+    """Embedded inputs of a chunk and the state of streams; their cache is not empty."""
     mesh = _mesh(sizes)
     keys = jax.vmap(jax.random.key)(jnp.arange(_B))
 
@@ -107,7 +108,10 @@ def _begin(net, sizes, policy):
         context = net.model.apply(
             variables, i["text"], i["image"], i["face_mask"], method="context"
         )
-        audio = net.model.apply(variables, i["windows"][:, 1:], method="audio")
+        given = conditioning.Conditioning(
+            channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
+        )
+        given = net.model.apply(variables, given, context, method="embed")
         state = student.begin(
             net.model, params, i["x"][:, 0], i["condition"][:, 0], context, keys, _C, 1, policy
         )
@@ -115,7 +119,7 @@ def _begin(net, sizes, policy):
         filled = jax.tree.map(
             lambda x: attention.place_keys(jnp.concatenate([x] * _C, 1)), state.sink
         )
-        return context, audio, state.replace(previous=(filled,), chunk=state.chunk + 1)
+        return given, state.replace(previous=(filled,), chunk=state.chunk + 1)
 
     with rules.use(mesh):
         return jax.jit(begin)(*net.placed(mesh))
@@ -127,20 +131,20 @@ def _chunk(net, sizes):
     mesh = _mesh(sizes)
     params, i = net.placed(mesh)
     # One device begins, for fewer programs.
-    context, audio, state = jax.device_put(
+    given, state = jax.device_put(
         _begin(net, _ALONE, "clean"), NamedSharding(mesh, PartitionSpec())
     )
     with rules.use(mesh):
         cache = jax.tree.map(attention.place_keys, (state.sink, state.previous))
     state = state.replace(sink=cache[0], previous=cache[1])
 
-    def chunk(params, state, context, audio, i):
+    def chunk(params, state, given, i):
         return student.chunk_pass(
             net.model, params, state, 0, i["x"][:, 1:], i["sigma"][:, 0],
-            i["condition"][:, 1:], i["mode"][:, 1:], context, audio,
+            given,
         )
 
-    return _compiled(mesh, chunk, params, state, context, audio, i)
+    return _compiled(mesh, chunk, params, state, given, i)
 
 
 @functools.cache
@@ -217,13 +221,16 @@ def test_training_with_teacher_forcing(net):
 def test_the_cache_is_placed_by_the_rules_and_donated(net, shape, heads):
     net, mesh = net(shape), _mesh(_BOTH)
     params, i = net.placed(mesh)
-    context, _, state = _begin(net, _BOTH, "per_step")
+    given, state = _begin(net, _BOTH, "per_step")
+    context = given.context
 
     @functools.partial(jax.jit, donate_argnums=1)
     def chunk(params, state, context, i):
+        chunk = conditioning.Conditioning(
+            channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
+        )
         return student.next_chunk(
-            net.model, params, state, i["condition"][:, 1:], i["windows"][:, 1:],
-            i["mode"][:, 1:], context, (1.0,), "per_step",
+            net.model, params, state, chunk, context, (1.0,), "per_step",
         )
 
     before = jax.tree.leaves((state.sink, state.previous))

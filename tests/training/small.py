@@ -20,7 +20,9 @@ def preset(name: str = "pico", num_steps: int = 2, policy: str = "clean") -> pre
     """A miniature preset with one layer."""
     found = presets.get(name)
     dit = dataclasses.replace(found.dit, num_layers=1)
-    return dataclasses.replace(found, dit=dit).with_student(num_steps, policy)
+    return dataclasses.replace(found, dit=dit).with_student(
+        num_steps=num_steps, policy=policy
+    )
 
 
 def models(name: str = "pico", num_steps: int = 2, policy: str = "clean"):

@@ -89,7 +89,7 @@ def test_every_sample_has_a_start_a_coin_and_an_exit_of_its_own(students, policy
     assert np.abs(alone[1][1] - alone[3][1]).max() > 0.01  # The coin matters.
 
 
-@pytest.mark.parametrize("view", [{"sink": False}, {"positions": "absolute"}])
+@pytest.mark.parametrize("view", [{"sink": False}, {"positions": "absolute", "history": 2}])
 def test_every_view_is_the_same_in_rollout_exit_and_whole_clip(students, view):
     """Training at once, training on rollouts and streams see the same of the sink."""
     student, usual = Student(students["clean"].params, "clean", **view), students["clean"]

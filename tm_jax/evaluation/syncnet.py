@@ -183,7 +183,7 @@ class SyncNet:
 
 def _convert(path: str) -> dict:
     """Variables by part from a checkpoint; every tensor is used once and has the right shape."""
-    entries = pickled.read_header(path)
+    entries = pickled.read_header(path).entries
     entries = {k: v for k, v in entries.items() if not k.endswith("num_batches_tracked")}
     result, used = {}, set()
     for part, (stack, dense) in _PARTS.items():

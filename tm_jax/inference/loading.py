@@ -19,6 +19,7 @@ from tm_jax.inference import teacher_session
 from tm_jax.models import presets
 from tm_jax.models.umt5 import encoder as umt5
 from tm_jax.parallel import rules
+from tm_jax.weights import hub
 
 DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")
@@ -40,7 +41,8 @@ def load(
 
     Args:
       preset: Name in `presets.PRESETS`.
-      weights: Folder with weights; by default those that come with the package.
+      weights: Folder with weights, or `hf:OWNER/NAME[/PATH][@REVISION]` of the Hugging Face
+        Hub (`weights.hub`); by default those that come with the package.
       prompt: What the video shows; `PROMPT` by default. For presets with a text encoder.
       negative: What guidance leads away from; used by the teacher alone.
       decoder: "wan" (default) or "tiny", for presets with a second, faster decoder.
@@ -55,6 +57,7 @@ def load(
       ValueError: Unknown preset or decoder, or files that do not fit the sizes.
       FileNotFoundError: No such weights.
     """
+    weights = hub.resolve(weights)
     base = presets.get(preset)
     if base.motion is not None:
         return _puppet(preset, weights, prompt, decoder, aspect, placement, devices)

@@ -25,8 +25,10 @@ class StudentConfig:
       policy: Cache policy, "clean" or "per_step".
       temperature: Factor of the sampler's noise. At 1 mouths vary as much as people's do with
         the same sound; below, they follow the sound more closely.
-      sink: Whether chunks see the reference picture's keys and values.
-      positions: Where the sink stands in time, "window" or "absolute" (`dit_config.View`).
+      sink: Whether chunks attend to the reference picture's keys and values.
+      positions: Where the sink stands in time (`dit_config.View`).
+      history: Chunks before the current one that it attends to.
+      keep: How many of them are the first ones of the stream for ever.
     """
 
     num_steps: int = 2
@@ -34,6 +36,8 @@ class StudentConfig:
     temperature: float = 1.0
     sink: bool = True
     positions: str = "window"
+    history: int = 1
+    keep: int = 0
 
     def __post_init__(self):
         if self.policy not in ("clean", "per_step"):
@@ -42,12 +46,14 @@ class StudentConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
         if not 0 <= self.temperature <= 1:
             raise ValueError(f"temperature must be in 0..1, got {self.temperature}.")
-        dit_config.View(positions=self.positions)  # Refuses what does not exist.
+        assert self.view  # Refuses what does not exist.
 
     @property
     def view(self) -> dit_config.View:
-        """What chunks see of the sink."""
-        return dit_config.View(sink=self.sink, positions=self.positions)
+        """The window."""
+        return dit_config.View(
+            sink=self.sink, positions=self.positions, history=self.history, keep=self.keep
+        )
 
     @property
     def facts(self) -> dict[str, str]:
@@ -60,6 +66,9 @@ class StudentConfig:
             facts["sink"] = "no"
         if self.positions != "window":
             facts["positions"] = self.positions
+        for name in ("history", "keep"):
+            if getattr(self, name) != getattr(StudentConfig, name):
+                facts[name] = str(getattr(self, name))
         return facts
 
 
@@ -183,22 +192,19 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_student(
-        self, num_steps: int | None = None, policy: str | None = None,
-        sink: bool | None = None, positions: str | None = None,
-    ):
+    def with_student(self, **changes) -> "Preset":
         """This preset with another few-step sampler; None keeps what it has.
 
+        Args:
+          **changes: Fields of `StudentConfig`.
+
         Raises:
-          ValueError: No such policy, positions or number of steps.
+          ValueError: A value that the student cannot have.
         """
-        changes = {
-            "num_steps": num_steps, "policy": policy, "sink": sink, "positions": positions
-        }
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
 
-    def trained(self, facts: dict[str, str]):
+    def trained(self, facts: dict[str, str]) -> "Preset":
         """This preset with the sampler that weights were trained for.
 
         Args:
@@ -207,23 +213,23 @@ class Preset:
         Raises:
           ValueError: A sampler that does not exist.
         """
-        steps = facts.get("num_steps")
-        if steps is not None and not steps.isdigit():
-            raise ValueError(f"num_steps must be a number, got {steps!r}.")
-        preset = self.with_student(
-            steps and int(steps), facts.get("policy"),
-            False if facts.get("sink") == "no" else None, facts.get("positions"),
+        numbers = {}
+        for name in ("num_steps", "history", "keep"):
+            if name in facts:
+                if not facts[name].isdigit():
+                    raise ValueError(f"{name} must be a number, got {facts[name]!r}.")
+                numbers[name] = int(facts[name])
+        if "temperature" in facts:
+            try:
+                numbers["temperature"] = float(facts["temperature"])
+            except ValueError:
+                raise ValueError(
+                    f"temperature must be a number, got {facts['temperature']!r}."
+                ) from None
+        return self.with_student(
+            policy=facts.get("policy"), sink=False if facts.get("sink") == "no" else None,
+            positions=facts.get("positions"), **numbers,
         )
-        if "temperature" not in facts:
-            return preset
-        try:
-            temperature = float(facts["temperature"])
-        except ValueError:
-            raise ValueError(
-                f"temperature must be a number, got {facts['temperature']!r}."
-            ) from None
-        student = dataclasses.replace(preset.student, temperature=temperature)
-        return dataclasses.replace(preset, student=student)
 
     @property
     def lookahead_s(self) -> float:

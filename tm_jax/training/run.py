@@ -79,11 +79,8 @@ def sampled(preset: presets.Preset, stage: str, settings: Any) -> presets.Preset
     """The preset with the sampler and the view that a stage of the student trains."""
     if stage not in _STUDENTS:
         return preset
-    preset = preset.with_student(
-        settings.num_steps, settings.policy, settings.sink, settings.positions
-    )
-    student = dataclasses.replace(preset.student, temperature=settings.temperature)
-    return dataclasses.replace(preset, student=student)
+    names = ("num_steps", "policy", "sink", "positions", "history", "keep", "temperature")
+    return preset.with_student(**{name: getattr(settings, name) for name in names})
 
 
 def _published(workdir: str, stage: str, part: str) -> str:

@@ -30,7 +30,9 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
       num_steps: Steps of the student's sampler; the preset's by default.
       policy: Cache policy, "clean" or "per_step"; the preset's by default.
       sink: Whether chunks see the sink; the preset's by default.
-      positions: Where the sink stands in time, "window" or "absolute"; the preset's by default.
+      positions: Where the sink stands in time (`dit_config.View`); the preset's by default.
+      history: Chunks of the student's window before the current one; the preset's by default.
+      keep: How many of them are the first of the stream; the preset's by default.
       dropout: Condition dropout; a trajectory is computed and learned with the same ones.
       trajectories: Teacher trajectories to compute.
       teacher_steps: Steps of the teacher's sampler; a multiple of the student's steps, so
@@ -47,6 +49,8 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
     policy: str | None = None
     sink: bool | None = None
     positions: str | None = None
+    history: int | None = None
+    keep: int | None = None
     trajectories: int = 1200
     teacher_steps: int = 4
     guidance: guidance_lib.Guidance = guidance_lib.Guidance()

@@ -21,6 +21,7 @@ from tm_jax.weights import orbax_tree
 from tm_jax.weights import parts
 from tm_jax.weights import sinks
 from tm_jax.weights import sources
+from tm_jax.weights import states
 
 _FILES = (".safetensors", ".pth", ".pt")
 
@@ -102,13 +103,14 @@ class Parameters(Mapping):
         return list(mapping.names(self._rows[path][0]))
 
 
-def open_any(path: str, part: parts.Part, layout: str = "auto"):
+def open_any(path: str, part: parts.Part, layout: str = "auto", state: str | None = None):
     """Opens weights in any layout and checks them by their headers.
 
     Args:
       path: File or folder of the part, or a folder of all parts as they are published.
       part: What they should be.
       layout: "auto", "ours", "orbax" or a layout of the part.
+      state: Which of several dictionaries of a PyTorch checkpoint, see `states.choose`.
 
     Returns:
       The layout, the source, and `Parameters`.
@@ -121,9 +123,11 @@ def open_any(path: str, part: parts.Part, layout: str = "auto"):
         raise ValueError(f"layout must be one of {', '.join(allowed)}, got {layout!r}.")
     path = parts.locate(path, part)
     if layout == "orbax" or (layout == "auto" and orbax_tree.is_tree(path)):
+        if state is not None:
+            raise ValueError(f"{path}: state {state!r} is asked for; an Orbax tree has none.")
         source, layout = orbax_tree.Tree(path), "orbax"
     else:
-        source = sources.open_source(path)
+        source = states.unwrap(sources.open_source(path, state), _known(part))
     shapes = trees.flatten(rules.unbox(part.boxed))
     if layout == "auto":
         layout = detect(source, part)
@@ -142,16 +146,26 @@ def table(source: Mapping, part: parts.Part, layout: str):
     return [(p, p, "copy") for p in paths if p in source or not part.is_own(p)], ()
 
 
+def _names(part: parts.Part) -> dict[str, set[str]]:
+    """Names of the tensors of a part in every layout."""
+    names = {"ours": set(trees.flatten(rules.unbox(part.boxed)))}
+    for layout in part.layouts:
+        names[layout] = {n for row in part.rows(layout) for n in mapping.names(row[0])}
+    return names
+
+
+def _known(part: parts.Part) -> set[str]:
+    """Names of the tensors of a part in any layout."""
+    return set().union(*_names(part).values())
+
+
 def detect(source: Mapping, part: parts.Part) -> str:
     """The layout whose names a source has most of.
 
     Raises:
       ValueError: It has none of them.
     """
-    ours = set(trees.flatten(rules.unbox(part.boxed)))
-    names = {"ours": ours}
-    for layout in part.layouts:
-        names[layout] = {n for row in part.rows(layout) for n in mapping.names(row[0])}
+    names = _names(part)
     found = {layout: len(wanted & set(source)) for layout, wanted in names.items()}
     best = max(found, key=found.get)
     if not found[best]:
@@ -164,7 +178,8 @@ def detect(source: Mapping, part: parts.Part) -> str:
 
 def convert(
     part: parts.Part, path: str, out: str, *, layout: str = "auto", to: str = "ours",
-    dtype=None, shard_bytes: int = 5 * 10**9, dry_run: bool = False,
+    dtype=None, shard_bytes: int = 5 * 10**9, dry_run: bool = False, state: str | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> Report:
     """Converts weights; headers are checked before anything is written.
 
@@ -177,6 +192,8 @@ def convert(
       dtype: Dtype of floating-point tensors; None keeps them.
       shard_bytes: Size of one file in a folder.
       dry_run: Read headers and report, write nothing.
+      state: Which of several dictionaries of a PyTorch checkpoint, see `states.choose`.
+      facts: Strings for the metadata of safetensors files, such as where the source is from.
 
     Returns:
       The report.
@@ -191,7 +208,10 @@ def convert(
     ending = os.path.splitext(out)[1]
     if (to == "orbax" and ending in _FILES) or (to == "ours" and ending in _FILES[1:]):
         raise ValueError(f"{out}: layout {to} is not written as {ending}; name a folder.")
-    layout, source, ours = open_any(path, part, layout)
+    layout, source, ours = open_any(path, part, layout, state)
+    facts = {"part": part.name, **(facts or {})}
+    if source.state is not None:
+        facts["state"] = source.state
     rows = [(p, p, "copy") for p in ours]
     if to not in parts.OURS:
         rows = part.rows(to)
@@ -209,7 +229,7 @@ def convert(
             if to == "orbax":
                 _write_orbax(temporary, items, ours, rows)
             else:
-                _write(temporary, part, to, items, ours, rows, shard_bytes)
+                _write(temporary, part, to, items, ours, rows, shard_bytes, facts)
     return report
 
 
@@ -244,6 +264,11 @@ def _items(ours: Parameters, rows, part, dtype) -> dict[str, Shape]:
 
 
 def _notes(part, ours, source, layout, to) -> Iterator[str]:
+    if source.state is not None:
+        others = f"; the file also has {', '.join(source.others)}" if source.others else ""
+        yield f"state {source.state} was read{others}"
+    if source.removed:
+        yield f"names were read without {' and '.join(source.removed)}"
     own = [p for p in trees.flatten(rules.unbox(part.boxed)) if part.is_own(p)]
     here = [p for p in own if p in ours]
     if to in parts.OURS and len(here) < len(own):
@@ -262,14 +287,14 @@ def _notes(part, ours, source, layout, to) -> Iterator[str]:
         yield f"{len(unused)} tensors carry nothing and are left out: {mapping.listed(unused)}"
 
 
-def _write(path, part, to, items, ours, rows, shard_bytes):
+def _write(path, part, to, items, ours, rows, shard_bytes, facts):
     tensors = _tensors(ours, rows, items)
     if path.endswith(_FILES[1:]):
         sinks.write_pickled(path, items, tensors)
         return
     stem = "model" if to == "ours" else part.stems(to)
     sinks.write_safetensors(
-        path, items, tensors, stem=stem, limit=shard_bytes, metadata={"part": part.name}
+        path, items, tensors, stem=stem, limit=shard_bytes, metadata=facts
     )
     settings = None if to == "ours" else part.settings(to)
     if settings is not None and not path.endswith(_FILES):

@@ -51,6 +51,11 @@ class Leaf:
 class Tree(Mapping):
     """Arrays of a checkpoint by path; none is read before NumPy asks for it."""
 
+    # As `sources.Source` has them; a tree of ours is the whole checkpoint.
+    state: str | None = None
+    others: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
     def __init__(self, folder: str):
         self.path = os.path.abspath(folder)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from tm_jax.weights import sources
+from tm_jax.weights import states
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -118,11 +119,16 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(np.dtype(_STORAGES[kind]), str(key), int(count))
 
 
-def read_header(file: str) -> dict[str, sources.Entry]:
+def read_header(file: str, state: str | None = None) -> sources.Header:
     """Tensors of a checkpoint by name, none of them read.
 
+    Args:
+      file: The checkpoint.
+      state: Name of the dictionary to read where it holds several, see `states.choose`.
+
     Raises:
-      ValueError: Not a complete PyTorch checkpoint, or one that needs more than tensors.
+      ValueError: Not a complete PyTorch checkpoint, one that needs more than tensors, or one
+        without such a state.
     """
     with open(file, "rb") as stream:
         start = stream.read(4)
@@ -133,8 +139,14 @@ def read_header(file: str) -> dict[str, sources.Entry]:
         raise ValueError(
             f"{file}: expected a complete PyTorch checkpoint of plain tensors ({error})."
         ) from error
-    tensors = _state(file, content)
-    return {name: _entry(file, name, x, places) for name, x in tensors.items()}
+    found = _states(content)
+    if not found:
+        raise ValueError(f"{file}: expected a dictionary of tensors, got none.")
+    name = states.choose(file, found, state)
+    return sources.Header(
+        entries={key: _entry(file, key, x, places) for key, x in found[name].items()},
+        state=name or None, others=tuple(other for other in found if other != name),
+    )
 
 
 def _read_zip(file: str):
@@ -200,17 +212,17 @@ def _find_tensors(content) -> list[_Tensor]:
     return [tensor for item in content for tensor in _find_tensors(item)]
 
 
-def _state(file: str, content) -> dict[str, _Tensor]:
-    """The dictionary of tensors: the content itself, or the only one inside it."""
-    if isinstance(content, dict):
-        inside = [content, *(v for v in content.values() if isinstance(v, dict))]
-        found = [d for d in inside if any(isinstance(v, _Tensor) for v in d.values())]
-        if len(found) == 1:
-            return {str(k): v for k, v in found[0].items() if isinstance(v, _Tensor)}
-        if len(found) > 1:
-            keys = ", ".join(map(str, list(content)[:6]))
-            raise ValueError(f"{file}: expected one dictionary of tensors, got several ({keys}).")
-    raise ValueError(f"{file}: expected a dictionary of tensors, got none.")
+def _states(content: object) -> dict[str, dict[str, _Tensor]]:
+    """Dictionaries of tensors by name: the content itself, and those inside it."""
+    if not isinstance(content, dict):
+        return {}
+    inside = {str(k): v for k, v in content.items() if isinstance(v, dict)}
+    found = {}
+    for name, values in {states.ITSELF: content, **inside}.items():
+        tensors = {str(k): v for k, v in values.items() if isinstance(v, _Tensor)}
+        if tensors:
+            found[name] = tensors
+    return found
 
 
 def _entry(file: str, name: str, x: _Tensor, places: dict) -> sources.Entry:

@@ -23,7 +23,7 @@ DTYPES = {
     "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }
-_PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _HEADER_LIMIT = 100 * 2**20  # What the format's own library accepts.
 
 
@@ -76,11 +76,31 @@ class Entry:
         )
 
 
-class Source(Mapping):
-    """Tensors by name, from one or more files."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What stands in one file.
 
-    def __init__(self, path: str, entries: dict):
+    Attributes:
+      entries: Its tensors by name.
+      state: Name of the dictionary that holds them; None where they stand in none.
+      others: Names of its other dictionaries of tensors.
+    """
+
+    entries: dict[str, Entry]
+    state: str | None = None
+    others: tuple[str, ...] = ()
+
+
+class Source(Mapping):
+    """Tensors by name, from one or more files; `state` and `others` as in a `Header`."""
+
+    removed: tuple[str, ...] = ()  # Names are as they stand in the files, see `states.unwrap`.
+
+    def __init__(
+        self, path: str, entries: dict, state: str | None = None, others: tuple[str, ...] = ()
+    ):
         self.path = path
+        self.state, self.others = state, others
         self._entries = entries
 
     def __getitem__(self, name: str) -> Entry:
@@ -102,26 +122,31 @@ class Source(Mapping):
         return sum(entry.nbytes for entry in self._entries.values())
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, state: str | None = None) -> Source:
     """Opens a checkpoint by its header.
 
     Args:
       path: A file, an index (`*.index.json`), or a folder that holds one checkpoint.
+      state: Which one to read where a PyTorch checkpoint holds several dictionaries of
+        tensors; None for the moving average, see `states.choose`.
 
     Returns:
       Its tensors, none of them read.
 
     Raises:
       FileNotFoundError: There is no such file, or no checkpoint in the folder.
-      ValueError: A file is incomplete or of another format, or two files hold one tensor.
+      ValueError: A file is incomplete or of another format, two files hold one tensor, or
+        there is no such state.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder.")
     files, index = _files(path)
     entries: dict[str, Entry] = {}
+    header = Header(entries={})
     for file in files:
-        for name, entry in _read_header(file).items():
+        header = _read_header(file, state)
+        for name, entry in header.entries.items():
             if name in entries:
                 raise ValueError(
                     f"{file}: tensor {name} is in {entries[name].file} too; the folder must "
@@ -130,7 +155,7 @@ def open_source(path: str) -> Source:
             entries[name] = entry
     if index is not None:
         _check_index(path, index, entries)
-    return Source(path, entries)
+    return Source(path, entries, header.state, header.others)
 
 
 def _files(path: str) -> tuple[list[str], dict | None]:
@@ -143,9 +168,9 @@ def _files(path: str) -> tuple[list[str], dict | None]:
             raise ValueError(f"{path}: expected one index, got {', '.join(indices)}; name one.")
         if indices:
             return _files(indices[0])
-        for endings in ((".safetensors",), _PICKLED):
+        for endings in ((".safetensors",), PICKLED):
             found = sorted(os.path.join(path, f) for f in os.listdir(path) if f.endswith(endings))
-            if len(found) > 1 and endings == _PICKLED:
+            if len(found) > 1 and endings == PICKLED:
                 raise ValueError(f"{path}: expected one file, got {', '.join(found)}; name one.")
             if found:
                 return found, None
@@ -178,16 +203,18 @@ def _check_index(path: str, table: dict, entries: dict):
             )
 
 
-def _read_header(file: str) -> dict[str, Entry]:
-    if file.endswith(_PICKLED):
+def _read_header(file: str, state: str | None) -> Header:
+    if file.endswith(PICKLED):
         from tm_jax.weights import pickled
 
-        return pickled.read_header(file)
+        return pickled.read_header(file, state)
     if not file.endswith(".safetensors"):
         raise ValueError(
-            f"{file}: expected .safetensors or a PyTorch checkpoint ({', '.join(_PICKLED)})."
+            f"{file}: expected .safetensors or a PyTorch checkpoint ({', '.join(PICKLED)})."
         )
-    return _read_safetensors(file)
+    if state is not None:
+        raise ValueError(f"{file}: state {state!r} is asked for; .safetensors has one, unnamed.")
+    return Header(entries=_read_safetensors(file))
 
 
 def _read_safetensors(file: str) -> dict[str, Entry]:

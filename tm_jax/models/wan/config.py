@@ -1,47 +1,70 @@
-"""Sizes of the video transformer, and what its student sees of a stream."""
+"""Sizes of the video transformer, and the window of its causal student."""
 
 import dataclasses
 
-POSITIONS = ("window", "absolute")
+import jax.numpy as jnp
+
+POSITIONS = ("window", "rollout", "absolute")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """What a chunk of the student sees beside itself and the chunk before it.
+    """The window of the student: what a chunk attends to beside itself.
 
-    The defaults are what streams run; the others are there to be compared with them.
+    The defaults are the paper's; weights that others trained have other windows.
 
     Attributes:
-      sink: Whether it sees the reference picture's keys and values.
-      positions: "window": the sink stands right before the window of every chunk. "absolute":
-        it stands at the begin of the stream, ever further from the window.
+      sink: Whether it attends to the reference picture's keys and values.
+      positions: Where the sink stands on the clock of the window, of which the current chunk is
+        always the last part. "window": at 0, one latent before the oldest chunk that the window
+        has room for. "rollout": right before the oldest chunk that there is, as in a rollout
+        whose first frame is the picture. "absolute": at the begin of the stream, ever further
+        away.
+      history: Chunks before the current one that it attends to.
+      keep: How many of them are the first ones of the stream for ever, so that the others roll.
     """
 
     sink: bool = True
     positions: str = "window"
+    history: int = 1
+    keep: int = 0
 
     def __post_init__(self):
         if self.positions not in POSITIONS:
             raise ValueError(
                 f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}."
             )
+        if self.history < 1:
+            raise ValueError(f"history must be at least 1 chunk, got {self.history}.")
+        if not 0 <= self.keep < self.history:
+            raise ValueError(
+                f"keep must be 0 ... history - 1 = {self.history - 1}, got {self.keep}."
+            )
+
+    def filled(self, chunk):
+        """Chunks of the history that there are before chunk `chunk`, a number or an array."""
+        return jnp.minimum(chunk, self.history)
 
     def sink_time(self, chunk, frames: int):
         """Time of the sink on the clock of the window of a chunk.
 
-        Rotary positions act by differences alone, so this is all in which absolute positions
-        differ from those of the window: there chunk c begins at latent c * frames + 1.
+        Rotary positions act by differences alone, so this is all in which the choices differ:
+        a window of `history` chunks begins at 1, and the current chunk at
+        history * frames + 1.
 
         Args:
           chunk: Index of the chunk, a number or an array.
           frames: Latent frames of a chunk.
 
         Returns:
-          0 or, with absolute positions, like `chunk`; None if the sink is not seen.
+          A number, or like `chunk`; None if the sink is not attended to.
         """
         if not self.sink:
             return None
-        return 0 if self.positions == "window" else (1 - chunk) * frames
+        if self.positions == "window":
+            return 0
+        before = self.filled(chunk) if self.positions == "rollout" else chunk
+        return (self.history - before) * frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

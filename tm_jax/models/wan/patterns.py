@@ -3,7 +3,8 @@
 A pattern is a function of one layer's unrotated queries, keys and values, each
 [B, T, P, N, K], that returns the mixed values in the same shape. Rotary positions belong to
 the pattern, because the student's are relative to its window: the sink at time 0, the
-previous chunk at 1 ... c and the current chunk at c + 1 ... 2c, for every chunk of a stream.
+previous chunk at 1 ... c and the current chunk at c + 1 ... 2c, for every chunk of a stream
+(with h chunks of history: 1 ... hc, then hc + 1 ... (h + 1)c).
 """
 
 import dataclasses
@@ -39,15 +40,13 @@ class Grid:
         start, later = self.angles([0], head_width), self.angles([1], head_width)
         return start + jnp.asarray(time, jnp.float32)[..., None, None] * (later - start)
 
-    @property
-    def previous_times(self) -> range:
-        """Window positions of the previous chunk."""
-        return range(1, 1 + self.chunk)
+    def history_times(self, history: int) -> range:
+        """Window positions of the chunks before the current one."""
+        return range(1, 1 + history * self.chunk)
 
-    @property
-    def current_times(self) -> range:
+    def current_times(self, history: int) -> range:
         """Window positions of the current chunk."""
-        return range(1 + self.chunk, 1 + 2 * self.chunk)
+        return range(1 + history * self.chunk, 1 + (history + 1) * self.chunk)
 
 
 def _flat(x):
@@ -91,15 +90,16 @@ def bidirectional(grid: Grid):
 
 
 def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_time=0):
-    """The current chunk attends to itself, the previous chunk and the sink.
+    """The current chunk attends to itself, the chunks before it in its window and the sink.
 
     Args:
       grid: Token grid.
       sink_k: Unrotated keys of the sink, [*, P, N, K].
       sink_v: Its values.
-      previous_k: Unrotated keys of the previous chunk, [*, chunk * P, N, K].
-      previous_v: Its values.
-      filled: Boolean, broadcasts to [*, 1, 1, 1]: False where there is no previous chunk.
+      previous_k: Unrotated keys of the h chunks before, oldest first, [*, h * chunk * P, N, K].
+      previous_v: Their values.
+      filled: How many of them there are, int, broadcasts to [*]; those that are missing are
+        the oldest.
       sink_time: Result of `config.View.sink_time`, a number or broadcasts to [*]; None hides
         the sink.
 
@@ -112,9 +112,11 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_ti
         return grid.angles([sink_time], head) if static else grid.angles_at(sink_time, head)
 
     def attend(q, k, v):
-        head = q.shape[-1]
-        here = grid.angles(grid.current_times, head)
-        before = grid.angles(grid.previous_times, head)
+        head, slots = q.shape[-1], previous_k.shape[-3]
+        per_chunk = grid.chunk * grid.rows * grid.columns
+        history = slots // per_chunk
+        here = grid.angles(grid.current_times(history), head)
+        before = grid.angles(grid.history_times(history), head)
         flat_k, flat_v = _flat(k), _flat(v)
         keys = [rope.apply(flat_k, here), rope.apply(previous_k, before)]
         values = [flat_v, previous_v]
@@ -122,9 +124,11 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_ti
             keys.insert(0, rope.apply(sink_k, sink_angles(head)))
             values.insert(0, sink_v)
         keys, values = jnp.concatenate(keys, -3), jnp.concatenate(values, -3)  # [*, S, N, K]
-        always = keys.shape[-3] - previous_k.shape[-3]
-        slot = jnp.arange(keys.shape[-3])
-        valid = jnp.logical_or(slot < always, filled)  # [*, 1, 1, S]
+        age = history - jnp.arange(slots) // per_chunk  # 1 is the chunk just before.
+        count = jnp.asarray(filled)[..., None, None, None]
+        there = age <= count  # [*, 1, 1, slots]
+        always = jnp.ones((*there.shape[:-1], keys.shape[-3] - slots), bool)
+        valid = jnp.concatenate([always, there], -1)  # [*, 1, 1, S]
         return _mix(_rotate(q, here), keys, values, valid)
 
     return attend
@@ -134,12 +138,13 @@ def teacher_forcing(grid: Grid, chunks: int, view: config.View = config.View()):
     """The whole clip at once, with clean context: what a cached rollout computes.
 
     Frames stand in the order [sink, clean chunks 1 ... n-1, noisy chunks 1 ... n]. Each chunk,
-    clean or noisy, attends to itself, to the clean chunk before it and to the sink.
+    clean or noisy, attends to itself, to the clean chunks before it in its window and to the
+    sink.
 
     Args:
       grid: Token grid.
       chunks: Number n of noisy chunks.
-      view: What the student sees of the sink.
+      view: The student's window.
 
     Returns:
       Pattern for q, k, v of 1 + (2n - 1) * chunk frames.
@@ -156,22 +161,39 @@ def teacher_forcing(grid: Grid, chunks: int, view: config.View = config.View()):
         (sink_q, q), (sink_k, k), (sink_v, v) = split(q), split(k), split(v)
         here = bidirectional(grid)(sink_q, sink_k, sink_v)  # [B, 1, P, N, K]
 
+        order = jnp.asarray([*range(chunks - 1), *range(chunks)])
+        places = _history(order, view)  # [2n - 1, h]
+
         def previous(x):
-            clean = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, : chunks - 1]], 1)
-            both = jnp.concatenate([clean[:, :-1], clean], 1)  # clean, then noisy chunks
-            return _flat(both)  # [B, 2n - 1, c * P, N, K]
+            empty = jnp.zeros_like(x[:, :1])
+            clean = jnp.concatenate([empty, x[:, : chunks - 1]], 1)[:, places]
+            return clean.reshape(*clean.shape[:2], -1, *clean.shape[-2:])
 
         def sink(x):
             return jnp.repeat(_flat(x)[:, None], 2 * chunks - 1, 1)
 
-        order = jnp.asarray([*range(chunks - 1), *range(chunks)])
-        filled = (order > 0)[:, None, None, None]
         pattern = windowed(
-            grid, sink(sink_k), sink(sink_v), previous(k), previous(v), filled,
-            view.sink_time(order, c),
+            grid, sink(sink_k), sink(sink_v), previous(k), previous(v),
+            view.filled(order), view.sink_time(order, c),
         )
         rest = pattern(q, k, v)  # [B, 2n - 1, c, P, N, K]
         rest = rest.reshape(rest.shape[0], -1, *rest.shape[3:])
         return jnp.concatenate([here, rest], 1)
 
     return attend
+
+
+def _history(order: jax.Array, view: config.View) -> jax.Array:
+    """Which clean chunk, counted from 1, is in each slot of each chunk's history; 0 for none.
+
+    Args:
+      order: Index of each chunk in its stream, [M].
+      view: The student's window.
+
+    Returns:
+      [M, history], oldest first.
+    """
+    slot = jnp.arange(view.history)
+    rolling = order[:, None] - view.history + slot + 1
+    kept = jnp.where(slot < view.keep, slot + 1, rolling)
+    return jnp.maximum(jnp.where(order[:, None] >= view.history, kept, rolling), 0)

@@ -1,6 +1,7 @@
 """The sparse causal student: one chunk after another, state in, state out.
 
-Every chunk attends to itself, to the chunk before it and to the sink (the reference picture).
+Every chunk attends to itself, to the chunk before it and to the sink (the reference picture);
+weights that others trained may have longer windows (`config.View`).
 Rotary positions are relative to that window and the cache keeps keys before rotation, so
 chunk one million computes exactly what chunk two does, in the same static shapes.
 """
@@ -28,12 +29,12 @@ class StreamState:
     Attributes:
       sink: Per layer, keys and values of the reference picture, [B, P, N, K].
       previous: Per noise level kept by the cache policy (one for `clean`, one per step for
-        `per_step`), per layer: keys and values of the previous chunk, [B, S, N, K] with
-        S = latents_per_chunk * P. Zeros before the first chunk.
+        `per_step`), per layer: keys and values of the chunks before, oldest first,
+        [B, S, N, K] with S = history * latents_per_chunk * P. Zeros where there is none.
       chunk: Index of the next chunk of each stream, [B] int32.
       key: Random key of each stream, [B]; the noise of chunk i is drawn from
         fold_in(key, i), so a stream can be replayed.
-      view: What chunks see of the sink; no array.
+      view: The window; no array.
     """
 
     sink: list
@@ -68,7 +69,7 @@ def begin(
       latents_per_chunk: Latent frames per chunk.
       num_steps: Steps of the student's sampler.
       policy: "clean" or "per_step".
-      view: What chunks see of the sink.
+      view: The window.
 
     Returns:
       State before the first chunk.
@@ -94,11 +95,13 @@ def begin(
     )
     sink = [_slots(s) for s in states]
 
+    slots = latents_per_chunk * view.history
+
     def empty():
         return [
             jax.tree.map(
                 lambda x: attention.place_keys(
-                    jnp.zeros((batch, x.shape[1] * latents_per_chunk, *x.shape[2:]), x.dtype)
+                    jnp.zeros((batch, x.shape[1] * slots, *x.shape[2:]), x.dtype)
                 ),
                 layer,
             )
@@ -133,7 +136,7 @@ def chunk_pass(
     frames, height, width = x.shape[1:4]
     patch = model.config.patch
     grid = patterns.Grid(height // patch, width // patch, frames)
-    filled = (state.chunk > 0)[:, None, None, None]
+    filled = state.view.filled(state.chunk)
     sink_time = state.view.sink_time(state.chunk, frames)
 
     def pattern(layer):
@@ -195,7 +198,7 @@ def make_chunk(
     if policy == "clean":
         state = _keep_clean(model, params, state, x0, given)
     else:
-        state = state.replace(previous=tuple(kept), chunk=state.chunk + 1)
+        state = _advanced(state, kept)
     return points, estimates, state
 
 
@@ -233,7 +236,7 @@ def given_chunk(
         level = jnp.full((x0.shape[0],), sigma)
         _, states = chunk_pass(model, params, state, step, x, level, given)
         kept.append(states)
-    return state.replace(previous=tuple(kept), chunk=state.chunk + 1)
+    return _advanced(state, kept)
 
 
 def _noise(model, state, shape, temperature):
@@ -252,4 +255,25 @@ def _keep_clean(model, params, state, x0, given) -> StreamState:
     """One pass at noise level 0 writes the cache."""
     level = jnp.zeros((x0.shape[0],))
     _, states = chunk_pass(model, params, state, 0, x0, level, given)
-    return state.replace(previous=(states,), chunk=state.chunk + 1)
+    return _advanced(state, [states])
+
+
+def _advanced(state: StreamState, levels: list) -> StreamState:
+    """The state after a chunk: its keys and values enter the window of every level."""
+    view, chunk = state.view, state.chunk
+    full = (chunk >= view.history)[:, None, None, None]
+
+    def update(old, new):
+        if view.history == 1:
+            return new
+        size = new.shape[1]  # Slots of one chunk.
+        rolled = jnp.concatenate([old[:, size:], new], 1)
+        if not view.keep:
+            return rolled
+        first = jnp.concatenate([old[:, : view.keep * size], rolled[:, view.keep * size :]], 1)
+        return jnp.where(full, first, rolled)
+
+    previous = tuple(
+        jax.tree.map(update, old, new) for old, new in zip(state.previous, levels, strict=True)
+    )
+    return state.replace(previous=previous, chunk=chunk + 1)
