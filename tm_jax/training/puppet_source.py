@@ -8,8 +8,10 @@ from tm_jax.models import networks
 from tm_jax.models import presets
 from tm_jax.models.vae import config as vae_config
 from tm_jax.models.wan import conditioning as conditioning_lib
+from tm_jax.models.wan import transformer
 from tm_jax.training import batches
 from tm_jax.training import latents as latents_lib
+from tm_jax.training import rollouts
 
 
 class PuppetSource:
@@ -76,6 +78,30 @@ def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Bat
     # Latents are changes from the picture, so its own are zeros.
     sink = jnp.zeros((len(x0), *preset.latent_shape))
     return batches.Batch(x0=x0, sink=sink, conditioning=given)
+
+
+def teacher_velocity(
+    models: networks.Models, params: dict, items: dict[str, jax.Array], x: jax.Array,
+    sigma: jax.Array, windows: jax.Array, context: transformer.Context,
+) -> jax.Array:
+    """`rollouts.teacher_velocity` for streams, which have the pieces of a clip at hand.
+
+    Args:
+      models: Networks.
+      params: Parameters of the transformer.
+      items: `reference`, `expression` and `mode`, as of `assemble`.
+      x: Noisy latents of the frames after the sink, [B, T, H, W, C].
+      sigma: Noise level of each sample, [B].
+      windows: Audio windows [B, T, R, U].
+      context: Context of the streams, whose face mask is taken.
+
+    Returns:
+      [B, T, H, W, C], float32.
+    """
+    batch = assemble(
+        models.preset, {**items, "x0": x, "windows": windows, "face": context.face_mask}
+    )
+    return rollouts.teacher_velocity(models, params, batch, batch.clip, sigma)[:, 1:]
 
 
 def element_weights(
