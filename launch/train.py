@@ -104,7 +104,9 @@ def _resolve() -> dict:
     values = _without(values, "corpus") if _CORPUS.present else values
     settings = stored.fill(run.config(stage, corpus, data), values)
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
-    flagged = {name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present}
+    flagged = {
+        name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present
+    }
     loop_config = dataclasses.replace(loop_config, **flagged)
     return {
         "preset": preset.name, "stage": stage,
@@ -121,10 +123,9 @@ def _plan(record: dict) -> None:
 
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
     sizes = mesh_flag.sizes(record["loop"].mesh)
-    plan.check_files(stage, _WORKDIR.value, {
-        "corpus": _CORPUS.value, "data": _DATA.value,
-        "start": None if hub.is_spec(_START.value) else _START.value,
-    })
+    start = None if hub.is_spec(_START.value) else _START.value
+    folders = {"corpus": _CORPUS.value, "data": _DATA.value, "start": start}
+    plan.check_files(stage, _WORKDIR.value, folders)
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
     print(plan.render(rows, sizes))

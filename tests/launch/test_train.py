@@ -52,7 +52,7 @@ def test_a_dry_run_prints_settings_and_trees(launch, capsys):
     ) is None
     output = capsys.readouterr().out
     record = _record(output)
-    assert record["preset"]["dit"]["width"] == 32
+    assert record["preset"]["transformer"]["width"] == 32
     assert record["settings"]["optimizer"]["schedule"] == "wsd"
     assert record["loop"] == {**record["loop"], "mesh": "fsdp=8,tensor=2", "keep": 5}
     assert "mesh data=1, fsdp=8, seq=1, tensor=2: 16 devices" in output

@@ -80,6 +80,14 @@ def test_an_axis_that_does_not_divide_is_replicated():
     assert rules.shardings(mesh, {"w": box})["w"].spec == P("fsdp", None)
 
 
+@pytest.mark.parametrize("heads, names", [(8, ("tensor", "seq")), (6, "tensor"), (3, None)])
+def test_heads_of_a_cache_are_split_over_the_first_axes_that_divide(heads, names):
+    mesh = rules.make_mesh(seq=2, tensor=2)
+    slots = jax.ShapeDtypeStruct((2, 12, heads, 4), jnp.float32)
+    box = nn.LogicallyPartitioned(slots, (axes.BATCH, axes.CACHE, axes.SPREAD, None))
+    assert rules.shardings(mesh, {"k": box})["k"].spec == P(("data", "fsdp"), None, names, None)
+
+
 def test_constraints_take_effect():
     """Fails if `use` were the older `with mesh:` form, which linen ignores silently."""
     mesh = rules.make_mesh(fsdp=2, seq=2, tensor=2)

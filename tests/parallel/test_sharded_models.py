@@ -23,7 +23,7 @@ _MESHES = {
     "fsdp-seq-tensor": dict(data=1, fsdp=2, seq=2, tensor=2),
     "data-seq-tensor": dict(data=2, fsdp=1, seq=2, tensor=2),
 }
-_GRID = patterns.Grid(2, 2, _C)
+_GRID = patterns.Grid(4, 4, _C)
 
 
 def _mesh(name):
@@ -59,11 +59,11 @@ def test_forward(pico, alone, name):
     # Measured 2e-6.
     np.testing.assert_allclose(out, alone[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(state.k, alone[1].k, rtol=0, atol=1e-5)
-    # Keys are split over batch and heads; two heads leave nothing for "seq", so that here
-    # queries stay split over tokens. `test_sequence.py` has more of both.
+    # Keys are split over batch and heads, the four heads over both "tensor" and "seq".
+    # `test_sequence.py` has cases in which they do not divide.
     batch, frames, tokens, heads, width = state.k.shape
     parts = {s.data.shape for s in state.k.addressable_shards}
-    assert heads == 2 and parts == {(batch // 2, frames, tokens, 1, width)}
+    assert heads == 4 and parts == {(batch // 2, frames, tokens, 1, width)}
 
 
 def _rollout(pico, mesh):
@@ -107,7 +107,7 @@ def test_rollout(pico):
     for value in jax.tree.leaves((state.sink, state.previous)):
         batch, slots, heads, width = value.shape
         parts = {s.data.shape for s in value.addressable_shards}
-        assert parts == {(batch // 2, slots, heads // 2, width)}
+        assert parts == {(batch // 2, slots, heads // 4, width)}
 
 
 def _train(pico, mesh):

@@ -129,6 +129,16 @@ def test_the_plan_is_what_a_state_holds(pico):
     assert totals["parameters"][0] == 4 * _parameters("pico")
 
 
+def test_a_longer_window_is_a_larger_cache():
+    """Three chunks of history instead of one, beside the sink's third of a chunk."""
+    short, long = (
+        plan.totals(plan.describe(presets.get("pico"), "distill", {}, _settings(history=n)))
+        for n in (1, 3)
+    )
+    index_and_key = 8 * 12
+    assert (long["cache"][0] - index_and_key) * 4 == (short["cache"][0] - index_and_key) * 10
+
+
 def test_a_part_of_the_small_presets():
     rows = plan.describe(presets.get("puppet"), "vae", {}, _settings())
     assert set(plan.totals(rows)) == {"parameters", "gradients", "optimizer", "average"}

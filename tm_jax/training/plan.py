@@ -114,8 +114,10 @@ def _network(prefix: str, boxed: Any, config, sizes: Mapping[str, int]) -> list[
 
 def _cache(preset, settings, sizes: Mapping[str, int]) -> list[Row]:
     """The student's cache of a batch of rollouts; its layers are alike, so one is traced."""
-    names = ("num_steps", "policy", "sink", "positions", "history", "keep")
-    preset = preset.with_student(**{name: getattr(settings, name) for name in names})
+    fields = [field.name for field in dataclasses.fields(presets.StudentConfig)]
+    preset = preset.with_student(
+        **{name: getattr(settings, name) for name in fields if hasattr(settings, name)}
+    )
     layers, batch = preset.dit.num_layers, settings.batch
     c = dataclasses.replace(preset.dit, num_layers=1)
     height, width, channels = preset.latent_shape

@@ -87,7 +87,8 @@ class CrossAttention(nn.Module):
             result["text"] = self._keys(self.norm_k(self.k(text)), self.v(text))
         if self.config.image_width is not None:
             image = nn.with_logical_constraint(image, _TEXT)
-            result["image"] = self._keys(self.norm_k_image(self.k_image(image)), self.v_image(image))
+            keys = self.norm_k_image(self.k_image(image))
+            result["image"] = self._keys(keys, self.v_image(image))
         return result
 
     def audio(self, tokens: jax.Array) -> KeyValue:
