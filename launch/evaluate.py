@@ -127,7 +127,7 @@ def _small(labels: dict) -> tuple:
     from tm_jax.inference import session
     from tm_jax.inference import teacher
     from tm_jax.inference import variants
-    from tm_jax.training import rollouts
+    from tm_jax.training import puppet_source
 
     bundle = loading.load(_PRESET.value, _folder(labels["student"]))
     student = _sampled(bundle, labels["student"])
@@ -138,7 +138,7 @@ def _small(labels: dict) -> tuple:
         )
         made["teacher"] = arms.Streamed(functools.partial(
             teacher.Session, variants.with_parts(bundle, weights.local(_TEACHER.value)),
-            velocity=rollouts.teacher_velocity, plan=plan,
+            velocity=puppet_source.teacher_velocity, plan=plan,
         ))  # fmt: skip
     for label, folder in labels.items():
         if label != "student":

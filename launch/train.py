@@ -52,6 +52,9 @@ _CONFIG = flags.DEFINE_string(
     "config", None, "Settings of an earlier run, WORKDIR/NAME/config.json; flags come on top."
 )
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model."
+)
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
 _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. sample_every=50.")
 _EXPORT = flags.DEFINE_string(
@@ -93,9 +96,10 @@ def _resolve() -> dict:
 
     corpus = _CORPUS.value or str(pathlib.Path(_WORKDIR.value or ".") / "corpus")
     values = record.get("settings", {})
-    settings = stored.fill(
-        run.config(stage, corpus), _without(values, "corpus") if _CORPUS.present else values
-    )
+    data = _DATA.value or values.get("data", {}).get("path")
+    values = _without(values, "path") if _DATA.present else values
+    values = _without(values, "corpus") if _CORPUS.present else values
+    settings = stored.fill(run.config(stage, corpus, data), values)
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
     flagged = {
         name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present
@@ -117,7 +121,8 @@ def _plan(record: dict) -> None:
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
     sizes = mesh_flag.sizes(record["loop"].mesh)
     start = None if hub.is_spec(_START.value) else _START.value
-    plan.check_files(stage, _WORKDIR.value, {"corpus": _CORPUS.value, "start": start})
+    folders = {"corpus": _CORPUS.value, "data": _DATA.value, "start": start}
+    plan.check_files(stage, _WORKDIR.value, folders)
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
     print(plan.render(rows, sizes))

@@ -31,6 +31,7 @@ from tm_jax.data import speech
 from tm_jax.evaluation import facts
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.training import puppet_source
 from tm_jax.training import rollouts
 from tm_jax.training import run
 from tm_jax.weights import files
@@ -130,11 +131,11 @@ class Bench:
           asked: Overrides of its stage, which say how it samples and what it sees.
         """
         settings = overrides.apply(run.config("distill", self._plan.corpus), asked)
-        models = networks.models(self._plan.preset.with_student(
-            settings.num_steps, settings.policy, settings.sink, settings.positions
-        ))
+        models = networks.models(run.sampled(self._plan.preset, "distill", settings))
         params = self._load("dit", folder)
-        draw = jax.jit(lambda p, b, k: rollouts.student_sample(models, p, b, k))
+        draw = jax.jit(lambda p, items, k: rollouts.student_sample(
+            models, p, puppet_source.assemble(models.preset, items), k
+        ))
         return self._measure(lambda batch, key: draw(params, batch, key))
 
     def teacher(self, folder: pathlib.Path) -> dict:
@@ -144,7 +145,8 @@ class Bench:
         sigmas = self._plan.preset.schedule.steps(self._measuring.teacher_steps)
 
         @jax.jit
-        def draw(params, batch, key):
+        def draw(params, items, key):
+            batch = puppet_source.assemble(models.preset, items)
             return rollouts.teacher_sample(models, params, batch, key, sigmas)[-1]
 
         def sample(batch, key):

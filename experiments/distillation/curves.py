@@ -21,6 +21,7 @@ from tm_jax.models import networks
 from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.vae import config as vae_config
 from tm_jax.training import latents as latents_lib
+from tm_jax.training import sources
 
 _OPEN = vae_config.LOWER.index("mouth_open")
 _SHUT = 0.02  # True opening, in units of its spread, below which a pause is a shut mouth.
@@ -84,11 +85,11 @@ def make(
     encode = latents_lib.make_encoder(models, params)
 
     def stored(items):
-        return jax.device_get(encode(latents_lib.collate(items)))
+        return jax.device_get(encode(sources.collate(items)))
 
     def batch(items):
         arrays = stored(items)
-        return latents_lib.collate(
+        return sources.collate(
             [latents_lib.window(arrays, i, 0, latents, models) for i in range(len(items))]
         )
 

@@ -16,6 +16,7 @@ from tm_jax.configs import overrides
 from tm_jax.core import trees
 from tm_jax.models.vae import autoencoder
 from tm_jax.training import run
+from tm_jax.training import sources
 from tm_jax.weights import files
 
 _FRAMES, _CHUNK, _WINDOW = 240, 12, 24
@@ -103,7 +104,7 @@ def test_jumps_count_at_borders_of_chunks_and_not_where_a_segment_ends(clips):
 
 def _plan(folder, **changes):
     return variants.Plan(
-        preset=small.models().preset, workdir=str(folder), corpus="corpus", **changes
+        preset=small.preset("puppet"), workdir=str(folder), corpus="corpus", **changes
     )
 
 
@@ -137,7 +138,7 @@ def trained(monkeypatch, pico):
         if seen[-1][0].endswith("one_step") and len(seen) < 3:
             return False  # Asked to stop.
         path = os.path.join(workdir, name, "dit.safetensors")
-        files.save(path, pico.random(small.shapes(), len(seen)), "float32")
+        files.save(path, pico.random(small.shapes("puppet"), len(seen)), "float32")
         return True
 
     monkeypatch.setattr(variants.run, "train", train)
@@ -167,7 +168,7 @@ def heard(monkeypatch):
 
     def make(models, params, speakers, count, latents, seed):
         assert latents == 12 and count == 2
-        batch = small.batch(count, latents)
+        batch = sources.collate([small.clip(i, latents) for i in range(count)])
         mouth = curves.told(batch["x0"])
         closed = np.zeros((count, frames), bool)
         closed[:, 20:23] = True
@@ -181,7 +182,7 @@ def heard(monkeypatch):
 
 
 def test_all_arms_are_measured_once_and_reported(trained, heard, tmp_path, monkeypatch, pico):
-    shapes = ablations.networks.shapes(small.models())
+    shapes = ablations.networks.shapes(small.models("puppet"))
     for stage, part in (("teacher", "dit"), ("audio", "audio")):
         os.makedirs(tmp_path / stage)
         path = str(tmp_path / stage / f"{part}.safetensors")
@@ -208,13 +209,13 @@ def test_all_arms_are_measured_once_and_reported(trained, heard, tmp_path, monke
 
 def test_a_student_is_measured_as_it_was_trained(trained, heard, tmp_path, pico):
     """What a variant changes in the rollout changes what is measured, with the same weights."""
-    shapes = ablations.networks.shapes(small.models())
+    shapes = ablations.networks.shapes(small.models("puppet"))
     os.makedirs(tmp_path / "audio")
     files.save(
         str(tmp_path / "audio" / "audio.safetensors"), pico.random(shapes["audio"], 9), "float32"
     )
     os.makedirs(tmp_path / "student")
-    random = trees.flatten(pico.random(small.shapes(), 3))
+    random = trees.flatten(pico.random(small.shapes("puppet"), 3))
     files.save(str(tmp_path / "student" / "dit.safetensors"), trees.unflatten(random), "float32")
     bench = ablations.Bench(_plan(tmp_path), ablations.Measuring(clips=2, seconds=1.9))
     errors = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.diffusion import guidance
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
 from tm_jax.inference import reconstruction
@@ -15,6 +16,7 @@ from tm_jax.inference import teacher
 from tm_jax.inference import variants
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.training import puppet_source
 from tm_jax.training import rollouts
 from tm_jax.weights import files
 
@@ -36,7 +38,7 @@ def picture():
 
 def _session(pipeline, picture, **plan):
     return teacher.Session(
-        pipeline, picture, rollouts.teacher_velocity, seed=3, mode="speak",
+        pipeline, picture, puppet_source.teacher_velocity, seed=3, mode="speak",
         plan=teacher.Plan(**plan),
     )
 
@@ -61,12 +63,13 @@ def test_clips_are_samples_of_the_teacher(pipeline, picture, monkeypatch):
     first = made.pull()
     assert first.frames.shape == (24, 64, 64, 3) and first.first_frame == 0 and first.speaking
     face = made._start.context.face_mask
-    batch = {**seen["batch"], "windows": seen["windows"], "face": face}
-    expected = jax.jit(
-        lambda b, k: rollouts.teacher_sample(
-            pipeline.functions.models, pipeline.params["dit"], b, k, pipeline.preset.schedule.steps(2), 2.0
-        )[-1]
-    )(batch, seen["key"])
+    x0 = jnp.zeros((*seen["windows"].shape[:2], *pipeline.preset.latent_shape))
+    items = {**seen["batch"], "windows": seen["windows"], "face": face, "x0": x0}
+    batch = puppet_source.assemble(pipeline.preset, items)
+    sigmas, twice = pipeline.preset.schedule.steps(2), guidance.Guidance(audio=2.0)
+    expected = jax.jit(lambda b, k: rollouts.teacher_sample(
+        pipeline.functions.models, pipeline.params["dit"], b, k, sigmas, twice
+    )[-1])(batch, seen["key"])
     scale = float(np.abs(expected).max())
     np.testing.assert_allclose(seen["x0"], expected, rtol=0, atol=_ATOL * max(1, scale))
     second = made.pull()

@@ -1,7 +1,6 @@
 """Stage `distill` on random clips: its losses, both policies, resuming, many devices."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -9,63 +8,50 @@ import numpy as np
 import pytest
 
 from tests.training import small
+from tests.training import test_example_stages as examples
 from tm_jax.configs import overrides
 from tm_jax.core import trees
 from tm_jax.parallel import rules
+from tm_jax.training import alternating
 from tm_jax.training import distill_stage
 from tm_jax.training import loop
-from tm_jax.training import student_stage
-from tm_jax.training import latents as latents_lib
+from tm_jax.training import placing
 from tm_jax.training import run
-from tm_jax.training import turns
 
-
-_C = 3
-_CONFIG = distill_stage.DistillStageConfig(
-    batch=2, rollout_chunks=3, critic_updates=1,
-    rollouts=latents_lib.LatentConfig(clips=6, latents=12),
-)
+_CONFIG = distill_stage.DistillStageConfig(batch=2, rollout_chunks=3, critic_updates=1)
 
 
 @pytest.fixture(scope="module")
 def params(pico):
-    """Random student and teacher."""
-    shapes = small.shapes()
-    return types.SimpleNamespace(
-        student={"dit": pico.random(shapes, 1)}, teacher=pico.random(shapes, 2)
-    )
+    """Random parameters of student and teacher."""
+    return [pico.random(small.shapes(), seed) for seed in (1, 2)]
 
 
-def _stage(monkeypatch, params, config=_CONFIG, num_steps=2, policy="clean"):
-    """The stage as `make` builds it, with clips out of nothing and without previews."""
-    models = small.models(num_steps, policy)
-    monkeypatch.setattr(
-        latents_lib, "window",
-        lambda store, index, start, latents, models: small.clip(index + 100 * start, latents),
+def _stage(params, num_steps=2, policy="clean"):
+    """The stage on random examples, without previews."""
+    student, teacher = params
+    source = small.source()
+    regression = distill_stage.Regression(source=source, one=examples.paths(num_steps), count=8)
+    stage = distill_stage.make(
+        small.models("pico", num_steps, policy), source, regression,
+        lambda latents: examples.Quiet(), _CONFIG, start=student, critic=teacher,
+        teacher=rules.box_like(small.shapes(), trees.cast(teacher, jnp.bfloat16)),
     )
-    monkeypatch.setattr(student_stage, "previewer", lambda *args: lambda *args: {})
-    rng = np.random.default_rng(1)
-    frames, shape = config.chunks * _C, models.preset.latent_shape
-    points = rng.standard_normal((8, config.teacher_steps + 1, frames, *shape))
-    paths = {"points": points.astype(np.float16), "start": np.zeros(8, np.int32)}
-    store = {"mode": np.zeros(6)}
-    return distill_stage.make(
-        models, params.student, params.teacher, store, store, paths, config
-    )
+    return dataclasses.replace(stage, sample=lambda *args: {})
 
 
 def _mesh(*devices, **sizes):
     return rules.make_mesh(jax.devices()[: devices[0]], **sizes)
 
 
-def _two_batches(monkeypatch, params, mesh):
+def _two_batches(params, mesh):
     """The state after one batch of the critic and one of the student, and the metrics."""
-    stage = _stage(monkeypatch, params)
-    state, _, step = turns.make(stage, 8, mesh, jax.random.key(0))
-    frozen = jax.device_put(rules.unbox(stage.frozen), rules.shardings(mesh, stage.frozen))
+    stage = _stage(params)
+    state, _, step = alternating.make(stage, 4, mesh, jax.random.key(0))
+    frozen = placing.place(stage.frozen, mesh)
     batches = iter(stage.batches(0))
     for _ in range(2):
-        batch = run.loop.steps_lib.place_batch(next(batches), mesh)
+        batch = placing.batch(next(batches), mesh)
         state, metrics = step(state, frozen, batch, jax.random.key(1))
     return state, {k: float(v) for k, v in metrics.items()}
 
@@ -80,10 +66,10 @@ def _moments(state):
     return {name: np.asarray(v) for name, v in trees.flatten(adam[0].mu).items()}
 
 
-def test_eight_devices_equal_one(monkeypatch, params):
-    expected, wanted = _two_batches(monkeypatch, params, _mesh(1))
+def test_eight_devices_equal_one(params):
+    expected, wanted = _two_batches(params, _mesh(1))
     mesh = _mesh(8, fsdp=2, seq=2, tensor=2)
-    state, metrics = _two_batches(monkeypatch, params, mesh)
+    state, metrics = _two_batches(params, mesh)
     for name, value in wanted.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4), name
     for part in ("student", "critic"):
@@ -102,9 +88,9 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-def test_killed_and_resumed_equals_uninterrupted(monkeypatch, params, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(params, tmp_path):
     often = loop.LoopConfig(checkpoint_every_s=0.0, log_every=1, sample_every=0)
-    stage, mesh = _stage(monkeypatch, params), _mesh(1)
+    stage, mesh = _stage(params), _mesh(1)
 
     def killing(seed):
         """Dies before the third batch, after one turn of each network."""
@@ -132,7 +118,7 @@ def test_killed_and_resumed_equals_uninterrupted(monkeypatch, params, tmp_path):
     saved = [p.name for p in (tmp_path / "cut/distill/checkpoints").iterdir()]
     assert saved and "3" not in saved
     resumed = loop.run(stage, str(tmp_path / "cut"), 4, often, mesh)
-    start = trees.flatten(params.student["dit"])
+    start = trees.flatten(params[0])
     changed = 0.0
     for name, value in trees.flatten(whole).items():
         np.testing.assert_array_equal(trees.flatten(resumed)[name], value, err_msg=name)
@@ -140,13 +126,14 @@ def test_killed_and_resumed_equals_uninterrupted(monkeypatch, params, tmp_path):
     assert changed > 1e-6
 
 
-@pytest.mark.parametrize("num_steps, policy", [(1, "clean"), (2, "per_step"), (4, "per_step")])
-def test_every_sampler_trains(monkeypatch, params, num_steps, policy):
-    stage = _stage(monkeypatch, params, num_steps=num_steps, policy=policy)
-    batch, student = next(iter(stage.batches(0))), params.student["dit"]
+@pytest.mark.parametrize("num_steps, policy", [(1, "clean"), (2, "per_step")])
+def test_every_sampler_trains(params, num_steps, policy):
+    stage = _stage(params, num_steps, policy)
+    batch = next(iter(stage.batches(0)))
+    student, teacher = params
     assert batch["regression"]["points"].shape[1] == num_steps + 1
-    frozen = {"teacher": params.teacher, "critic": params.teacher, "student": student}
-    for loss, at in ((stage.loss, student), (stage.critic.loss, params.teacher)):
+    frozen = {"teacher": teacher, "critic": teacher, "student": student}
+    for loss, at in ((stage.loss, student), (stage.critic.loss, teacher)):
         (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
             at, frozen, batch, jax.random.key(3)
         )
@@ -160,31 +147,30 @@ def test_windows_lie_everywhere_in_the_rollout(monkeypatch):
     """Starts, true chunks and exit steps over many keys; nothing is rolled out."""
     seen = []
     monkeypatch.setattr(
-        distill_stage.rollouts, "visit",
-        lambda models, params, batch, key, chunks, start, given, exit_step: seen.append(
-            (int(start), bool(given), exit_step.tolist())
+        distill_stage.rollouts, "rollout_window",
+        lambda models, params, batch, key, chunks, start, teacher_forced, exit_step: seen.append(
+            (np.asarray(start), np.asarray(teacher_forced), np.asarray(exit_step))
         ),
     )
-    config = dataclasses.replace(
-        _CONFIG, rollout_chunks=5, real_fraction=0.3,
-        rollouts=latents_lib.LatentConfig(latents=15),
-    )
-    batch = {"mode": np.zeros(4)}
-    for i in range(120):
-        _, first = distill_stage.visit_somewhere(
-            small.models(4), None, batch, jax.random.key(i), config
+    config = dataclasses.replace(_CONFIG, rollout_chunks=4, real_fraction=0.3)
+    batch = small.batch(6, 12)
+    for i in range(40):
+        _, window = distill_stage.random_window(
+            small.models("pico", 4), None, batch, jax.random.key(i), config
         )
-        assert first == 3 * seen[-1][0]
-    assert {s for s, given, _ in seen if not given} == {0, 1, 2, 3}
-    assert {s for s, given, _ in seen if given} == {1, 2, 3}
-    assert 0.2 < np.mean([given for _, given, _ in seen]) < 0.4
-    assert {e for _, _, exits in seen for e in exits} == {0, 1, 2, 3}
-    assert any(len(set(exits)) > 1 for _, _, exits in seen)
+        for sample, start in enumerate(seen[-1][0]):
+            np.testing.assert_array_equal(
+                window.x0[sample], batch.x0[sample, 3 * start : 3 * start + 6]
+            )
+    starts, forced, exits = (np.stack(column) for column in zip(*seen))
+    assert set(starts[~forced]) == {0, 1, 2} and set(starts[forced]) == {1, 2}
+    assert 0.2 < forced.mean() < 0.4
+    assert set(exits.ravel()) == {0, 1, 2, 3}
+    for values in (starts, forced, exits):  # Each sample draws for itself.
+        assert np.mean(values[:, 0] != values[:, 1]) > 0.3
     short = dataclasses.replace(config, rollout_chunks=2)
-    for i in range(8):
-        assert distill_stage.visit_somewhere(
-            small.models(), None, batch, jax.random.key(i), short
-        )[1] == 0
+    distill_stage.random_window(small.models(), None, batch, jax.random.key(0), short)
+    assert not seen[-1][0].any()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +180,8 @@ def test_windows_lie_everywhere_in_the_rollout(monkeypatch):
         ("real_fraction=2", "real_fraction must be in 0..1, got 2.0"),
         ("critic_updates=0", "critic_updates must be at least 1"),
         ("lowest_sigma=0.99", "must be rising"),
+        ("dropout.audio=2", "dropout.audio must be in 0..1"),
+        ("score_guidance.audio=nan", "guidance.audio must be finite"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(assignment, message):
@@ -201,12 +189,8 @@ def test_settings_that_cannot_be_are_refused(assignment, message):
         overrides.apply(run.config("distill", "corpus"), [assignment])
 
 
-def test_clips_shorter_than_a_rollout_are_refused(monkeypatch, params):
-    config = dataclasses.replace(_CONFIG, rollout_chunks=5)
-    with pytest.raises(ValueError, match="rollouts.latents=12 is too short .* at least 15"):
-        _stage(monkeypatch, params, config)
-
-
 def test_the_corpus_reaches_both_stores():
     config = run.config("distill", "voices")
     assert config.data.corpus == config.rollouts.corpus == "voices"
+    config = run.config("distill", "voices", data="examples")
+    assert config.data.path == config.rollouts.path == "examples"

@@ -1,6 +1,5 @@
-"""All stages one after another at pico size, through the launcher's own entry."""
+"""All stages of the puppet one after another, through the launcher's own entry."""
 
-import dataclasses
 import os
 import shutil
 
@@ -12,10 +11,11 @@ import pytest
 from tm_jax.configs import overrides
 from tm_jax.data import characters
 from tm_jax.data import speech
-from tm_jax.inference import bundle as bundle_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets
+from tm_jax.parallel import rules
 from tm_jax.training import run
 from tm_jax.weights import files
 
@@ -37,9 +37,7 @@ _SETTINGS = {
 
 @pytest.fixture(scope="module")
 def preset():
-    pico = presets.get("pico")
-    dit = dataclasses.replace(pico.dit, text_width=None, image_width=None)
-    return dataclasses.replace(pico, dit=dit)
+    return presets.get("puppet")
 
 
 def _plain(character, motion, size=256):
@@ -75,7 +73,8 @@ def _trained(tmp_path_factory, preset):
             run.config(stage, os.path.join(folder, "corpus")), _SETTINGS[stage]
         )
         export = os.path.join(folder, "export")
-        assert run.train(preset, stage, config, folder, 2, _LOOP, export), stage
+        mesh = rules.make_mesh(jax.devices()[:1])
+        assert run.train(preset, stage, config, folder, 2, _LOOP, export, mesh=mesh), stage
     return folder
 
 
@@ -90,11 +89,10 @@ def test_every_stage_leaves_weights_samples_and_a_checkpoint(workdir):
         assert os.listdir(os.path.join(workdir, stage, "tensorboard"))
 
 
-def test_exported_weights_stream(workdir, preset, monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "pico", preset)
-    bundle = bundle_lib.load("pico", os.path.join(workdir, "export"))
+def test_exported_weights_stream(workdir):
+    loaded = puppet.load("puppet", os.path.join(workdir, "export"))
     picture = np.zeros((64, 64, 3), np.uint8)
-    session = session_lib.Session(bundle, picture)
+    session = session_lib.Session(loaded, picture)
     session.end_audio()
     frames = session.pull().frames
     assert frames.shape == (12, 64, 64, 3)
@@ -103,9 +101,10 @@ def test_exported_weights_stream(workdir, preset, monkeypatch):
 def test_an_exported_student_says_what_it_was_trained_for(workdir):
     facts = files.facts(os.path.join(workdir, "export", "dit.safetensors"))
     assert facts == {
-        "preset": "pico", "stage": "distill", "num_steps": "2", "policy": "clean"
+        "preset": "puppet", "stage": "distill", "num_steps": "2", "policy": "clean",
+        "temperature": "1",
     }
-    assert files.facts(os.path.join(workdir, "export", "vae.safetensors")) == {"preset": "pico"}
+    assert files.facts(os.path.join(workdir, "export", "vae.safetensors")) == {"preset": "puppet"}
 
 
 @pytest.mark.parametrize("stage", ["locator", "motion"])  # Motion publishes more than it trains.
@@ -148,11 +147,6 @@ def test_latents_of_another_configuration_are_refused(workdir, preset):
     )
     with pytest.raises(ValueError, match="holds other latents"):
         run.train(preset, "teacher", config, workdir, 2, _LOOP)
-
-
-def test_large_presets_have_nothing_to_train_yet():
-    with pytest.raises(ValueError, match="preset tm-18b needs the Wan VAE"):
-        networks.models(presets.get("tm-18b"))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Session(session.Session):
           pipeline: Preset and weights; its transformer is the teacher.
           picture: uint8 [H, W, 3] in the preset's size.
           velocity: The teacher's velocity (models, params, batch, x, sigma, windows, context),
-            `training.rollouts.teacher_velocity`.
+            `training.puppet_source.teacher_velocity`.
           seed: Seed of the noise and the motion.
           mode: "auto" (speaks while a voice is heard), "speak" or "listen".
           plan: How to sample.

@@ -58,7 +58,10 @@ class StudentConfig:
     @property
     def facts(self) -> dict[str, str]:
         """What a weight file says of a student that was trained so; `Preset.trained` reads it."""
-        facts = {"num_steps": str(self.num_steps), "policy": self.policy}
+        facts = {
+            "num_steps": str(self.num_steps), "policy": self.policy,
+            "temperature": f"{self.temperature:g}",
+        }
         if not self.sink:
             facts["sink"] = "no"
         if self.positions != "window":
@@ -216,6 +219,13 @@ class Preset:
                 if not facts[name].isdigit():
                     raise ValueError(f"{name} must be a number, got {facts[name]!r}.")
                 numbers[name] = int(facts[name])
+        if "temperature" in facts:
+            try:
+                numbers["temperature"] = float(facts["temperature"])
+            except ValueError:
+                raise ValueError(
+                    f"temperature must be a number, got {facts['temperature']!r}."
+                ) from None
         return self.with_student(
             policy=facts.get("policy"), sink=False if facts.get("sink") == "no" else None,
             positions=facts.get("positions"), **numbers,

@@ -9,21 +9,25 @@ window of the teacher's length somewhere in that rollout.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tm_jax.core import trees
 from tm_jax.diffusion import flow
-from tm_jax.models import networks
+from tm_jax.diffusion import guidance as guidance_lib
+from tm_jax.training import alternating
+from tm_jax.training import batches
 from tm_jax.training import dmd
+from tm_jax.training import example_source
+from tm_jax.training import groups
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
+from tm_jax.training import sources
 from tm_jax.training import student_stage
 from tm_jax.training import transformer_stage
-from tm_jax.training import turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +40,15 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     Attributes:
       start: Folder in the work directory whose student is the start: "student" after the
         regression (CausVid, arXiv 2412.07772, section 4.3), "teacher" to leave it out.
-      rollouts: Store of the clips that rollouts hear and, in part, start from. Clips of 18
-        latents last six chunks: four past the window of two in which teacher and critic see.
+      dropout: Condition dropout of rollouts and of both scores.
+      rollouts: The clips whose sound rollouts have and from which, in part, they start. Clips
+        of 18 latents last six chunks: four past the window of two that teacher and critic see.
       rollout_chunks: Longest rollout; the window ends at a random chunk of it. Own choice:
         seven layers that look back one chunk each carry an error no further than seven.
-      real_fraction: Fraction of batches whose window follows true chunks instead of the
+      real_fraction: Fraction of samples whose window follows true chunks instead of the
         student's own. Own choice: the paper mixes both and gives no number.
-      score_guidance: g in uncond + g * (cond - uncond) of the teacher's score. Own choice: the
-        drawn mouth follows its sound closely without, and opens too far with the 3 to 6 of
-        text-to-video models.
+      score_guidance: Guidance of the teacher's score. Own choice: the drawn mouth follows its
+        sound closely without, and opens too far with the 3 to 6 of text-to-video models.
       regression_weight: Weight of the regression term (DMD, arXiv 2311.18828, section 3.3).
       regression_batch: Samples of a batch that the term looks at; at most `batch`. Own choice:
         with all four it would be a third of the student's step.
@@ -62,12 +66,12 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     """
 
     start: str = "student"
-    rollouts: latents_lib.LatentConfig = latents_lib.LatentConfig(
-        clips=640, latents=18, seed=1
+    rollouts: latents_lib.LatentConfig | example_source.ExampleConfig = (
+        latents_lib.LatentConfig(clips=640, latents=18, seed=1)
     )
     rollout_chunks: int = 6
     real_fraction: float = 0.5
-    score_guidance: float = 1.5
+    score_guidance: guidance_lib.Guidance = guidance_lib.Guidance(audio=1.5)
     regression_weight: float = 0.25
     regression_batch: int = 2
     critic_updates: int = 5
@@ -101,162 +105,176 @@ class DistillStageConfig(student_stage.StudentStageConfig):
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regression:
+    """The regression term's data: trajectories of the teacher.
+
+    Attributes:
+      source: Their clips.
+      one: Function (index) -> window and trajectory, as of `trajectories.windows`.
+      count: Their number.
+    """
+
+    source: sources.Source
+    one: Callable[[int], dict]
+    count: int
+
+
 def make(
-    models: networks.Models, params: dict, teacher: dict, store, clips, paths, config
+    models: rollouts.Models, source: sources.Source, regression: Regression | None,
+    preview: Callable[[int], sources.Preview], config: DistillStageConfig, *,
+    start: Any, teacher: Any, critic: Any,
 ) -> loop.Stage:
     """The stage.
 
     Args:
       models: Networks, with the sampler that the student learns.
-      params: Trained parameters of all parts; `dit` is the student's start.
-      teacher: Parameters of the teacher.
-      store: Arrays of `latents.build` for the trajectories; None without regression.
-      clips: Arrays of `latents.build` for `config.rollouts`.
-      paths: Arrays of `student_stage.trajectories`; None without regression.
+      source: Clips of rollouts.
+      regression: Data of the regression term; None without.
+      preview: Function (latents) -> held-out clips of that length.
       config: Settings.
-
-    Raises:
-      ValueError: The clips are shorter than a rollout.
+      start: Parameters that the student starts from, as of `loop.Stage`.
+      teacher: The teacher's parameters, a tree as `loop.Stage.frozen` has them.
+      critic: The same parameters as the critic's start, as of `loop.Stage`.
     """
-    c = models.preset.timing.latents_per_chunk
-    longest = config.rollout_chunks * c
-    if config.rollouts.latents < longest:
-        raise ValueError(
-            f"rollouts.latents={config.rollouts.latents} is too short for "
-            f"rollout_chunks={config.rollout_chunks}; it must be at least {longest}."
-        )
-    weights = transformer_stage.element_weights(models.preset, config)
-    sample = student_stage.previewer(
-        models, params, config.rollouts, config.previews, longest
-    )
+    longest = config.rollout_chunks * models.preset.timing.latents_per_chunk
+    sample = student_stage.previewer(models, source, preview(longest))
     models = transformer_stage.trained(models, config)
-    student_loss, critic_loss = losses(models, weights, config)
+    student_loss, critic_loss = losses(models, source, regression, config)
+    count = len(source) * (regression.count if regression else 1)
 
-    def batches(seed):
-        clip = transformer_stage.random_window(
-            clips, config.rollouts, models, longest, seed
-        )
-        path = paths and student_stage.path_window(store, paths, config, models)
+    def feed(seed):
+        clip = sources.random_window(source, longest, seed)
 
         def one(index):
             item = {"rollout": clip(index)}
-            return {**item, "regression": path(index)} if path else item
+            return {**item, "regression": regression.one(index)} if regression else item
 
         # An epoch in which every clip meets every trajectory, if their counts allow it.
-        count = len(clips["mode"]) * (len(paths["start"]) if paths else 1)
-        return transformer_stage.stream(one, count, config.batch, seed)
+        return sources.stream(one, count, config.batch, seed)
 
-    start = transformer_stage.boxed(models, teacher)
+    init = transformer_stage.init(models)
     return loop.Stage(
-        name="distill", init=lambda key: transformer_stage.boxed(models, params["dit"]),
-        loss=student_loss, frozen={"teacher": trees.cast(start, jnp.bfloat16)},
-        batches=batches, sample=sample, finish=lambda params, frozen: params,
-        optimizer=config.optimizer,
-        critic=turns.Critic(
-            init=lambda key: start, loss=critic_loss, optimizer=config.critic_optimizer,
-            updates=config.critic_updates,
+        name="distill", init=init, loss=student_loss, frozen={"teacher": teacher},
+        batches=feed, sample=sample, finish=lambda params, frozen: params,
+        optimizer=config.optimizer, start=start, labels=groups.groups,
+        frames=config.batch * longest * models.preset.timing.frames_per_latent,
+        critic=alternating.Critic(
+            init=init, loss=critic_loss, optimizer=config.critic_optimizer,
+            updates=config.critic_updates, start=critic, labels=groups.groups,
         ),
     )
 
 
-def losses(models: networks.Models, weights, config) -> tuple[Callable, Callable]:
+def losses(
+    models: rollouts.Models, source: sources.Source, regression: Regression | None,
+    config: DistillStageConfig,
+) -> tuple[Callable, Callable]:
     """The losses of student and critic.
 
     Args:
       models: Networks, with the sampler that the student learns.
-      weights: Weights of the error, as of `transformer_stage.element_weights`.
+      source: Clips of rollouts.
+      regression: Data of the regression term; None without.
       config: Settings.
 
     Returns:
-      Two functions (params, frozen, batch, key) -> (scalar, metrics). `batch` holds
-      `rollout`, windows of the longest rollout, and `regression`, items of
-      `student_stage.path_window`, unless its weight is 0. The student's `frozen` holds
-      `teacher` and `critic`, the critic's `student`.
+      Two functions (params, frozen, items, key) -> (scalar, metrics). `items` holds
+      `rollout`, stacked windows of the longest rollout, and `regression`, stacked items of
+      `trajectories.windows`. The student's `frozen` holds `teacher` and `critic`, the critic's
+      `student`.
     """
-    schedule = models.preset.schedule
+    schedule, weights = models.preset.schedule, source.weights
 
-    def visit(params, batch, key):
-        """Window of a rollout, and what belongs to its place in the batch."""
-        found, first = visit_somewhere(models, params, batch, key, config)
-        frames = config.chunks * models.preset.timing.latents_per_chunk
-        return found, rollouts.cut(batch, first, frames)
+    def begin(items, key):
+        keys = jax.random.split(key, 4)
+        batch = source.assemble(items["rollout"])
+        if config.dropout.active:
+            batch = batch.without(config.dropout.draw(jax.random.fold_in(key, 4), batch.size))
+        return batch, keys
 
-    def noised(key, shape):
+    def noised(key, clip):
         keys = jax.random.split(key)
         sigma = dmd.draw_sigma(
-            schedule, keys[0], shape[0], config.lowest_sigma, config.highest_sigma
+            schedule, keys[0], len(clip), config.lowest_sigma, config.highest_sigma
         )
-        return sigma, jax.random.normal(keys[1], shape)
+        return sigma, rollouts.draw_noise(keys[1], (len(clip), clip.shape[1] - 1, *clip.shape[2:]))
 
-    def student_loss(params, frozen, batch, key):
-        keys = jax.random.split(key, 3)
-        found, window = visit(params, batch["rollout"], keys[0])
-        x = rollouts.exit_pass(models, params, window, found)
+    def student_loss(params, frozen, items, key):
+        batch, keys = begin(items, key)
+        found, batch = random_window(models, params, batch, keys[0], config)
+        x = rollouts.exit_pass(models, params, batch, found)
         sample = jax.lax.stop_gradient(x)
-        sigma, noise = noised(keys[1], x.shape)
-        noisy = flow.corrupt(sample, noise, sigma)
+        clip = batch.replace(x0=sample).clip
+        sigma, noise = noised(keys[1], clip)
+        noisy = rollouts.corrupt(models, clip, noise, sigma)
 
         def estimate(params, guidance):
-            velocity = rollouts.guided_velocity(
-                models, params, window, noisy, sigma, guidance
-            )
-            return flow.to_x0(noisy, velocity, sigma)
+            velocity = rollouts.teacher_velocity(models, params, batch, noisy, sigma, guidance)
+            return flow.to_x0(noisy, velocity, sigma)[:, 1:]
 
         real = estimate(frozen["teacher"], config.score_guidance)
-        fake = estimate(frozen["critic"], 1.0)
+        fake = estimate(frozen["critic"], guidance_lib.Guidance())
         direction = dmd.gradient(sample, fake, real, config.least_error)
         total = dmd.loss(x, direction, weights)
         metrics = {
             "dmd": total, "real": jnp.mean(jnp.abs(sample - real)),
             "gap": jnp.mean(jnp.abs(fake - real)),
         }
-        if config.regression_weight:
-            part = jax.tree.map(
-                lambda a: a[: config.regression_batch], batch["regression"]
-            )
-            error, _ = student_stage.regression(
-                models, params, part, keys[2], weights, config.context_noise
-            )
-            metrics["regression"] = error.mean()
-            total = total + config.regression_weight * error.mean()
+        if regression is not None:
+            error = _regression(models, params, items, regression.source, keys[2], config)
+            metrics["regression"] = error
+            total = total + config.regression_weight * error
         return total, metrics
 
-    def critic_loss(params, frozen, batch, key):
-        keys = jax.random.split(key)
-        found, window = visit(frozen["student"], batch["rollout"], keys[0])
-        sample = found.estimates  # [B, W, c, H, W, C]
-        sample = sample.reshape(sample.shape[0], -1, *sample.shape[3:])
-        sigma, noise = noised(keys[1], sample.shape)
-        per_sample = transformer_stage.flow_loss(
-            models, params, window, sample, sigma, noise, window["windows"], weights
-        )
+    def critic_loss(params, frozen, items, key):
+        batch, keys = begin(items, key)
+        found, batch = random_window(models, frozen["student"], batch, keys[0], config)
+        batch = batch.replace(x0=found.x0)
+        sigma, noise = noised(keys[1], batch.clip)
+        per_sample = transformer_stage.flow_loss(models, params, batch, sigma, noise, weights)
         return per_sample.mean(), {}
 
     return student_loss, critic_loss
 
 
-def visit_somewhere(models: networks.Models, params, batch, key, config):
-    """A window at a random place of a rollout that starts from true or own chunks.
+def _regression(models, params, items, source, key, config) -> jax.Array:
+    """The regression term on the first samples of a batch, a scalar."""
+    part = jax.tree.map(lambda a: a[: config.regression_batch], items["regression"])
+    error, _ = student_stage.regression(
+        models, params, *student_stage.assemble(source, part), key, source.weights,
+        config.context_noise,
+    )
+    return error.mean()
+
+
+def random_window(
+    models: rollouts.Models, params: dict, batch: batches.Batch, key: jax.Array,
+    config: DistillStageConfig,
+) -> tuple[rollouts.RolloutWindow, batches.Batch]:
+    """A window at a random place of each sample's rollout, after true or own chunks.
+
+    Every sample has a place, a coin and an exit step of its own.
 
     Args:
       models: Networks.
       params: Parameters of the student.
-      batch: Windows of the longest rollout.
+      batch: Clips of the longest rollout.
       key: Random key.
       config: Settings.
 
     Returns:
-      `rollouts.Visit`, and the window's first latent frame.
+      The windows, and the batch cut to them.
     """
-    keys = jax.random.split(key, 4)
+    keys, size = jax.random.split(key, 4), batch.size
     last = config.rollout_chunks - config.chunks
-    given = jax.random.bernoulli(keys[0], config.real_fraction)
-    # Without a chunk before the window there is nothing to be given.
-    start = jax.random.randint(keys[1], (), jnp.minimum(given, last), last + 1)
-    exit_step = jax.random.randint(
-        keys[2], (batch["mode"].shape[0],), 0, models.preset.student.num_steps
+    teacher_forced = jax.random.bernoulli(keys[0], config.real_fraction, (size,))
+    # Without a chunk before the window there is nothing to be forced.
+    lowest = jnp.minimum(teacher_forced.astype(jnp.int32), last)
+    start = jax.random.randint(keys[1], (size,), lowest, last + 1)
+    exit_step = jax.random.randint(keys[2], (size,), 0, models.preset.student.num_steps)
+    found = rollouts.rollout_window(
+        models, params, batch, keys[3], config.chunks, start, teacher_forced, exit_step
     )
-    found = rollouts.visit(
-        models, params, batch, keys[3], config.chunks, start, given, exit_step
-    )
-    return found, start * models.preset.timing.latents_per_chunk
+    c = models.preset.timing.latents_per_chunk
+    return found, batch.cut(start * c, config.chunks * c)

@@ -23,6 +23,7 @@ from tm_jax.models.audio_encoder import encoder
 from tm_jax.models.vae import autoencoder
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.training import aligned
+from tm_jax.training import sources
 
 NAMES = (
     "latents", "reference", "features", "face", "mode", "expression"
@@ -44,6 +45,9 @@ class LatentConfig:
       sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
         hardest to learn.
       seed: Seed of all of it.
+      mouth_weight: Weight in losses of the lower half, which speech moves, beside the upper.
+      opening_weight: Weight in losses of the opening of the mouth beside the rest of the lower
+        half.
     """
 
     corpus: str = "runs/corpus"
@@ -53,6 +57,14 @@ class LatentConfig:
     overheard: float = 0.5
     sketches: float = 0.15
     seed: int = 0
+    mouth_weight: float = 3.0
+    opening_weight: float = 3.0
+
+    @property
+    def facts(self) -> dict:
+        """What decides about the arrays of the store, as JSON."""
+        facts = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {k: v for k, v in facts.items() if k not in ("mouth_weight", "opening_weight")}
 
 
 def describe(config: LatentConfig, models: networks.Models, voices, rng, character):
@@ -119,11 +131,6 @@ def make_encoder(models: networks.Models, params: dict):
     return lambda batch: encode(params["audio"], batch)
 
 
-def collate(items):
-    """Stacks descriptions into a batch."""
-    return jax.tree.map(lambda *x: np.stack(x), *items)
-
-
 def build(folder: str, config: LatentConfig, models: networks.Models, params: dict):
     """Fills the store up to `config.clips`; returns its arrays, memory-mapped.
 
@@ -133,7 +140,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     os.makedirs(folder, exist_ok=True)
     index = os.path.join(folder, "index.json")
     made = 0
-    facts = json.loads(json.dumps(dataclasses.asdict(config)))
+    facts = config.facts
     if os.path.exists(index):
         with open(index) as file:
             found = json.load(file)
@@ -150,7 +157,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
             style = "sketch" if rng.random() < config.sketches else None
             character = characters.sample(characters.training_seed(i), style)
             items.append(describe(config, models, voices, rng, character))
-        arrays = jax.device_get(encode(collate(items)))
+        arrays = jax.device_get(encode(sources.collate(items)))
         for name, value in arrays.items():
             path = os.path.join(folder, f"{name}.npy")
             size = -(-config.clips // _BLOCK) * _BLOCK

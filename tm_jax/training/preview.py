@@ -12,6 +12,7 @@ from tm_jax.evaluation import mouth
 from tm_jax.models.vae import config as vae_config
 from tm_jax.training import aligned
 from tm_jax.training import latents as latents_lib
+from tm_jax.training import sources
 
 
 class Preview:
@@ -32,13 +33,13 @@ class Preview:
             rng = np.random.default_rng((seed, i))
             character = characters.sample(characters.held_out_seed(i))
             items.append(latents_lib.describe(config, models, voices, rng, character))
-        self._batch = latents_lib.collate(items)
+        self._batch = sources.collate(items)
         arrays = jax.device_get(latents_lib.make_encoder(models, params)(self._batch))
         self.store = arrays
         windows = [
             latents_lib.window(arrays, i, 0, latents, models) for i in range(config.clips)
         ]
-        self.batch = latents_lib.collate(windows)
+        self.batch = sources.collate(windows)
         self._decode = jax.jit(lambda p, z, x: drawn.to_uint8(
             models.vae.apply({"params": p}, z, x, method=models.vae.decode)
         ))

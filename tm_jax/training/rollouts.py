@@ -1,134 +1,156 @@
 """Running teacher and student on batches: the pieces that stages and evaluation share."""
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from tm_jax.diffusion import flow
+from tm_jax.diffusion import guidance as guidance_lib
 from tm_jax.diffusion import samplers
-from tm_jax.models import networks
-from tm_jax.models.wan import conditioning
+from tm_jax.models import presets
+from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import student as student_lib
+from tm_jax.models.wan import transformer
+from tm_jax.training import batches
 
 
-def teacher_velocity(models: networks.Models, params, batch, x, sigma, windows, context=None):
-    """Velocity of the frames after the sink, with every frame seeing every other.
+class Models(Protocol):
+    """A transformer and its sizes: `networks.Models` and `components.Components` have them.
+
+    Attributes:
+      preset: Sizes.
+      dit: Video transformer.
+      grid: Token grid of one latent frame.
+    """
+
+    preset: presets.Preset
+    dit: transformer.DiT
+    grid: patterns.Grid
+
+
+def pinned(models: Models) -> bool:
+    """Whether the picture's latent stays clean, at noise level 0, in a clip of the teacher.
+
+    Wan's image-to-video model has the picture in its conditioning channels and denoises all
+    latents together; without such channels the clean latent is what shows the picture.
+    """
+    return models.preset.conditioning != "first_frame"
+
+
+def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit normal for a clip and its sink: [B, 1 + T, ...] for `shape` [B, T, ...]."""
+    first = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, *shape[2:]))
+    return jnp.concatenate([first, jax.random.normal(key, shape)], 1)
+
+
+def corrupt(models: Models, clip: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Noisy clip for the teacher, [B, 1 + T, H, W, C], at the noise levels `sigma` [B]."""
+    x = flow.corrupt(clip, noise, sigma)
+    return x.at[:, 0].set(clip[:, 0]) if pinned(models) else x
+
+
+def score(
+    models: Models, params: dict, batch: batches.Batch,
+    guidance: guidance_lib.Guidance = guidance_lib.Guidance(),
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The bidirectional transformer as a velocity function; conditions are embedded once.
 
     Args:
       models: Networks.
       params: Parameters of the transformer.
-      batch: `reference` [B, H, W, A], `expression` [B, T, X], `mode` [B], `face` [B, P].
-      x: Noisy latents [B, T, H, W, C].
-      sigma: Noise level of each sample, [B].
-      windows: Audio windows [B, T, R, U].
-      context: Context of the transformer; by default of the face mask alone.
+      batch: Clips; their latents are not read.
+      guidance: Factors of text and audio.
 
     Returns:
-      [B, T, H, W, C], float32.
+      Function (noisy clip [B, 1 + T, H, W, C], noise level of each sample [B]) -> velocity
+      [B, 1 + T, H, W, C], float32. A pinned sink has velocity 0.
+
+    Raises:
+      ValueError: Guidance over a text that the preset does not have.
     """
-    frames = x.shape[1]
-    sink, windows, mode = with_sink(models, windows, batch["mode"])
-    variables = {"params": params}
-    conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
-    if context is None:
-        context = models.dit.apply(
-            variables, face_mask=batch["face"], method=models.dit.context
+    if guidance.text != 1.0 and batch.conditioning.text is None:
+        raise ValueError(
+            f"preset {models.preset.name} has no text: guidance.text must be 1, got "
+            f"{guidance.text}."
         )
-    level = jnp.concatenate(
-        [jnp.zeros_like(sigma)[:, None], jnp.repeat(sigma[:, None], frames, 1)], 1
-    )
-    velocity, _ = models.dit.apply(
-        variables, jnp.concatenate([sink, x], 1), conditions, level, mode,
-        context, models.dit.apply(variables, windows, method=models.dit.audio),
-        lambda layer: patterns.bidirectional(models.grid),
-    )
-    return velocity[:, 1:]
+    variables = {"params": params}
+
+    def embed(dropped):
+        given = batch if dropped is None else batch.without({dropped: True})
+        return models.dit.apply(variables, given.conditioning, method=models.dit.embed)
+
+    embedded = {name: embed(name) for name in (None, *guidance.dropped)}
+
+    def velocity(x, sigma):
+        level = jnp.repeat(sigma[:, None], x.shape[1], 1)
+        level = level.at[:, 0].set(0.0) if pinned(models) else level
+
+        def run(dropped):
+            return models.dit.apply(
+                variables, x, level, embedded[dropped],
+                lambda layer: patterns.bidirectional(models.grid),
+            )[0]
+
+        result = guidance_lib.guided(run, guidance)
+        return result.at[:, 0].set(0.0) if pinned(models) else result
+
+    return velocity
 
 
-def rest(models: networks.Models, batch: int) -> jax.Array:
-    """Latents of the reference picture, which are changes from it: zeros [B, H, W, C]."""
-    return jnp.zeros((batch, *models.preset.latent_shape))
-
-
-def with_sink(models: networks.Models, windows, mode):
-    """Puts the sink in front, as a stream computes it once: silent, and listening.
-
-    Args:
-      models: Networks.
-      windows: Audio windows of the frames after it, [B, T, R, U].
-      mode: 0 listening, 1 speaking, [B].
-
-    Returns:
-      Sink latents [B, 1, H, W, C]; windows [B, 1 + T, R, U] and modes [B, 1 + T] int32.
-    """
-    silent = jnp.concatenate([jnp.zeros_like(windows[:, :1]), windows], 1)
-    modes = jnp.repeat(mode[:, None].astype(jnp.int32), silent.shape[1], 1)
-    return rest(models, len(windows))[:, None], silent, modes.at[:, 0].set(0)
-
-
-def guided_velocity(models, params, batch, x, sigma, guidance: float = 1.0):
-    """Velocity of the teacher with guidance over the audio.
-
-    Args:
-      models: Networks.
-      params: Parameters of the transformer.
-      batch: As in `teacher_velocity`, with `windows` [B, T, R, U].
-      x: Noisy latents [B, T, H, W, C].
-      sigma: Noise level of each sample, [B].
-      guidance: g in uncond + g * (cond - uncond), where uncond hears silent features, as the
-        teacher did when its audio was dropped; 1 is without guidance. (Another common form,
-        cond + g * (cond - uncond), means g + 1 here.)
-
-    Returns:
-      [B, T, H, W, C], float32.
-    """
-    run = lambda windows: teacher_velocity(models, params, batch, x, sigma, windows)
-    conditional = run(batch["windows"])
-    if guidance == 1.0:
-        return conditional
-    plain = run(jnp.zeros_like(batch["windows"]))
-    return plain + guidance * (conditional - plain)
+def teacher_velocity(
+    models: Models, params: dict, batch: batches.Batch, x: jax.Array, sigma: jax.Array,
+    guidance: guidance_lib.Guidance = guidance_lib.Guidance(),
+) -> jax.Array:
+    """One evaluation of `score` at a noisy clip x [B, 1 + T, H, W, C]."""
+    return score(models, params, batch, guidance)(x, sigma)
 
 
 def teacher_sample(
-    models, params, batch, key, sigmas, guidance: float = 1.0, temperature: float = 1.0
-):
+    models: Models, params: dict, batch: batches.Batch, key: jax.Array,
+    sigmas: tuple[float, ...], guidance: guidance_lib.Guidance = guidance_lib.Guidance(),
+    temperature: float = 1.0,
+) -> jax.Array:
     """Many-step samples of the teacher.
 
     Args:
       models: Networks.
       params: Parameters of the transformer.
-      batch: As in `teacher_velocity`, with `windows` [B, T, R, U].
+      batch: Clips; only the sink is read of their latents.
       key: Random key.
       sigmas: Decreasing noise levels, the first is 1.
-      guidance: As in `guided_velocity`.
+      guidance: Factors of text and audio.
       temperature: Factor of the noise that the trajectory starts from.
 
     Returns:
-      Trajectory [steps + 1, B, T, H, W, C]; the last entry is the sample.
+      Trajectory of the frames after the sink, [steps + 1, B, T, H, W, C]; the last entry is
+      the sample.
     """
-    batch_size, frames = batch["windows"].shape[:2]
-    shape = (batch_size, frames, *models.preset.latent_shape)
-
-    def velocity(x, sigma):
-        level = jnp.full((batch_size,), sigma)
-        return guided_velocity(models, params, batch, x, level, guidance)
-
-    return samplers.euler(velocity, temperature * jax.random.normal(key, shape), sigmas)
+    noise = temperature * draw_noise(key, batch.x0.shape)
+    if pinned(models):
+        noise = noise.at[:, 0].set(batch.sink)
+    run = score(models, params, batch, guidance)
+    path = samplers.euler(lambda x, sigma: run(x, jnp.full((batch.size,), sigma)), noise, sigmas)
+    return path[:, :, 1:]
 
 
-def student_forward(models, params, batch, seen, seen_sigmas, x, sigmas):
+def student_forward(
+    models: Models, params: dict, batch: batches.Batch, context: jax.Array,
+    context_sigmas: jax.Array, x: jax.Array, sigmas: jax.Array,
+) -> jax.Array:
     """x0 estimates of every chunk of a clip at once, with known context.
 
-    Computes what the cached rollout does when the cache holds `seen`.
+    Computes what the cached rollout does when the cache holds `context`.
 
     Args:
       models: Networks.
       params: Parameters of the transformer.
-      batch: As in `teacher_velocity`, with `windows` [B, T, R, U].
-      seen: What the next chunk sees of all chunks but the last, [B, T - c, H, W, C].
-      seen_sigmas: Noise level of each of them, [B, T / c - 1]: 0 with the policy `clean`.
+      batch: Clips; only the sink is read of their latents.
+      context: What the next chunk sees of all chunks but the last, [B, T - c, H, W, C].
+      context_sigmas: Noise level of each of them, [B, T / c - 1]: 0 with the policy `clean`.
       x: Noisy latents of all chunks, [B, T, H, W, C].
       sigmas: Noise level of each chunk, [B, T / c].
 
@@ -136,32 +158,26 @@ def student_forward(models, params, batch, seen, seen_sigmas, x, sigmas):
       [B, T, H, W, C].
     """
     c = models.preset.timing.latents_per_chunk
-    chunks = x.shape[1] // c
+    frames = x.shape[1]
+    order = jnp.asarray([0, *range(1, 1 + frames - c), *range(1, 1 + frames)])
     variables = {"params": params}
-    context = models.dit.apply(variables, face_mask=batch["face"], method=models.dit.context)
-    before = batch["windows"][:, : (chunks - 1) * c]
-    expression = batch["expression"]
-    expression = jnp.concatenate([expression[:, : (chunks - 1) * c], expression], 1)
-    sink, windows, mode = with_sink(
-        models, jnp.concatenate([before, batch["windows"]], 1), batch["mode"]
-    )
     level = jnp.repeat(sigmas, c, 1)  # [B, T]
-    quiet = jnp.zeros((x.shape[0], 1))
+    clean = jnp.zeros((x.shape[0], 1))
     velocity, _ = models.dit.apply(
-        variables, jnp.concatenate([sink, seen, x], 1),
-        conditioning.condition(batch["reference"], expression, sink=True),
-        jnp.concatenate([quiet, jnp.repeat(seen_sigmas, c, 1), level], 1), mode,
-        context, models.dit.apply(variables, windows, method=models.dit.audio),
+        variables, jnp.concatenate([batch.sink[:, None], context, x], 1),
+        jnp.concatenate([clean, jnp.repeat(context_sigmas, c, 1), level], 1),
+        models.dit.apply(variables, batch.streamed.at(order), method=models.dit.embed),
         lambda layer: patterns.teacher_forcing(
-            models.grid, chunks, models.preset.student.view
+            models.grid, frames // c, models.preset.student.view
         ),
     )
-    return flow.to_x0(x, velocity[:, -x.shape[1] :], level)
+    return flow.to_x0(x, velocity[:, -frames:], level)
 
 
-def student_sample(models, params, batch, key):
+def student_sample(
+    models: Models, params: dict, batch: batches.Batch, key: jax.Array
+) -> jax.Array:
     """Cached rollout of the student over all chunks of a batch, [B, T, H, W, C]."""
-    size, frames = batch["windows"].shape[:2]
     state, pieces, context = _begin(models, params, batch, key)
 
     def step(state, piece):
@@ -169,11 +185,11 @@ def student_sample(models, params, batch, key):
         return state, estimates[-1]
 
     _, x0 = jax.lax.scan(step, state, pieces)
-    return jnp.moveaxis(x0, 0, 1).reshape(size, frames, *x0.shape[3:])
+    return jnp.moveaxis(x0, 0, 1).reshape(batch.x0.shape)
 
 
 @flax.struct.dataclass
-class Visit:
+class RolloutWindow:
     """A window of the student's rollout, ready for the one pass that has a gradient.
 
     Attributes:
@@ -184,7 +200,7 @@ class Visit:
       points: What goes into the pass, [B, W, c, H, W, C].
       sigma: Its noise level, [B].
       estimates: What came out of it in the rollout, [B, W, c, H, W, C].
-      pieces: Conditions, windows and modes of each chunk, [B, W, c, ...].
+      conditioning: Inputs of each chunk, [B, W, c, ...].
     """
 
     sink: list
@@ -193,11 +209,22 @@ class Visit:
     points: jax.Array
     sigma: jax.Array
     estimates: jax.Array
-    pieces: dict
+    conditioning: conditioning_lib.Conditioning
+
+    @property
+    def x0(self) -> jax.Array:
+        """The estimates as frames, [B, W * c, H, W, C]."""
+        return self.estimates.reshape(self.estimates.shape[0], -1, *self.estimates.shape[3:])
 
 
-def visit(models, params, batch, key, chunks: int, start, given, exit_step) -> Visit:
+def rollout_window(
+    models: Models, params: dict, batch: batches.Batch, key: jax.Array, chunks: int,
+    start: jax.Array, teacher_forced: jax.Array, exit_step: jax.Array,
+) -> RolloutWindow:
     """Rolls the student out with its own cache, without gradient, to a window and through it.
+
+    Each sample has its own window; all of them are rolled out to the end of the last one, and
+    what a sample makes after its own window is not used.
 
     Differs from Self-Forcing (arXiv 2506.08009, algorithm 1): a chunk hands on what its last
     step made, as it will in a stream, not what its exit step made; and each sample has its
@@ -206,134 +233,150 @@ def visit(models, params, batch, key, chunks: int, start, given, exit_step) -> V
     Args:
       models: Networks.
       params: Parameters of the student.
-      batch: `reference`, `expression`, `mode`, `face`, `windows` and, for given chunks, the
-        true latents `x0`, as long as the longest rollout.
+      batch: Clips as long as the longest rollout.
       key: Random key.
-      chunks: Chunks of the window.
-      start: First chunk of the window, int32 scalar.
-      given: Whether the chunks before the window are the true ones, bool scalar.
-      exit_step: The step of the sampler whose estimate is wanted, [B] int32.
+      chunks: Chunks W of a window.
+      start: First chunk of each sample's window, int32 [B].
+      teacher_forced: Whether the chunks before a sample's window are the true ones, bool [B].
+      exit_step: The step of the sampler whose estimate is wanted, int32 [B].
 
     Returns:
-      The window. Nothing in it has a gradient.
+      The windows. Nothing in them has a gradient.
     """
     params, batch = jax.lax.stop_gradient((params, batch))
     preset = models.preset
+    c = preset.timing.latents_per_chunk
     per_step = preset.student.policy == "per_step"
     state, pieces, context = _begin(models, params, batch, key)
-    true = _by_chunk(batch["x0"], preset.timing.latents_per_chunk)
+    true = _by_chunk(batch.x0, c)
 
-    def at(tree, index):
-        take = lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False)
-        return jax.tree.map(take, tree)
-
-    def before(index, state):
-        piece = at(pieces, index)
-        return jax.lax.cond(
-            given,
-            lambda: student_lib.given_chunk(
-                models.dit, params, state, at(true, index), piece["condition"],
-                piece["windows"], piece["mode"], context, preset.sigmas, preset.student.policy,
-                preset.student.temperature,
-            ),
-            lambda: _make(models, params, context, state, piece)[2],
+    def step(index, state):
+        piece, known = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False), (pieces, true)
         )
+        forced = (teacher_forced & (index < start), known)
+        points, estimates, after = _make(models, params, context, state, piece, forced)
+        previous = _pick(state.previous, exit_step) if per_step else state.previous[0]
+        found = (previous, _pick(points, exit_step), _pick(estimates, exit_step))
+        return after, found
 
-    def pick(options):
-        """Of one tree per step, each sample's at its exit step."""
-        picked = options[0]
-        for step, option in enumerate(options[1:], 1):
-            there = lambda a: (exit_step == step).reshape(-1, *(1,) * (a.ndim - 1))
-            picked = jax.tree.map(lambda p, o: jnp.where(there(o), o, p), picked, option)
-        return picked
+    def keep(kept, index, found):
+        here = (index - start)[:, None] == jnp.arange(chunks)  # [B, W]
 
-    def through(state, index):
-        piece = at(pieces, start + index)
-        points, estimates, after = _make(models, params, context, state, piece)
-        previous = pick(state.previous) if per_step else state.previous[0]
-        return after, (previous, state.chunk, pick(points), pick(estimates), piece)
+        def one(many, new):
+            mask = here.reshape(*here.shape, *(1,) * (many.ndim - 2))
+            return jnp.where(mask, new[:, None], many)
 
-    state = jax.lax.fori_loop(0, start, before, state)
-    state, kept = jax.lax.scan(through, state, jnp.arange(chunks - 1))
-    _, last = through(state, chunks - 1)  # Out of the scan: its cache is never written.
-    kept = jax.tree.map(
-        lambda a, b: jnp.moveaxis(jnp.concatenate([a, b[None]]), 0, 1), kept, last
+        return jax.tree.map(one, kept, found)
+
+    def body(index, carry):
+        state, kept = carry
+        state, found = step(index, state)
+        return state, keep(kept, index, found)
+
+    def room(a):
+        return jnp.zeros((a.shape[0], chunks, *a.shape[1:]), a.dtype)
+
+    latents = room(jnp.zeros((batch.size, c, *preset.latent_shape)))
+    kept = (jax.tree.map(room, state.previous[0]), latents, latents)
+    last = jnp.max(start) + chunks - 1
+    state, kept = jax.lax.fori_loop(0, last, body, (state, kept))
+    _, found = step(last, state)  # Out of the loop: its cache is never written.
+    previous, points, estimates = keep(kept, last, found)
+    given = batches.take_frames(batch.streamed, 1 + start * c, chunks * c)
+    return RolloutWindow(
+        sink=state.sink, previous=previous, chunk=start[:, None] + jnp.arange(chunks),
+        points=points, sigma=jnp.asarray(preset.sigmas)[exit_step], estimates=estimates,
+        conditioning=jax.tree.map(
+            lambda a: a.reshape(a.shape[0], chunks, c, *a.shape[2:]), given
+        ),
     )
-    previous, chunk, points, estimates, pieces = kept
-    return Visit(
-        sink=state.sink, previous=previous, chunk=chunk, points=points,
-        sigma=jnp.asarray(preset.sigmas)[exit_step], estimates=estimates, pieces=pieces,
-    )
 
 
-def exit_pass(models, params, batch, visit: Visit):
+def exit_pass(
+    models: Models, params: dict, batch: batches.Batch, window: RolloutWindow
+) -> jax.Array:
     """The x0 of a window by one pass at its exit step, with gradient to `params` alone.
 
     All chunks are computed at once, as if each were a sample: what ties them together is in
-    the caches of the visit, and those are constants.
+    the caches of the window, and those are constants.
+
+    Args:
+      models: Networks.
+      params: Parameters of the student.
+      batch: The clips; text, image and face mask are read.
+      window: Result of `rollout_window`.
 
     Returns:
-      [B, T, H, W, C], equal to the estimates of the visit.
+      [B, W * c, H, W, C], equal to `window.x0`.
     """
-    size, chunks = visit.chunk.shape
-    fold = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
-    spread = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, chunks, 0), tree)
+    size, chunks = window.chunk.shape
     variables = {"params": params}
-    context = models.dit.apply(variables, face_mask=batch["face"], method=models.dit.context)
-    pieces = fold(visit.pieces)
+
+    def fold(tree):
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+    def spread(tree):
+        return jax.tree.map(lambda a: jnp.repeat(a, chunks, 0), tree)
+
+    context = spread(_context(models, params, batch))
     state = student_lib.StreamState(
-        sink=spread(visit.sink), previous=(fold(visit.previous),), chunk=fold(visit.chunk),
+        sink=spread(window.sink), previous=(fold(window.previous),), chunk=fold(window.chunk),
         key=None, view=models.preset.student.view,
     )
+    given = models.dit.apply(
+        variables, fold(window.conditioning), context, method=models.dit.embed
+    )
     x0, _ = student_lib.chunk_pass(
-        models.dit, params, state, 0, fold(visit.points), spread(visit.sigma),
-        pieces["condition"], pieces["mode"], spread(context),
-        models.dit.apply(variables, pieces["windows"], method=models.dit.audio),
+        models.dit, params, state, 0, fold(window.points), spread(window.sigma), given
     )
     return x0.reshape(size, -1, *x0.shape[2:])
 
 
-def cut(batch, first, frames: int) -> dict:
-    """The `frames` latent frames of a batch from frame `first`, which may be traced."""
+def _pick(options: list | tuple, exit_step: jax.Array) -> Any:
+    """Of one tree per step, each sample's at its exit step."""
+    picked = options[0]
+    for step, option in enumerate(options[1:], 1):
+        there = exit_step == step
 
-    def one(name, value):
-        if name not in ("x0", "windows", "expression"):
-            return value
-        return jax.lax.dynamic_slice_in_dim(value, first, frames, 1)
+        def one(old, new, there=there):
+            return jnp.where(there.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    return {name: one(name, value) for name, value in batch.items()}
+        picked = jax.tree.map(one, picked, option)
+    return picked
 
 
-def _by_chunk(x, c: int):
+def _by_chunk(x: jax.Array, c: int) -> jax.Array:
     """[B, T, ...] -> [T / c, B, c, ...]."""
     return jnp.moveaxis(x.reshape(x.shape[0], -1, c, *x.shape[2:]), 1, 0)
 
 
-def _begin(models, params, batch, key):
-    """State before the first chunk, the inputs of all chunks in turn, and the context."""
-    preset = models.preset
-    c, size = preset.timing.latents_per_chunk, batch["reference"].shape[0]
-    context = models.dit.apply(
-        {"params": params}, face_mask=batch["face"], method=models.dit.context
+def _context(models: Models, params: dict, batch: batches.Batch) -> transformer.Context:
+    """Keys and values of what is constant in a stream."""
+    given = batch.conditioning
+    return models.dit.apply(
+        {"params": params}, given.text, given.image, given.face_mask, method=models.dit.context
     )
-    conditions = conditioning.condition(batch["reference"], batch["expression"], sink=True)
+
+
+def _begin(models: Models, params: dict, batch: batches.Batch, key: jax.Array):
+    """State before the first chunk, the inputs of all chunks in turn, and the context."""
+    preset, given = models.preset, batch.streamed
+    c = preset.timing.latents_per_chunk
+    context = _context(models, params, batch)
     state = student_lib.begin(
-        models.dit, params, rest(models, size), conditions[:, 0], context,
-        jax.random.split(key, size), c, preset.student.num_steps, preset.student.policy,
+        models.dit, params, batch.sink, given.channels[:, 0], context,
+        jax.random.split(key, batch.size), c, preset.student.num_steps, preset.student.policy,
         preset.student.view,
     )
-    frames = batch["windows"].shape[1]
-    pieces = {
-        "condition": conditions[:, 1:], "windows": batch["windows"],
-        "mode": jnp.repeat(batch["mode"][:, None].astype(jnp.int32), frames, 1),
-    }
+    pieces = batches.take_frames(given, 1, batch.frames)
     return state, jax.tree.map(lambda a: _by_chunk(a, c), pieces), context
 
 
-def _make(models, params, context, state, piece):
+def _make(models: Models, params: dict, context, state, piece, teacher_forced=None):
     """`student_lib.make_chunk` with the preset's sampler."""
     preset = models.preset
     return student_lib.make_chunk(
-        models.dit, params, state, piece["condition"], piece["windows"], piece["mode"],
-        context, preset.sigmas, preset.student.policy, preset.student.temperature,
+        models.dit, params, state, piece, context, preset.sigmas, preset.student.policy,
+        preset.student.temperature, teacher_forced,
     )

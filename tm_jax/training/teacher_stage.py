@@ -1,14 +1,19 @@
 """Stage `teacher`: the bidirectional transformer learns the flow from noise to clips."""
 
+from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tm_jax.diffusion import guidance as guidance_lib
+from tm_jax.training import batches
+from tm_jax.training import groups
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import preview as preview_lib
 from tm_jax.training import rollouts
+from tm_jax.training import sources
 from tm_jax.training import transformer_stage
 
 
@@ -17,67 +22,67 @@ class TeacherStageConfig(transformer_stage.TransformerStageConfig):
     """Settings of the stage.
 
     Attributes:
-      audio_dropout: Fraction of samples that train without audio, for guidance.
+      dropout: Condition dropout, without which there is no guidance.
       sample_steps: Steps of the sampler for previews.
+      guidance: Guidance of previews.
       optimizer: Optimiser.
     """
 
-    audio_dropout: float = 0.08
+    dropout: batches.Dropout = batches.Dropout(text=0.1, image=0.1, audio=0.08)
     sample_steps: int = 12
+    guidance: guidance_lib.Guidance = guidance_lib.Guidance()
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=1.5e-3, warmup_steps=100, beta2=0.98, weight_decay=0.01,
         ema_decay=0.985,
     )
 
 
-def make(models, params: dict, store, config: TeacherStageConfig) -> loop.Stage:
+def make(
+    models: rollouts.Models, source: sources.Source,
+    preview: Callable[[int], sources.Preview], config: TeacherStageConfig, start: Any = None,
+) -> loop.Stage:
     """The stage.
 
     Args:
       models: Networks.
-      params: Trained parameters of `vae` and `audio`.
-      store: Arrays of `latents.build`.
+      source: Clips.
+      preview: Function (latents) -> held-out clips of that length.
       config: Settings.
+      start: Parameters instead of random ones, as of `loop.Stage`.
     """
     preset = models.preset
-    latents = config.chunks * preset.timing.latents_per_chunk
-    weights = transformer_stage.element_weights(models.preset, config)
+    latents = transformer_stage.window_latents(models, config)
     models = transformer_stage.trained(models, config)
+    shown = preview(latents)
+    sigmas = preset.schedule.steps(config.sample_steps)
+    draw = jax.jit(lambda p, items, k: rollouts.teacher_sample(
+        models, p, source.assemble(items), k, sigmas, config.guidance
+    )[-1])
 
-    def init(key):
-        return models.init("dit", key)
+    def sample(params, frozen, path):
+        return shown.show(draw(params, shown.batch, jax.random.key(1)), path)
 
-    def loss(params, frozen, batch, key):
+    def feed(seed):
+        one = sources.random_window(source, latents, seed)
+        return sources.stream(one, len(source), config.batch, seed)
+
+    def loss(params, frozen, items, key):
         keys = jax.random.split(key, 3)
-        x0 = batch["x0"]
-        sigma = preset.schedule.draw(keys[0], (x0.shape[0],))
-        noise = jax.random.normal(keys[1], x0.shape)
-        keep = jax.random.uniform(keys[2], (x0.shape[0],)) >= config.audio_dropout
-        windows = batch["windows"] * keep[:, None, None, None]
+        batch = source.assemble(items)
+        sigma = preset.schedule.draw(keys[0], (batch.size,))
+        noise = rollouts.draw_noise(keys[1], batch.x0.shape)
+        batch = batch.without(config.dropout.draw(keys[2], batch.size))
         per_sample = transformer_stage.flow_loss(
-            models, params, batch, x0, sigma, noise, windows, weights
+            models, params, batch, sigma, noise, source.weights
         )
         high = sigma > 0.8
         return per_sample.mean(), {
             "flow_high": jnp.sum(per_sample * high) / jnp.maximum(high.sum(), 1)
         }
 
-    preview = preview_lib.Preview(
-        models, params, dataclasses.replace(config.data, clips=config.previews), latents
-    )
-    sigmas = preset.schedule.steps(config.sample_steps)
-    draw = jax.jit(
-        lambda p, b, k: rollouts.teacher_sample(models, p, b, k, sigmas)[-1]
-    )
-
-    def sample(params, frozen, path):
-        return preview.show(draw(params, preview.batch, jax.random.key(1)), path)
-
-    def batches(seed):
-        one = transformer_stage.random_window(store, config.data, models, latents, seed)
-        return transformer_stage.stream(one, len(store["mode"]), config.batch, seed)
-
     return loop.Stage(
-        name="teacher", init=init, loss=loss, frozen={}, batches=batches, sample=sample,
-        finish=lambda params, frozen: params, optimizer=config.optimizer,
+        name="teacher", init=transformer_stage.init(models), loss=loss, frozen={},
+        batches=feed, sample=sample, finish=lambda params, frozen: params,
+        optimizer=config.optimizer, start=start, labels=groups.groups,
+        frames=config.batch * latents * preset.timing.frames_per_latent,
     )

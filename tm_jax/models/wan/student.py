@@ -155,6 +155,7 @@ def make_chunk(
     model: transformer.DiT, params, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
+    teacher_forced: tuple[jax.Array, jax.Array] | None = None,
 ):
     """Makes the next chunk of every stream and shows how it came about.
 
@@ -168,6 +169,9 @@ def make_chunk(
       policy: "clean": one more pass at noise level 0 writes the cache, N + 1 passes;
         "per_step": every step keeps its own cache, N passes.
       temperature: Factor of the noise; below 1 samples stay closer to what is likeliest.
+      teacher_forced: Which streams have a chunk that is known, bool [B], and the known chunks
+        [B, T, H, W, C]: they replace every estimate of those streams, whose next state is then
+        that of `given_chunk`.
 
     Returns:
       What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
@@ -183,6 +187,9 @@ def make_chunk(
             model, params, state, 0 if policy == "clean" else step, x,
             jnp.full((batch,), sigma), given,
         )
+        if teacher_forced is not None:
+            mask, known = teacher_forced
+            x0 = jnp.where(mask.reshape(-1, 1, 1, 1, 1), known, x0)
         return x0, (x0, states)
 
     draw = _noise(model, state, given.channels.shape, temperature)

@@ -1,0 +1,97 @@
+"""Previews of stages that learn from examples: held-out clips, sampled and decoded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tm_jax.core import pixels
+from tm_jax.media import video
+from tm_jax.models import components
+from tm_jax.models import presets
+from tm_jax.training import example_source
+from tm_jax.training import sources
+
+
+class Preview:
+    """See `sources.Preview`. Writes PATH.mp4: truth on the left, samples on the right.
+
+    Attributes:
+      batch: Stacked windows of the held-out examples, each from the begin of its clip.
+    """
+
+    def __init__(
+        self, records: example_source.Records, preset: presets.Preset, latents: int,
+        vae: dict | None = None,
+    ):
+        """Reads the examples.
+
+        Args:
+          records: Held-out examples.
+          preset: Sizes.
+          latents: Latent frames of a preview, a multiple of those of a chunk.
+          vae: Parameters by part that decode; None: latents are measured and no video is
+            written.
+
+        Raises:
+          ValueError: All of them are shorter than that.
+        """
+        source = example_source.ExampleSource(records, preset)
+        windows = [
+            source.window(i, 0, latents) for i in range(len(records))
+            if len(records[i]["mode"]) >= latents
+        ]
+        if not windows:
+            raise ValueError(
+                f"no held-out example has the {latents} latent frames of a preview; prepare "
+                "longer clips, or train with fewer chunks."
+            )
+        self.batch = sources.collate(windows)
+        self._preset, self._params = preset, vae
+        self._vae = components.video_vae(preset)
+        self._begin = jax.jit(self._vae.begin_decoder)
+        self._decode = jax.jit(self._frames)
+
+    def _frames(self, params, latents, state):
+        frames, state = self._vae.decode_chunk(params, latents, state)
+        return pixels.to_uint8(frames), state
+
+    def decode(self, index: int, x0: jax.Array) -> np.ndarray:
+        """Frames uint8 [F, H, W, 3] of the latents [T, H, W, C] of held-out clip `index`."""
+        picture = self.batch.get("picture")
+        picture = None if picture is None else jnp.asarray(picture[index][None], jnp.float32)
+        sink = jnp.asarray(self.batch["sink"][index][None], jnp.float32)
+        state = self._begin(self._params, picture, sink)
+        frames, c = [], self._preset.timing.latents_per_chunk
+        for start in range(0, len(x0), c):
+            piece = jnp.asarray(x0[None, start : start + c], jnp.float32)
+            made, state = self._decode(self._params, piece, state)
+            frames.append(np.asarray(made)[0])
+        return np.concatenate(frames)
+
+    def show(self, x0: jax.Array, path: str) -> dict[str, float]:
+        """Writes samples and measures them against the truth, decoded by the same decoder.
+
+        Args:
+          x0: Samples [B, T, H, W, C].
+          path: Path of the video without its extension.
+
+        Returns:
+          `latent_error`, the mean squared error of latents; and `psnr` in dB, where a decoder
+          is there.
+        """
+        x0, truth = np.asarray(x0, np.float32), np.asarray(self.batch["x0"], np.float32)
+        measures = {"latent_error": float(np.mean(np.square(x0 - truth)))}
+        if self._params is None:
+            return measures
+        rows, errors = [], []
+        for i, (made, true) in enumerate(zip(x0, truth)):
+            pair = [self.decode(i, latents) for latents in (true, made)]
+            errors.append(np.mean(np.square(np.subtract(*pair, dtype=np.float32) / 255)))
+            rows.append(np.concatenate(pair, 2))
+        frames = np.concatenate(rows, 1)
+        timing = self._preset.timing
+        with video.Writer(
+            path + ".mp4", timing.fps, *frames.shape[1:3], timing.sample_rate, 1
+        ) as writer:
+            writer.write_frames(frames)
+        return {**measures, "psnr": float(-10 * np.log10(np.mean(errors) + 1e-10))}

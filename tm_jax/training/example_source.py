@@ -1,0 +1,233 @@
+"""Prepared examples of real or drawn videos as a source of clips, for any preset."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import glob
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from tm_jax.models import presets
+from tm_jax.models.wan import conditioning as conditioning_lib
+from tm_jax.training import batches
+
+# A clip after encoding, by name. The optional parts are there where the preset has them.
+NAMES = ("latents", "condition", "face_mask", "audio", "mode")
+OPTIONAL = ("text", "image", "negative_text", "picture")
+
+Records = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleConfig:
+    """Where examples are.
+
+    Attributes:
+      path: Folder of a store of examples.
+      held_out: The last examples, which are not trained on: previews show them.
+      weights: Folder with the preset's autoencoder, which decodes previews; None: previews
+        measure latents and write no video.
+    """
+
+    path: str
+    held_out: int = 4
+    weights: str | None = None
+
+    def __post_init__(self):
+        if self.held_out < 1:
+            raise ValueError(f"held_out must be at least 1, got {self.held_out}.")
+
+
+class Part(Sequence):
+    """Some records of a store, in their order."""
+
+    def __init__(self, records: Records, indices: range):
+        self._records, self._indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        return self._records[self._indices[index]]
+
+
+def split(records: Records, held_out: int) -> tuple[Part, Part]:
+    """The records to train on, and the last `held_out` ones.
+
+    Raises:
+      ValueError: There are too few.
+    """
+    count = len(records) - held_out
+    if count < 1:
+        raise ValueError(
+            f"the store has {len(records)} examples, of which held_out={held_out} are not "
+            "trained on; prepare more videos or hold out fewer."
+        )
+    return Part(records, range(count)), Part(records, range(count, len(records)))
+
+
+class Folder(Sequence):
+    """The simplest store: a folder of safetensors files with one example each, by name."""
+
+    def __init__(self, path: str):
+        """Lists the files.
+
+        Raises:
+          FileNotFoundError: There are none.
+        """
+        self._paths = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
+        if not self._paths:
+            raise FileNotFoundError(
+                f"{path} has no examples; make them with launch/prepare.py."
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        return safetensors.numpy.load_file(self._paths[index])
+
+
+def open_records(path: str) -> Records:
+    """The records of a store."""
+    return Folder(path)
+
+
+class ExampleSource:
+    """See `sources.Source`.
+
+    A record is a dictionary of arrays: `latents` [1 + T, h, w, C], of which latent 0 is the
+    reference picture; `condition` [1 + K, h, w, R], as in `components.Reference`, with the K
+    exact latents of the frames after the picture; `face_mask` [P]; `audio` [T, R, U], windows
+    as a stream computes them, of which window t belongs to latent 1 + t; `mode` [T]; and, where
+    the preset has them, `text` [L, D] and `image` [L, D]. `negative_text` [L, D] replaces a
+    dropped text (zeros without it) and `picture` [H, W, 3] in -1..1 starts a decoder that
+    needs it.
+
+    Attributes:
+      weights: 1: all numbers of a latent matter alike.
+    """
+
+    weights = 1.0
+
+    def __init__(self, records: Records, preset: presets.Preset):
+        """Checks the first record.
+
+        Raises:
+          ValueError: It does not belong to the preset.
+        """
+        self._records, self._preset = records, preset
+        self._last: tuple[int, Mapping] | None = None
+        check(self._record(0), preset)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _record(self, index: int) -> Mapping[str, np.ndarray]:
+        """A record; the last one is kept, since `window` follows `place`."""
+        last = self._last
+        if last is None or last[0] != index:
+            last = self._last = (index, self._records[index])
+        return last[1]
+
+    def place(self, index: int, rng: np.random.Generator, latents: int) -> tuple[int, int]:
+        """See `sources.Source`.
+
+        Raises:
+          ValueError: No clip is long enough.
+        """
+        for step in range(len(self)):
+            chosen = (index + step) % len(self)
+            room = len(self._record(chosen)["mode"]) - latents
+            if room >= 0:
+                return chosen, int(rng.integers(0, room + 1))
+        raise ValueError(
+            f"no example is long enough for windows of {latents} latent frames after the "
+            "picture; prepare longer clips, or train with fewer chunks."
+        )
+
+    def window(self, index: int, start: int, latents: int) -> dict[str, np.ndarray]:
+        """See `sources.Source`."""
+        record = self._record(index)
+        cut = slice(start, start + latents)
+        items = {
+            "sink": record["latents"][0], "x0": record["latents"][1:][cut],
+            "audio": record["audio"][cut], "mode": record["mode"][cut],
+            "condition": record["condition"], "face_mask": record["face_mask"],
+        }
+        items |= {name: record[name] for name in OPTIONAL if name in record}
+        return {name: np.asarray(value) for name, value in items.items()}
+
+    def assemble(self, items: dict[str, jax.Array]) -> batches.Batch:
+        """See `assemble`."""
+        return assemble(self._preset, items)
+
+
+def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Batch:
+    """The batch of stacked windows.
+
+    A window is a clip of its own, whose conditioning channels begin at the picture; a stream
+    has, after the sink, those of a frame long after it (`conditioning.channels`).
+
+    Args:
+      preset: Sizes.
+      items: Stacked results of `ExampleSource.window`.
+    """
+    items = {
+        name: jnp.asarray(value, jnp.int32 if name == "mode" else jnp.float32)
+        for name, value in items.items()
+    }
+    frames, condition, kind = items["x0"].shape[1], items["condition"], preset.conditioning
+    channels = conditioning_lib.channels(kind, condition, 1 + frames)
+    settled = conditioning_lib.channels(kind, condition[:, -1:], 1, first=1)
+    given = conditioning_lib.Conditioning(
+        channels=channels, audio=jnp.pad(items["audio"], ((0, 0), (1, 0), (0, 0), (0, 0))),
+        mode=jnp.pad(items["mode"], ((0, 0), (1, 0))), face_mask=items["face_mask"],
+        text=items.get("text"), image=items.get("image"),
+    )
+    return batches.Batch(
+        x0=items["x0"], sink=items["sink"], conditioning=given,
+        stream_channels=jnp.concatenate([channels[:, :1], settled], 1),
+        negative_text=items.get("negative_text"),
+    )
+
+
+def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
+    """Compares a record with a preset.
+
+    Raises:
+      ValueError: A part is missing, or of another shape.
+    """
+    c, (height, width, channels) = preset.dit, preset.latent_shape
+    wanted = {
+        "latents": (None, height, width, channels), "condition": (None, height, width, None),
+        "face_mask": (preset.tokens,), "audio": (None, c.audio_window, c.audio_feature_width),
+        "mode": (None,),
+    }
+    if c.text_width is not None:
+        wanted["text"] = (c.text_length, c.text_width)
+    if c.image_width is not None:
+        wanted["image"] = (c.image_length, c.image_width)
+    remedy = f"prepare the videos with preset {preset.name}."
+    for name, shape in wanted.items():
+        if name not in record:
+            raise ValueError(f"examples have no {name}, which the preset needs; {remedy}")
+        got = record[name].shape
+        if len(got) != len(shape) or any(w not in (None, g) for w, g in zip(shape, got)):
+            raise ValueError(
+                f"examples: {name} must have shape {_text(shape)}, got {got}; {remedy}"
+            )
+    frames = len(record["mode"])
+    for name, count in (("latents", 1 + frames), ("audio", frames)):
+        if len(record[name]) != count:
+            raise ValueError(
+                f"examples: {name} must have {count} entries beside {frames} modes, got "
+                f"{len(record[name])}; {remedy}"
+            )
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
