@@ -40,7 +40,6 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     Attributes:
       start: Folder in the work directory whose student is the start: "student" after the
         regression (CausVid, arXiv 2412.07772, section 4.3), "teacher" to leave it out.
-      dropout: Condition dropout of rollouts and of both scores.
       rollouts: The clips whose sound rollouts have and from which, in part, they start. Clips
         of 18 latents last six chunks: four past the window of two that teacher and critic see.
       rollout_chunks: Longest rollout; the window ends at a random chunk of it. Own choice:
