@@ -107,6 +107,19 @@ def mesh(text: str):
     return rules.make_mesh(**parser.parse(text, len(jax.devices()))) if text else None
 
 
+def mesh_sizes(text: str) -> dict[str, int]:
+    """The named axes of a --mesh flag, whatever devices there are.
+
+    Raises:
+      ValueError: Unknown axes or sizes.
+    """
+    if not text:
+        return {}
+    from tm_jax.parallel import mesh_flag as parser
+
+    return parser.sizes(text)
+
+
 def aspect(text: str | None) -> float | None:
     """Width over height of a text such as 9:16; None for none."""
     if text is None:

@@ -41,6 +41,7 @@ _WEIGHTS = flags.DEFINE_string(
     "weights", None, "Folder of weights to use instead of the preset's own, or "
     "hf:OWNER/NAME[/PATH][@REVISION] of the Hugging Face Hub.",
 )
+_MESH = common.mesh_flag()
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 _MODE = flags.DEFINE_enum(
     "mode", "auto", ["auto", "speak", "listen"], "What to do; auto follows the sound."
@@ -98,7 +99,11 @@ def main() -> None:
     common.cache_compilations()
     from tm_jax.inference import loading
 
-    models, session_factory = loading.prepare(_PRESET.value, folder, options)
+    from tm_jax.inference import pipeline
+
+    sizes = common.mesh_sizes(_MESH.value)
+    placement = pipeline.Placement(mesh=sizes) if sizes else None
+    models, session_factory = loading.prepare(_PRESET.value, folder, options, placement)
     if _OTHER_AUDIO.value is not None and not models.functions.partner:
         raise ValueError(
             f"--other_audio: preset {_PRESET.value} takes the character's own sound alone; nano "

@@ -49,6 +49,7 @@ _PLACEMENT = flags.DEFINE_enum(
     "Whether the last device only decodes.",
 )
 _SEQUENCE = flags.DEFINE_integer("sequence", 1, "Devices that share the tokens of a chunk.", 1)
+_MESH = common.mesh_flag()
 _DEVICES = flags.DEFINE_integer("devices", 0, "Devices to use; as many as needed by default.", 0)
 _BATCHES = flags.DEFINE_list("batches", None, "Batch sizes to measure; 1 on a CPU, else 1,2,4,8.")
 _MOST = flags.DEFINE_integer("max_sessions", 16, "Most calls at a time, if as many fit.", 1, 1024)
@@ -105,7 +106,9 @@ def _engine():
     from tm_jax.serving import devices as devices_lib
     from tm_jax.serving import engine as engine_lib
 
-    placement = pipeline.Placement(mode=_PLACEMENT.value, sequence=_SEQUENCE.value)
+    placement = pipeline.Placement(
+        mode=_PLACEMENT.value, sequence=_SEQUENCE.value, mesh=common.mesh_sizes(_MESH.value)
+    )
     devices = jax.devices()[: _DEVICES.value] if _DEVICES.value else None
     models = loading.load(
         _PRESET.value, weights.local(_WEIGHTS.value), placement=placement, devices=devices,

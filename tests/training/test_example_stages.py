@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from tests.training import small
 from tm_jax.configs import overrides
 from tm_jax.core import trees
 from tm_jax.diffusion import guidance
+from tm_jax.data import examples
+from tm_jax.data import shards
 from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import batches
@@ -54,12 +55,13 @@ def _config(stage, folder, *more):
 def folder(tmp_path_factory, pico):
     """A work directory with examples, an autoencoder, and all stages after two updates."""
     folder = str(tmp_path_factory.mktemp("run"))
-    os.makedirs(f"{folder}/examples")
     os.makedirs(f"{folder}/weights")
-    for i in range(_COUNT):
-        safetensors.numpy.save_file(
-            small.record(i, _LATENTS), f"{folder}/examples/{i}.safetensors"
-        )
+    with shards.ExampleWriter(f"{folder}/examples", {"preset": "pico"}, {}) as writer:
+        for i in range(_COUNT):
+            record = small.record(i, _LATENTS)
+            del record["negative_text"]
+            writer.add(examples.Example(**record), f"{i}.mp4", 1)
+            writer.finish(f"{i}.mp4", {"bytes": 1, "clips": [0], "rejected": [], "notes": []})
     vae = parts.of_preset(small.preset(), "vae")
     files.save(f"{folder}/weights/vae.safetensors", pico.random(vae.boxed), "float32")
     for stage in _SETTINGS:

@@ -135,7 +135,8 @@ def prompts(
 
 
 def prepare(
-    preset: str, weights: str | None, options: dict
+    preset: str, weights: str | None, options: dict,
+    placement: pipeline_lib.Placement | None = None,
 ) -> tuple[pipeline_lib.Pipeline, Callable[..., session.Session]]:
     """Loads a preset and chooses its session.
 
@@ -144,6 +145,7 @@ def prepare(
       weights: Folder with weights, or None.
       options: Any of `OPTIONS`: prompt, decoder, aspect (`load`), face (`session.Session`),
         sampler ("student" or "teacher"), and steps and guidance of the teacher.
+      placement: How devices share the work; one device by default.
 
     Returns:
       The pipeline, and what makes a session of it.
@@ -168,5 +170,6 @@ def prepare(
     if sampler == "teacher":
         kind = teacher_session.TeacherSession
         chosen["sampler"] = teacher_session.Sampler(**teacher)
-    loaded = load(preset, weights, **{n: options[n] for n in _LOAD if n in options})
+    chosen_to_load = {name: options[name] for name in _LOAD if name in options}
+    loaded = load(preset, weights, placement=placement, **chosen_to_load)
     return loaded, functools.partial(kind, **chosen) if chosen else kind

@@ -171,7 +171,7 @@ def sample(
     grid = dataclasses.replace(parts.grid, chunk=latents)
     given = conditioning_lib.Conditioning(
         channels=channels, audio=jnp.pad(windows, ((0, 0), (1, 0), (0, 0), (0, 0))),
-        mode=jnp.concatenate([mode[:, :1], mode], 1),
+        mode=jnp.pad(mode, ((0, 0), (1, 0))),  # The picture listens, as in training.
     )
     conditional = parts.dit.apply(
         variables, given, functions.context(params, inputs, "prompt"), method="embed"

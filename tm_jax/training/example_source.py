@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import glob
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
+from tm_jax.data import shards
 from tm_jax.models import presets
 from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.training import batches
@@ -69,31 +68,30 @@ def split(records: Records, held_out: int) -> tuple[Part, Part]:
     return Part(records, range(count)), Part(records, range(count, len(records)))
 
 
-class Folder(Sequence):
-    """The simplest store: a folder of safetensors files with one example each, by name."""
+class Store(Sequence):
+    """The records of a store that launch/prepare.py wrote."""
 
     def __init__(self, path: str):
-        """Lists the files.
-
-        Raises:
-          FileNotFoundError: There are none.
-        """
-        self._paths = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
-        if not self._paths:
-            raise FileNotFoundError(
-                f"{path} has no examples; make them with launch/prepare.py."
-            )
+        """Opens the store; see `shards.ExampleSource`."""
+        self._source = shards.ExampleSource(path)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        return safetensors.numpy.load_file(self._paths[index])
+        return self._source[index].arrays()
 
 
 def open_records(path: str) -> Records:
-    """The records of a store."""
-    return Folder(path)
+    """The records of a store.
+
+    Raises:
+      FileNotFoundError: There is no store.
+      ValueError: It is empty or damaged.
+    """
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{path} has no examples; make them with launch/prepare.py.")
+    return Store(path)
 
 
 class ExampleSource:
@@ -158,6 +156,9 @@ class ExampleSource:
             "audio": record["audio"][cut], "mode": record["mode"][cut],
             "condition": record["condition"], "face_mask": record["face_mask"],
         }
+        if len(items["condition"]) > 1:  # Those of the window, and what a stream settles at.
+            condition = items["condition"]
+            items["condition"] = np.concatenate([condition[: 1 + latents], condition[-1:]])
         items |= {name: record[name] for name in OPTIONAL if name in record}
         return {name: np.asarray(value) for name, value in items.items()}
 
