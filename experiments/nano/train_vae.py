@@ -30,6 +30,7 @@ from tm_jax.configs import overrides  # noqa: E402
 from tm_jax.data import frame_store  # noqa: E402
 from tm_jax.models.small_vae import config as config_lib  # noqa: E402
 from tm_jax.models.small_vae import network  # noqa: E402
+from tm_jax.training import vae_start  # noqa: E402
 from tm_jax.training import video_vae  # noqa: E402
 from tm_jax.weights import small_vae as weights  # noqa: E402
 
@@ -42,6 +43,9 @@ _DECAY = flags.DEFINE_integer("decay_steps", 800, "Last updates, in which rates 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in --out.")
 _SET = flags.DEFINE_multi_string("set", [], "Settings of the training, as name=value.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, noise and order.")
+_COMPONENTS = flags.DEFINE_integer(
+    "components", 16, "Latent channels that start as principal components of measured motion."
+)
 _EVERY = flags.DEFINE_integer("measure_every", 200, "Updates between measurements.")
 _CHECKPOINT_S = flags.DEFINE_float("checkpoint_every_s", 300, "Seconds between checkpoints.")
 _LOG_EVERY = 20  # Updates between lines of metrics.
@@ -123,6 +127,8 @@ def main(argv: list[str]) -> None:
     run.log(config=dataclasses.asdict(config), sizes=dataclasses.asdict(sizes))
     state = video_vae.create(model, config, jax.random.key(_SEED.value))
     clips = frame_store.FrameStore(_CLIPS.value)
+    frames = config.latents * sizes.frames_per_latent
+    some = lambda seed, count: (clips.batch(seed, i, 8, frames) for i in range(count))
     step = video_vae.make_step(model, config)
     with (
         contextlib.closing(store_lib.Store(os.path.join(_OUT.value, "checkpoints"))) as store,
@@ -134,9 +140,13 @@ def main(argv: list[str]) -> None:
             placement = jax.tree.map(lambda x: x.sharding, state)
             state, _ = store.restore(state, placement)
             logging.info("resumed at step %d", int(state.step))
+        else:
+            basis = vae_start.components(sizes, some(_SEED.value + 1, 8), _COMPONENTS.value)
+            state = video_vae.restart(state, vae_start.start(state.params, sizes, basis))
         state = _loop(run, state, step, clips, config, store, asked)
-    batches = (clips.batch(_SEED.value + 1, i, 8, 8) for i in range(12))
-    params = video_vae.with_statistics(model, jax.device_get(state.average), batches)
+    params = video_vae.with_statistics(
+        model, jax.device_get(state.average), some(_SEED.value + 2, 12)
+    )
     path = str(run.folder / "vae.safetensors")
     weights.save(path, params, sizes)
     run.measure(int(state.step), params)

@@ -15,10 +15,12 @@ import optax
 
 from tm_jax.data import drawn
 from tm_jax.evaluation import reconstruction
+from tm_jax.models.small_vae import motion
 from tm_jax.models.small_vae import network
 from tm_jax.parallel import rules
 
 _HEADS = ("flow", "residual", "latent", "condition")  # Last layers: AdamW, not Muon.
+_BETA2 = 0.99
 _STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
 
 
@@ -36,9 +38,13 @@ class VideoVAEConfig:
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
       flow_weight: Weight of the error of the moved picture.
       pooled_weight: Weight of the same at a quarter and a sixteenth of the resolution.
+      motion_weight: Weight of the difference between the flow and the motion measured in closed
+        form (`small_vae.motion`), which the flow learns from first.
       noise: Largest noise on latents, in standard deviations of a channel.
-      learning_rate: Peak rate of the matrices (Muon).
-      adam_rate: Peak rate of everything else (AdamW).
+      learning_rate: Peak rate.
+      muon: Muon for hidden matrices and AdamW for the rest; else AdamW for all. Muon's own
+        products cost as much as the gradient of three whole clips of two latents, so it pays
+        with large batches.
       weight_decay: Decoupled decay of the matrices.
       warmup_steps: Linear warm-up.
       clip_norm: Largest global norm of a gradient.
@@ -47,15 +53,16 @@ class VideoVAEConfig:
 
     batch: int = 4
     latents: int = 2
-    side: int | None = 192
+    side: int | None = 128
     moving_weight: float = 8.0
     corner: float = 0.1
     edge_weight: float = 0.5
     flow_weight: float = 0.2
     pooled_weight: float = 0.5
+    motion_weight: float = 0.2
     noise: float = 0.2
-    learning_rate: float = 3e-3
-    adam_rate: float = 2e-3
+    learning_rate: float = 2e-3
+    muon: bool = False
     weight_decay: float = 0.01
     warmup_steps: int = 50
     clip_norm: float = 1.0
@@ -86,22 +93,28 @@ class TrainState:
 
 
 def make_optimizer(config: VideoVAEConfig) -> optax.GradientTransformation:
-    """Muon for hidden matrices, AdamW for the rest; rates before the schedule (`rate`)."""
+    """The optimiser with its peak rates; the schedule (`rate`) scales its updates."""
 
     def dimensions(params):
         def one(path, x):
-            names = [key.key for key in path]
-            muon = x.ndim == 2 and names[-2] not in _HEADS
+            muon = x.ndim == 2 and path[-2].key not in _HEADS
             return optax.contrib.MuonDimensionNumbers() if muon else None
 
         return jax.tree_util.tree_map_with_path(one, params)
 
-    muon = optax.contrib.muon(
-        config.learning_rate, weight_decay=config.weight_decay, adam_b2=0.99,
-        adam_learning_rate=config.adam_rate, muon_weight_dimension_numbers=dimensions,
-        consistent_rms=0.2, ns_steps=4,
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), muon)
+    def matrices(params):
+        return jax.tree.map(lambda x: x.ndim == 2, params)
+
+    if config.muon:
+        update = optax.contrib.muon(
+            config.learning_rate, weight_decay=config.weight_decay, adam_b2=_BETA2,
+            muon_weight_dimension_numbers=dimensions, consistent_rms=0.2, ns_steps=4,
+        )
+    else:
+        update = optax.adamw(
+            config.learning_rate, b2=_BETA2, weight_decay=config.weight_decay, mask=matrices
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
 def rate(step: int, steps: int, decay_steps: int, warmup_steps: int) -> float:
@@ -129,6 +142,11 @@ def create(model: network.SmallVAE, config: VideoVAEConfig, key: jax.Array) -> T
         )
 
     return jax.jit(build)(key)
+
+
+def restart(state: TrainState, params: dict) -> TrainState:
+    """A fresh state with other parameters (`vae_start`)."""
+    return state.replace(params=params, average=jax.tree.map(jnp.copy, params))
 
 
 def _rounded(x, corner):
@@ -166,7 +184,7 @@ def loss(
     spread = jax.lax.stop_gradient(jnp.std(z, (0, 1, 2, 3)))
     level = config.noise * jax.random.uniform(keys[0], (len(z), 1, 1, 1, 1))
     z = z + level * spread * jax.random.normal(keys[1], z.shape)
-    warped, residual, _ = model.apply(variables, z, state, method=model.decode_raw)
+    warped, residual, flow = model.apply(variables, z, state, method=model.decode_raw)
     change = jnp.abs(frames - picture[:, None]).mean(-1, keepdims=True)
     weight = 1 + config.moving_weight * jnp.minimum(4 * change, 1)
     error, moved = warped + residual - frames, warped - frames
@@ -178,6 +196,9 @@ def loss(
     quarter = _pool(moved, 4)
     for coarse, w in ((quarter, _pool(weight, 4)), (_pool(quarter, 4), _pool(weight, 16))):
         total += config.pooled_weight * jnp.mean(w * _rounded(coarse, 0.3 * config.corner))
+    wrong = (flow - motion.estimate(picture, frames)) / motion.PLACE
+    places = _pool(weight, motion.PLACE)
+    total += config.motion_weight * jnp.mean(places * _rounded(wrong, config.corner))
     psnr = lambda e: -10 * jnp.log10(jnp.mean(jnp.square(e)) / 4)
     return total, {"psnr": psnr(error), "psnr_warped": psnr(moved)}
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from tm_jax.core import shapes
 from tm_jax.models.small_vae import config as config_lib
 from tm_jax.models.small_vae import layers
+from tm_jax.models.small_vae import motion
 
 
 @flax.struct.dataclass
@@ -75,7 +76,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Four frames to one latent: how they differ from the reference picture.
+    """Four frames to one latent: how the reference picture moves, and what that does not explain.
 
     Attributes:
       config: Sizes.
@@ -86,11 +87,12 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, change: jax.Array, fine: jax.Array) -> jax.Array:
+    def __call__(self, change: jax.Array, flow: jax.Array, fine: jax.Array) -> jax.Array:
         """Latents before normalisation.
 
         Args:
-          change: Frames minus reference picture, [N, 4, H, W, 3].
+          change: Frames minus the reference picture as `flow` moves it, [N, 4, H, W, 3].
+          flow: Measured motion in pixels, [N, 4, H/4, W/4, 2]; see `motion.estimate`.
           fine: Features of the reference picture, [N, 4h, 4w, .].
 
         Returns:
@@ -100,16 +102,24 @@ class Encoder(nn.Module):
         blocks = lambda i: layers.Blocks(
             c.encoder_depths[i], c.expansion, self.dtype, name=f"blocks_{c.cell * 2**i}"
         )
-        x = layers.to_cells(change.astype(self.dtype), c.cell)  # [N, 4, 4h, 4w, .]
-        x = jnp.moveaxis(x, 1, 3)
-        x = x.reshape(*x.shape[:3], -1)  # The four frames side by side.
-        x = layers.dense(c.encoder_widths[0], "cells", self.dtype)(x)
-        x = blocks(0)(x + layers.dense(c.encoder_widths[0], "fine", self.dtype)(fine))
+        width = c.encoder_widths[0]
+        x = layers.dense(width, "cells", self.dtype)(abreast(change.astype(self.dtype), c.cell))
+        flow = (flow / c.cell).astype(self.dtype)
+        x = x + layers.dense(width, "motion", self.dtype)(
+            abreast(flow, c.cell // motion.PLACE)
+        )
+        x = blocks(0)(x + layers.dense(width, "fine", self.dtype)(fine))
         for i in (1, 2):
             x = layers.to_cells(x, 2)
             x = layers.dense(c.encoder_widths[i], f"down_{c.cell * 2**i}", self.dtype)(x)
             x = blocks(i)(x)
         return layers.dense(c.latent_channels, "latent", self.dtype)(x)
+
+
+def abreast(x: jax.Array, side: int) -> jax.Array:
+    """Cells of frames [N, 4, H, W, C], four frames in one place: [N, H / side, W / side, .]."""
+    x = jnp.moveaxis(layers.to_cells(x, side), 1, 3)
+    return x.reshape(*x.shape[:3], -1)
 
 
 class Decoder(nn.Module):
@@ -134,7 +144,7 @@ class Decoder(nn.Module):
 
         Returns:
           The reference picture as the flow moves it, [B, 4 T, H, W, 3]; the residual, the same
-          shape; the flow [B, 4 T, H, W, 2] in pixels.
+          shape; the flow in pixels, on places of 4 pixels, [B, 4 T, H/4, W/4, 2].
         """
         c, dtype = self.config, self.dtype
         b, t, length = z.shape[0], z.shape[1], c.frames_per_latent
@@ -158,12 +168,10 @@ class Decoder(nn.Module):
         x = blocks(0)(still(x, state.fine, "still_8"))
         flow = layers.dense(length * 2 * 4, "flow", dtype, zero=True)(x)
         flow = self._flow(flow, b, t)
-        warped = layers.warp(state.picture, flow)
+        warped = layers.warp(state.picture, layers.resize(flow, motion.PLACE))
         # The residual is made where the moved picture is seen. [B T, 4h, 4w, .]
-        seen = warped.reshape(b * t, length, *warped.shape[2:])
-        seen = jnp.moveaxis(layers.to_cells(seen, c.cell), 1, 3)
-        seen = seen.reshape(*seen.shape[:3], -1).astype(dtype)
-        y = layers.dense(c.paint_width, "seen", dtype)(seen)
+        seen = abreast(warped.reshape(b * t, length, *warped.shape[2:]), c.cell)
+        y = layers.dense(c.paint_width, "seen", dtype)(seen.astype(dtype))
         y = y + layers.dense(c.paint_width, "moved", dtype)(x)
         y = layers.Blocks(c.paint_depth, c.expansion, dtype, name="paint")(y)
         y = layers.dense(length * 3 * c.cell**2, "residual", dtype, zero=True)(y)
@@ -172,13 +180,12 @@ class Decoder(nn.Module):
         return warped, residual.astype(warped.dtype), flow
 
     def _flow(self, flow, b, t):
-        """[B T, 4h, 4w, 4 * 2 * 2 * 2] on 4-pixel places to pixels, [B, 4 T, H, W, 2]."""
+        """[B T, 4h, 4w, 4 * 2 * 2 * 2] to displacements, [B, 4 T, H/4, W/4, 2]."""
         c = self.config
         *_, h, w, _ = flow.shape
         flow = flow.astype(jnp.float32).reshape(b * t, h, w, c.frames_per_latent, -1)
         flow = layers.from_cells(jnp.moveaxis(flow, 3, 1), 2)
-        flow = layers.resize(c.cell * flow, c.cell // 2)
-        flow = c.flow_limit * jnp.tanh(flow / c.flow_limit)
+        flow = c.flow_limit * jnp.tanh(c.cell * flow / c.flow_limit)
         return flow.reshape(b, t * c.frames_per_latent, *flow.shape[2:])
 
 
@@ -307,8 +314,10 @@ class SmallVAE(nn.Module):
         if sizes["F"] % length or not sizes["F"]:
             raise ValueError(f"frames: expected {length} k frames, got {sizes['F']}.")
         t = sizes["F"] // length
-        change = (frames - state.picture[:, None]).reshape(b * t, length, height, width, 3)
-        z = self.encoder(change, jnp.repeat(state.fine, t, 0))
+        flow = motion.estimate(state.picture, frames)
+        change = frames - layers.warp(state.picture, layers.resize(flow, motion.PLACE))
+        change, flow = (x.reshape(b * t, length, *x.shape[2:]) for x in (change, flow))
+        z = self.encoder(change, flow, jnp.repeat(state.fine, t, 0))
         return z.astype(jnp.float32).reshape(b, t, *z.shape[1:])
 
     def decode_raw(self, raw: jax.Array, state: State):
