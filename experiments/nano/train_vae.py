@@ -43,8 +43,8 @@ _DECAY = flags.DEFINE_integer("decay_steps", 800, "Last updates, in which rates 
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in --out.")
 _SET = flags.DEFINE_multi_string("set", [], "Settings of the training, as name=value.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, noise and order.")
-_COMPONENTS = flags.DEFINE_integer(
-    "components", 16, "Latent channels that start as principal components of measured motion."
+_MOTION = flags.DEFINE_integer(
+    "motion_channels", 28, "Latent channels that start as components of measured motion."
 )
 _EVERY = flags.DEFINE_integer("measure_every", 200, "Updates between measurements.")
 _CHECKPOINT_S = flags.DEFINE_float("checkpoint_every_s", 300, "Seconds between checkpoints.")
@@ -54,6 +54,17 @@ _LOG_EVERY = 20  # Updates between lines of metrics.
 def _settings():
     config = video_vae.VideoVAEConfig()
     return overrides.apply(config, _SET.value) if _SET.value else config
+
+
+def _codes(path, sizes, batches):
+    """The linear codes to start with; measured once a run."""
+    if not os.path.exists(path):
+        batches, count = list(batches), _MOTION.value
+        vae_start.save(
+            path, vae_start.measure_motion(sizes, batches, count),
+            vae_start.measure_change(sizes, batches, sizes.latent_channels - count),
+        )
+    return vae_start.load(path)
 
 
 class _Run:
@@ -141,8 +152,8 @@ def main(argv: list[str]) -> None:
             state, _ = store.restore(state, placement)
             logging.info("resumed at step %d", int(state.step))
         else:
-            basis = vae_start.components(sizes, some(_SEED.value + 1, 8), _COMPONENTS.value)
-            state = video_vae.restart(state, vae_start.start(state.params, sizes, basis))
+            codes = _codes(str(run.folder / "start.npz"), sizes, some(_SEED.value + 1, 6))
+            state = video_vae.restart(state, vae_start.start(state.params, sizes, *codes))
         state = _loop(run, state, step, clips, config, store, asked)
     params = video_vae.with_statistics(
         model, jax.device_get(state.average), some(_SEED.value + 2, 12)

@@ -24,7 +24,7 @@ class SmallVAEConfig:
       flow_limit: Largest displacement in pixels that the flow reaches.
     """
 
-    latent_channels: int = 32
+    latent_channels: int = 48
     condition_channels: int = 48
     reference_widths: tuple[int, int, int] = (64, 96, 128)
     encoder_widths: tuple[int, int, int] = (96, 192, 256)
