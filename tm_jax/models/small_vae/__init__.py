@@ -1,0 +1,1 @@
+"""The reference-conditioned video autoencoder of `nano`, learned from pixels."""
