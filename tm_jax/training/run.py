@@ -15,6 +15,7 @@ from tm_jax.training import latents
 from tm_jax.training import locator_stage
 from tm_jax.training import loop
 from tm_jax.training import motion_stage
+from tm_jax.training import speech_stage
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import vae_stage
@@ -22,14 +23,14 @@ from tm_jax.weights import files
 
 # The part that a stage trains, and parts that it reads.
 _TRAINS = {
-    "vae": "vae", "locator": "locator", "audio": "audio", "motion": "motion",
-    "teacher": "dit", "student": "dit", "distill": "dit",
+    "vae": "vae", "locator": "locator", "audio": "audio", "speech": "audio",
+    "motion": "motion", "teacher": "dit", "student": "dit", "distill": "dit",
 }
 _ENCODERS = {"vae": "vae", "audio": "audio"}
 _TEACHER = {**_ENCODERS, "dit": "teacher"}
 _READS = {
-    "vae": {}, "locator": {}, "audio": {}, "motion": {"audio": "audio"}, "teacher": _ENCODERS,
-    "student": _TEACHER, "distill": _TEACHER,
+    "vae": {}, "locator": {}, "audio": {}, "speech": {}, "motion": {"audio": "audio"},
+    "teacher": _ENCODERS, "student": _TEACHER, "distill": _TEACHER,
 }
 # Stages whose transformer is a student of a few steps: what a stream runs.
 _STUDENTS = ("student", "distill")
@@ -43,6 +44,8 @@ def config(stage: str, corpus: str):
         return locator_stage.LocatorStageConfig()
     if stage == "audio":
         return audio_stage.AudioStageConfig(corpus=corpus)
+    if stage == "speech":
+        return speech_stage.SpeechStageConfig(corpus=corpus)
     if stage == "motion":
         return motion_stage.MotionStageConfig(corpus=corpus)
     data = latents.LatentConfig(corpus=corpus)
@@ -88,6 +91,8 @@ def make(preset: presets.Preset, stage: str, settings, workdir: str) -> loop.Sta
         return locator_stage.make(preset, settings)
     if stage == "audio":
         return audio_stage.make(preset, settings)
+    if stage == "speech":
+        return speech_stage.make(preset, settings)
     if stage in _STUDENTS:
         preset = _sampled(preset, settings)
     models = networks.models(preset)
