@@ -172,6 +172,25 @@ def test_losses_are_those_of_the_definition():
     np.testing.assert_allclose(found["voice"], -np.log([p[0], 1 - p[2]]).mean(), rtol=1e-5)
 
 
+def test_accuracy_counts_speech_now_and_later():
+    rng, recalled, frames = np.random.default_rng(2), 1, 12
+    phones = rng.integers(1, speech_stage.CLASSES, (1, frames, spoken.PARTS))
+    phones[0, :4] = speech.PHONE_ID["SIL"]
+    phones[0, 11] = spoken.UNKNOWN
+    out = np.zeros((1, frames, speech_stage.COLUMNS * (1 + recalled) + 1), np.float32)
+    logits, _, _ = speech_stage.parts(out, recalled)  # A view.
+    for frame in range(11):
+        for part in range(spoken.PARTS):
+            phone = phones[0, frame, part]
+            logits[0, frame, 0, part, phone if frame < 6 else 0] = 1
+            logits[0, frame + 1, 1, part, phone] = 1
+    out[0, :, -1] = np.where(np.arange(frames) < 8, -1, 1)
+    batch = {"phones": phones, "active": spoken.voice(phones)}
+    found = speech_stage.accuracy(out, batch, recalled)
+    # Spoken frames are 4 ... 10; the frame's own logits know two of them, the later ones all.
+    assert found == pytest.approx({"phones": 2 / 7, "delayed": 1.0, "voice": (3 / 7 + 1) / 2})
+
+
 def test_the_stage_publishes_an_encoder(corpus, tmp_path):
     preset = presets.get("pico")
     export = str(tmp_path / "export")
