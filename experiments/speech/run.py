@@ -31,7 +31,7 @@ _RECOGNISERS = flags.DEFINE_bool("recognisers", True, "Also the recognisers that
 _TRACKS = flags.DEFINE_integer("tracks", 3, "Training tracks of every voice.")
 _TESTS = flags.DEFINE_integer("tests", 6, "Test tracks of every held-out voice.")
 _OUT = flags.DEFINE_string(
-    "out", str(pathlib.Path(__file__).parent / "results.json"), "JSON to write or add to."
+    "out", str(pathlib.Path(__file__).parent / "results.json"), "JSON to write; what it holds is kept."
 )
 
 _FRAMES = 400  # Of a track's labels: 16 s.
@@ -160,6 +160,8 @@ def main(argv):
     about = facts.collect(None, tracks=_TRACKS.value, tests=_TESTS.value)
     results["facts"] = about | {"weights": "of each row as named"}
     for source in sources(training):
+        if source.name in results["sources"]:
+            continue  # Of an earlier run on the same tracks.
         results["sources"][source.name] = measure(source, training, tests)
         facts.write(str(out), results)
     report.put(results)

@@ -211,6 +211,28 @@ def test_the_stage_publishes_an_encoder(corpus, tmp_path):
     assert out.shape == (1, 1, speech_stage.COLUMNS * (1 + audio.recalled) + 1)
 
 
+def test_standardised_features_tell_the_same(corpus):
+    settings, audio = _settings(corpus), speech_stage.sizes(presets.get("pico").audio)
+    model = encoder.AudioEncoder(audio)
+    batch = next(iter(speech_stage.batches(
+        tracks.Voices(corpus, "train"), settings, audio, 1
+    )))  # fmt: skip
+    params = run.rules.unbox(
+        model.init(jax.random.key(1), batch["samples"], method=model.train)["params"]
+    )
+    features = model.apply({"params": params}, batch["samples"])
+    plain = speech_stage.standardised(params, 3 * features + 1)  # As if of another size.
+    before, after = (
+        model.apply({"params": p}, batch["samples"], method=model.train) for p in (params, plain)
+    )
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
+    unit = model.apply(
+        {"params": speech_stage.standardised(params, features)}, batch["samples"]
+    )
+    np.testing.assert_allclose(unit.mean((0, 1)), 0, atol=1e-3)
+    np.testing.assert_allclose(unit.std((0, 1)), 1, atol=1e-2)
+
+
 def test_presets_with_wav2vec2_have_nothing_to_train():
     with pytest.raises(ValueError, match="tm-18b uses wav2vec2"):
         speech_stage.make(presets.get("tm-18b"), speech_stage.SpeechStageConfig())

@@ -27,6 +27,7 @@ from tm_jax.training import optimizer as optimizer_lib
 CLASSES = len(speech.PHONES)
 COLUMNS = spoken.PARTS * CLASSES + 1  # Of one frame: phones of its parts, and level.
 _HELD_OUT_TRACKS = 8
+_STATISTICS = 1 << 20  # Seed of the batch on which features are standardised.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,11 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
         return total, found
 
     apply = jax.jit(lambda p, x: model.apply({"params": p}, x, method=model.train))
+    encode = jax.jit(lambda p, x: model.apply({"params": p}, x))
+
+    def finish(params, frozen):
+        batch = next(iter(batches(voices, config, audio, _STATISTICS)))
+        return standardised(params, encode(params, batch["samples"]))
 
     def sample(params, frozen, path):
         """Accuracy on every held-out speaker, and its median over them."""
@@ -234,8 +240,26 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
     return loop.Stage(
         name="speech", init=init, loss=loss, frozen={},
         batches=lambda seed: batches(voices, config, audio, seed), sample=sample,
-        finish=lambda params, frozen: params, optimizer=config.optimizer,
+        finish=finish, optimizer=config.optimizer,
     )
+
+
+def standardised(params: dict, features: jax.Array) -> dict:
+    """Parameters whose features have zero mean and unit deviation; what they tell is the same.
+
+    Args:
+      params: Parameters of the encoder.
+      features: What it makes of speech, [B, n, U].
+    """
+    mean, spread = features.mean((0, 1)), features.std((0, 1)) + 1e-4
+    out, labels = params["out"], params["labels"]
+    return params | {
+        "out": {"kernel": out["kernel"] / spread, "bias": (out["bias"] - mean) / spread},
+        "labels": {
+            "kernel": labels["kernel"] * spread[:, None],
+            "bias": labels["bias"] + mean @ labels["kernel"],
+        },
+    }
 
 
 def clean_batch(speaker, config, audio, count: int = _HELD_OUT_TRACKS) -> dict:
