@@ -30,11 +30,11 @@ from tm_jax.configs import overrides, stored
 from tm_jax.models import presets
 from tm_jax.weights import hub
 
-STAGES = ("vae", "locator", "audio", "motion", "teacher", "student", "distill")
+STAGES = ("vae", "locator", "audio", "speech", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).
 _STEPS = {
-    "vae": 2150, "locator": 500, "audio": 5000, "motion": 6400, "teacher": 4300, "student": 500,
-    "distill": 500,
+    "vae": 2150, "locator": 500, "audio": 5000, "speech": 5000, "motion": 6400, "teacher": 4300,
+    "student": 500, "distill": 500,
 }
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train.")

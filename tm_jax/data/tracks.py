@@ -52,6 +52,13 @@ class Voices:
             )
         self._weights = _shares(self.speakers)
 
+    @classmethod
+    def of(cls, speakers: list) -> "Voices":
+        """Voices of speakers that are already there."""
+        voices = cls.__new__(cls)
+        voices.speakers, voices._weights = speakers, _shares(speakers)
+        return voices
+
     def draw(self, rng: np.random.Generator, num_frames: int, vary: float = 0.12) -> Track:
         """A track of one random voice.
 
@@ -60,8 +67,11 @@ class Voices:
           num_frames: Length in video frames.
           vary: Largest relative change of speed and pitch.
         """
-        speaker = self.speakers[rng.choice(len(self.speakers), p=self._weights)]
-        return track(speaker, rng, num_frames, vary)
+        return track(self.speaker(rng), rng, num_frames, vary)
+
+    def speaker(self, rng: np.random.Generator) -> speech.Speaker:
+        """A random voice."""
+        return self.speakers[rng.choice(len(self.speakers), p=self._weights)]
 
 
 def _shares(speakers) -> np.ndarray:
@@ -81,29 +91,53 @@ def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0)
     audio = np.zeros(samples, np.float32)
     mouth = np.zeros((num_frames, 6), np.float32)
     active = np.zeros(num_frames, np.float32)
-    at = -int(rng.integers(0, 2 * rate)) if rng.random() < 0.7 else int(0.3 * rate)
     centres = (np.arange(num_frames) + 0.5) / fps
-    while at < samples:
-        sound, phones = speaker.utterance(int(rng.integers(len(speaker.bounds))))
-        factor = 1.0 + rng.uniform(-vary, vary)
-        sound = _resample(np.asarray(sound, np.float32), factor)
-        phones = np.asarray(phones, np.float64).reshape(-1, 3) / [factor, factor, 1.0]
-        at -= at % _TIMING.samples_per_frame  # labels are evaluated on the frame grid
+    for at, sound, phones in utterances(speaker, rng, samples, vary):
         first = at // _TIMING.samples_per_frame
         length = -(-len(sound) // _TIMING.samples_per_frame)
         curve = visemes.mouth_curves(phones, length, fps, sound)
-        lo, hi = max(at, 0), min(at + len(sound), samples)
-        if hi > lo:
-            rms = np.sqrt(np.mean(np.square(sound)) + 1e-9)
-            audio[lo:hi] = sound[lo - at : hi - at] * (_LEVEL / rms)
+        if put(audio, at, sound):
             a, b = max(first, 0), min(first + length, num_frames)
             mouth[a:b] = curve[a - first : b - first]
             spoken = phones[phones[:, 2] != _SILENCE]
             for start, end, _ in spoken:
                 offset = at / rate
                 active[(centres >= start + offset) & (centres < end + offset)] = 1
-        at += len(sound) + int(rng.uniform(0.15, 0.9) * rate)
     return Track(audio, mouth, active)
+
+
+def utterances(speaker, rng: np.random.Generator, samples: int, vary: float):
+    """Utterances of one speaker in random order, as they lie in a track.
+
+    Args:
+      speaker: Whose.
+      rng: Random generator.
+      samples: Length of the track.
+      vary: Largest relative change of speed and pitch.
+
+    Yields:
+      First sample in the track, on the grid of video frames and perhaps before its start;
+      sound, float32 [n]; phones in seconds of that sound, [N, 3].
+    """
+    rate = _TIMING.sample_rate
+    at = -int(rng.integers(0, 2 * rate)) if rng.random() < 0.7 else int(0.3 * rate)
+    while at < samples:
+        sound, phones = speaker.utterance(int(rng.integers(len(speaker.bounds))))
+        factor = 1.0 + rng.uniform(-vary, vary)
+        sound = _resample(np.asarray(sound, np.float32), factor)
+        phones = np.asarray(phones, np.float64).reshape(-1, 3) / [factor, factor, 1.0]
+        at -= at % _TIMING.samples_per_frame  # labels are evaluated on the frame grid
+        yield at, sound, phones
+        at += len(sound) + int(rng.uniform(0.15, 0.9) * rate)
+
+
+def put(audio: np.ndarray, at: int, sound: np.ndarray) -> bool:
+    """Writes a sound into a track [n] at the usual level; whether any of it lies there."""
+    lo, hi = max(at, 0), min(at + len(sound), len(audio))
+    if hi > lo:
+        rms = np.sqrt(np.mean(np.square(sound)) + 1e-9)
+        audio[lo:hi] = sound[lo - at : hi - at] * (_LEVEL / rms)
+    return hi > lo
 
 
 def _resample(sound, factor):

@@ -25,6 +25,7 @@ from tm_jax.training import loop
 from tm_jax.training import motion_stage
 from tm_jax.training import preview as preview_lib
 from tm_jax.training import puppet_source
+from tm_jax.training import speech_stage
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import trajectories
@@ -34,14 +35,14 @@ from tm_jax.weights import sinks
 
 # The part that a stage trains, and parts that it reads.
 _TRAINS = {
-    "vae": "vae", "locator": "locator", "audio": "audio", "motion": "motion",
-    "teacher": "dit", "student": "dit", "distill": "dit",
+    "vae": "vae", "locator": "locator", "audio": "audio", "speech": "audio",
+    "motion": "motion", "teacher": "dit", "student": "dit", "distill": "dit",
 }
 _ENCODERS = {"vae": "vae", "audio": "audio"}
 _TEACHER = {**_ENCODERS, "dit": "teacher"}
 _READS = {
-    "vae": {}, "locator": {}, "audio": {}, "motion": {"audio": "audio"}, "teacher": _ENCODERS,
-    "student": _TEACHER, "distill": _TEACHER,
+    "vae": {}, "locator": {}, "audio": {}, "speech": {}, "motion": {"audio": "audio"},
+    "teacher": _ENCODERS, "student": _TEACHER, "distill": _TEACHER,
 }
 # Stages whose transformer is a student of a few steps: what a stream runs.
 _STUDENTS = ("student", "distill")
@@ -61,6 +62,8 @@ def config(stage: str, corpus: str, data: str | None = None) -> Any:
         return locator_stage.LocatorStageConfig()
     if stage == "audio":
         return audio_stage.AudioStageConfig(corpus=corpus)
+    if stage == "speech":
+        return speech_stage.SpeechStageConfig(corpus=corpus)
     if stage == "motion":
         return motion_stage.MotionStageConfig(corpus=corpus)
     clips = latents.LatentConfig(corpus=corpus)
@@ -134,6 +137,8 @@ def _make(preset: presets.Preset, stage: str, settings: Any, workdir: str) -> lo
         return locator_stage.make(preset, settings)
     if stage == "audio":
         return audio_stage.make(preset, settings)
+    if stage == "speech":
+        return speech_stage.make(preset, settings)
     models = networks.models(preset)
     params = _collect(models, workdir, f"stage {stage}", _READS[stage])
     if stage == "motion":

@@ -14,10 +14,10 @@ class AudioEncoderConfig:
       dilations: Dilation of each causal three-tap layer after the first.
       past: Frames that the first layer sees before the current one.
       future: Frames that the first layer sees after the current one.
-      outputs: Labels that features predict in training: mouth columns and voice activity.
-      recalled: Earlier frames whose mouth columns a feature predicts besides its own: which
-        stop it was is only heard when it opens, and the transformer makes several frames
-        together.
+      outputs: What features predict in training: columns of a frame, such as logits of its
+        phones, and voice activity.
+      recalled: Earlier frames whose columns a feature predicts besides its own: which stop
+        it was is only heard when it opens, and the transformer makes several frames together.
     """
 
     mels: int = 64

@@ -131,7 +131,7 @@ class AudioEncoder(nn.Module):
     def predict(self, features: jax.Array) -> jax.Array:
         """Training labels from features, [..., (outputs - 1) * (1 + recalled) + 1].
 
-        Mouth columns of the feature's own frame, of the frame before it and so on, then a
+        Columns of the feature's own frame, of the frame before it and so on, then a
         voice-activity logit of its own.
         """
         return self.labels(features)
