@@ -93,7 +93,8 @@ def _parameters(preset: presets.Preset, stage: str) -> Any:
             f"{', '.join(_TRANSFORMER)}; those of {able} include {stage}."
         )
     models = networks.models(preset)
-    return jax.eval_shape(lambda key: models.init(stage, key), jax.random.key(0))
+    part = "audio" if stage == "speech" else stage
+    return jax.eval_shape(lambda key: models.init(part, key), jax.random.key(0))
 
 
 def _network(prefix: str, boxed: Any, config, sizes: Mapping[str, int]) -> list[Row]:
