@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from experiments.parity import compare
-from tm_jax.models import presets
 from tm_jax.models.wan import config as config_lib
 from tm_jax.models.wan import conditioning
 from tm_jax.models.wan import patterns
@@ -96,12 +95,7 @@ def config(case: Case) -> config_lib.DiTConfig:
 
 def part(case: Case) -> parts.Part:
     """The transformer of a case as something to convert."""
-    return parts.transformer(
-        presets.Preset(
-            name="parity", height=8 * case.height, width=8 * case.width, spatial_stride=8,
-            dit=config(case),
-        )
-    )
+    return parts.transformer_of(config(case), "parity")
 
 
 def reference(case: Case, seed: int = 0) -> diffusers.WanTransformer3DModel:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.models import components
 from tm_jax.models.small_vae import config as config_lib
 from tm_jax.models.small_vae import layers
 from tm_jax.models.small_vae import network
@@ -230,3 +231,21 @@ def test_another_file_is_refused(tmp_path):
     files.save(path, {"a": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="no config"):
         weights.load(path)
+
+
+def test_it_is_a_video_vae_of_the_pipeline(params, run, whole, clip):
+    """Through the protocol of `models/components.py`: the same latents, streamed frames."""
+    vae, given = components.SmallVideoVAE(_CONFIG), {"vae": params}
+    latents, frames = whole
+    picture = jnp.asarray(clip[:, 0])
+    reference = jax.jit(lambda p: vae.begin(p, vae.constants(p), picture))(given)
+    np.testing.assert_allclose(reference.latent, latents[:, 0], rtol=0, atol=_ATOL)
+    assert reference.condition.shape == (_STREAMS, 1, 2, 2, _CONFIG.condition_channels)
+    encoded = jax.jit(vae.encode)(given, jnp.asarray(clip))
+    np.testing.assert_allclose(encoded, latents, rtol=0, atol=_ATOL)
+    state = jax.jit(vae.begin_decoder)(given, picture, reference.latent)
+    decode, made = jax.jit(vae.decode_chunk), []
+    for at in range(1, 1 + _LATENTS, 2):
+        part, state = decode(given, jnp.asarray(latents[:, at : at + 2]), state)
+        made.append(part)
+    np.testing.assert_allclose(np.concatenate(made, 1), frames, rtol=0, atol=_ATOL)

@@ -161,7 +161,7 @@ def test_sharded_equals_one_device(small, part, published):
     mesh = rules.make_mesh(jax.devices()[:8], **sizes)
     actual, states = _forward(small, loading.load_part(part, published, mesh), mesh, 3)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
-    # No parameter and no input is split over "seq": the constraints split the tokens.
-    tokens = small.preset.tokens
+    # No parameter and no input is split over "seq": the constraints in the blocks split heads.
+    heads = small.preset.dit.num_heads // sizes["tensor"] // sizes["seq"]
     shapes = {s.data.shape for s in states[0].k.addressable_shards}
-    assert {shape[2] for shape in shapes} == {tokens // sizes["seq"]}
+    assert {shape[3] for shape in shapes} == {heads}

@@ -40,6 +40,8 @@ _PRESET = dataclasses.replace(
         text_width=24, text_length=6, audio_feature_width=16, audio_window=6, audio_hidden=32,
         audio_tokens=4, audio_width=16,
     ),
+    audio=dataclasses.replace(presets.get("pico").audio, width=8),
+    text=presets.get("pico").text,
 )
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+import jax
+
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
 from tm_jax.models import networks
@@ -28,7 +30,11 @@ def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pip
     functions = pipeline.functions
     if "dit" in found:
         functions = puppet.PuppetFunctions(pipeline.preset.trained(files.facts(found["dit"])))
-    return pipeline_lib.on_first_device(functions, {**pipeline.params, **params})
+    placed = {**pipeline.params, **jax.device_put(params)}
+    decoder = {name: placed[name] for name in functions.decoder_parts}
+    return dataclasses.replace(
+        pipeline, functions=functions, params=placed, decoder_params=decoder
+    )
 
 
 def with_student(pipeline: pipeline_lib.Pipeline, **changes) -> pipeline_lib.Pipeline:

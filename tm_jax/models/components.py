@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from tm_jax.models import presets
 from tm_jax.models.audio_encoder import encoder as causal_encoder
+from tm_jax.models.small_vae import config as small_vae_config
+from tm_jax.models.small_vae import network as small_vae
 from tm_jax.models.taehv import autoencoder as taehv
 from tm_jax.models.wan import audio as dit_audio
 from tm_jax.models.wan import patterns
@@ -198,6 +200,49 @@ def settled_latents(config: wan_vae_config.WanVAEConfig) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class SmallVideoVAE:
+    """The small autoencoder with a reference picture.
+
+    Attributes:
+      config: Its sizes.
+      dtype: Dtype of the products.
+    """
+
+    config: small_vae_config.SmallVAEConfig
+    dtype: str = "float32"
+    parts = ("vae",)
+    decoder_parts = ("vae",)
+
+    def _apply(self, params: dict, method: str, *args) -> Any:
+        model = small_vae.SmallVAE(self.config, jnp.dtype(self.dtype))
+        return model.apply({"params": params["vae"]}, *args, method=method)
+
+    def constants(self, params: dict) -> dict:
+        """See `VideoVAE`; there are none."""
+        del params
+        return {}
+
+    def begin(self, params: dict, constants: dict, picture: jax.Array) -> Reference:
+        """See `VideoVAE`. The condition is the same for every frame."""
+        del constants
+        found, _ = self._apply(params, "begin", picture)
+        return Reference(latent=found.latent, condition=found.condition[:, None])
+
+    def begin_decoder(self, params: dict, picture: jax.Array, latent: jax.Array) -> Any:
+        """See `VideoVAE`; the decoder needs the picture, not its latent."""
+        del latent
+        return self._apply(params, "begin", picture)[1]
+
+    def encode(self, params: dict, clip: jax.Array) -> jax.Array:
+        """See `VideoVAE`."""
+        return self._apply(params, "encode", clip)
+
+    def decode_chunk(self, params: dict, latents: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """See `VideoVAE`."""
+        return self._apply(params, "decode_chunk", latents, state)
+
+
+@dataclasses.dataclass(frozen=True)
 class Wav2Vec2Audio:
     """wav2vec 2.0 on a sliding window.
 
@@ -309,6 +354,8 @@ def video_vae(preset: presets.Preset, tiny: bool = False) -> VideoVAE:
     """
     if isinstance(preset.vae, wan_vae_config.WanVAEConfig):
         return WanVideoVAE(preset, tiny)
+    if isinstance(preset.vae, small_vae_config.SmallVAEConfig):
+        return SmallVideoVAE(preset.vae, preset.dtype)
     raise ValueError(f"preset {preset.name} has no autoencoder of whole frames.")
 
 

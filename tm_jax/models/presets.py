@@ -7,6 +7,7 @@ from tm_jax.diffusion import flow
 from tm_jax.models.audio_encoder import config as audio_config
 from tm_jax.models.clip import config as clip_config
 from tm_jax.models.motion import config as motion_config
+from tm_jax.models.small_vae import config as small_vae_config
 from tm_jax.models.taehv import config as taehv_config
 from tm_jax.models.umt5 import config as umt5_config
 from tm_jax.models.vae import config as vae_config
@@ -102,7 +103,7 @@ class Preset:
     height: int
     width: int
     dit: dit_config.DiTConfig
-    vae: wan_vae_config.WanVAEConfig | vae_config.VAEConfig
+    vae: wan_vae_config.WanVAEConfig | small_vae_config.SmallVAEConfig | vae_config.VAEConfig
     audio: wav2vec2_config.Wav2Vec2Config | audio_config.AudioEncoderConfig
     taehv: taehv_config.TAEHVConfig | None = None
     text: umt5_config.UMT5Config | None = None

@@ -33,7 +33,6 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
       positions: Where the sink stands in time (`dit_config.View`); the preset's by default.
       history: Chunks of the student's window before the current one; the preset's by default.
       keep: How many of them are the first of the stream; the preset's by default.
-      dropout: Condition dropout; a trajectory is computed and learned with the same ones.
       trajectories: Teacher trajectories to compute.
       teacher_steps: Steps of the teacher's sampler; a multiple of the student's steps, so
         that the student's noise levels are points of the trajectory.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.models import presets
+from tm_jax.models.wan import config as dit_config
 from tm_jax.weights import mapping
 
 OURS = ("ours", "orbax")
@@ -56,17 +57,21 @@ def locate(path: str, part: Part) -> str:
 
 def transformer(preset: presets.Preset) -> Part:
     """The video transformer in the size of a preset."""
+    return transformer_of(preset.dit, preset.name)
+
+
+def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
+    """The video transformer in any size."""
     from tm_jax.models.wan import transformer as dit
     from tm_jax.weights import wan
 
-    c = preset.dit
     model = dit.DiT(c)
 
     def init(key):
         return model.init(key, method=dit.touch)["params"]
 
     return Part(
-        name=f"transformer of {preset.name}", layouts=wan.LAYOUTS,
+        name=f"transformer of {name}", layouts=wan.LAYOUTS,
         boxed=jax.eval_shape(init, jax.random.key(0)),
         rows=lambda layout: wan.rows(c, layout), init=init, is_own=wan.is_own,
         ignore=wan.IGNORED.__getitem__, places=("transformer",),
