@@ -26,6 +26,13 @@ def _line(kind: str, points: np.ndarray) -> np.ndarray:
     return y - base
 
 
+def hides(figure, faces: np.ndarray) -> np.ndarray:
+    """Which faces [F, 3] of the skin lie well below the clothes, [F]."""
+    kind = figure.identity.clothes
+    inner = "shirt" if kind == "blazer" else kind
+    return _line(inner, figure.canon.astype(np.float64))[faces].max(1) < -0.22
+
+
 class _Torso:
     """The body's skin below the neck, smoothed, as the form that clothes lie on."""
 
@@ -206,6 +213,8 @@ def _garment(torso, kind, colour, pattern, offset, rng, trim=None) -> list[surfa
     result = [_shell(torso, point, normal, height, material)]
     line = _Neckline(torso, point, normal, height)
     plain = _material(colour, weave=weave, rib=1.0)
+    if torso.figure.identity.hair == "hijab":
+        return result
     if kind in ("crew", "vneck"):
         edge = _material(colour if rng.random() < 0.7 else trim, weave=weave, rib=1.0)
         result.append(line.loft(_tube(0.13, 0.035), edge))

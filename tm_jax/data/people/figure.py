@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from tm_jax.data.people import basis as basis_lib
+from tm_jax.data.people import clothes
 from tm_jax.data.people import identity as identity_lib
 from tm_jax.data.people import regions
 from tm_jax.data.people import surfaces
@@ -72,6 +73,11 @@ class Figure:
         """Rows of the skin around the eyes and of the lashes."""
         return self._lids
 
+    def opening(self, vertices: np.ndarray) -> float:
+        """Gap between the lips in the middle, in decimetres."""
+        upper, lower = self._lip_rows
+        return float(np.linalg.norm(vertices[upper].mean(0) - vertices[lower].mean(0)) - self._gap)
+
     def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:
         """Unit normals, [N, 3]."""
         a, b, c = (vertices[self.every_face[:, k]] for k in range(3))
@@ -86,6 +92,17 @@ class Figure:
         near[skin] = distances < 1.9 * self.radius
         near[np.unique(self.faces["lashes"])] = True
         object.__setattr__(self, "_lids", np.flatnonzero(near))
+        jaw = self.actions[basis_lib.ACTIONS.index("jawOpen"), :, 1]
+        middle = np.zeros(len(self.rest), bool)
+        middle[skin] = (self.region[skin, 0] > 0.5) & (np.abs(self.canon[skin, 0]) < 0.05)
+        upper = np.flatnonzero(middle & (jaw > -0.05))
+        lower = np.flatnonzero(middle & (jaw < -0.25))
+        # The rims that meet: the lowest of the upper lip, the highest of the lower.
+        upper = upper[np.argsort(self.canon[upper, 1])[:3]]
+        lower = lower[np.argsort(-self.canon[lower, 1])[:3]]
+        object.__setattr__(self, "_lip_rows", (upper, lower))
+        gap = np.linalg.norm(self.rest[upper].mean(0) - self.rest[lower].mean(0))
+        object.__setattr__(self, "_gap", float(gap))
 
 
 def _lower_arms(vertices: np.ndarray, weights: np.ndarray, joints: dict) -> np.ndarray:
@@ -144,4 +161,6 @@ def build(identity: identity_lib.Identity, basis: basis_lib.Basis) -> Figure:
         eyes=eyes.astype(np.float32), radius=radius,
         normals=_normal_matrix(len(canon), every), every_face=every,
     )  # fmt: skip
-    return dataclasses.replace(figure, worn=wear.build(figure))
+    figure = dataclasses.replace(figure, worn=wear.build(figure))
+    seen = figure.faces["skin"][~clothes.hides(figure, figure.faces["skin"])]
+    return dataclasses.replace(figure, faces=figure.faces | {"skin": seen})

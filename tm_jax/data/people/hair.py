@@ -51,15 +51,15 @@ STYLES = {
                   volume=0.02),
     "crop": Style(count=1250, steps=3, width=0.085, length=0.27, lift=0.26, jitter=0.16,
                   volume=0.05, gravity=0.05),
-    "quiff": Style(count=1050, steps=4, width=0.095, length=0.50, comb="up", lift=0.42, jitter=0.10,
+    "quiff": Style(count=950, steps=3, width=0.095, length=0.50, comb="up", lift=0.42, jitter=0.10,
                    volume=0.06),
-    "bob": Style(count=720, steps=9, width=0.17, length=1.0, end=6.25, comb="side", lift=0.30,
+    "bob": Style(count=560, steps=7, width=0.19, length=1.0, end=6.25, comb="side", lift=0.30,
                  gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
-    "long": Style(count=760, steps=11, width=0.18, length=1.0, end=4.9, comb="side", lift=0.28,
+    "long": Style(count=560, steps=9, width=0.20, length=1.0, end=4.9, comb="side", lift=0.28,
                   gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
-    "bun": Style(count=800, steps=6, width=0.16, length=1.0, comb="knot", lift=0.10, volume=0.045,
+    "bun": Style(count=650, steps=5, width=0.17, length=1.0, comb="knot", lift=0.10, volume=0.045,
                  jitter=0.04, hug=1.0),
-    "curls": Style(count=900, steps=6, width=0.11, length=0.66, comb="out", lift=1.0, gravity=0.16,
+    "curls": Style(count=760, steps=5, width=0.12, length=0.66, comb="out", lift=1.0, gravity=0.16,
                    volume=0.10, jitter=0.32, curl=0.055),
 }  # fmt: skip
 
@@ -173,7 +173,7 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
         point = point + stride * direction
         _, near, height = body.nearest(point)
         floor = layer * min(1.0, (index + 1.2) / 2.5)
-        point = point + near * np.maximum(floor - height, 0)[:, None]
+        point = point + near * np.clip(floor - height, 0, 0.10)[:, None]
         if style.hug:  # Hair lies on the head down to the ears and then falls.
             close = style.hug * surfaces.step(-0.55, 0.05, point[:, 1])
             point = point - near * (close * np.maximum(height - floor, 0))[:, None]
@@ -251,7 +251,8 @@ def build(figure, below: float | None = None) -> list[surfaces.Surface]:
     if below is not None:
         density = density * (figure.canon[faces, 1].mean(1) < below)
     # More at the hairline, the parting and the front, which are seen.
-    density = density * (1 + 0.8 * (inside < 0.12)) * (1 + 0.4 * (figure.canon[faces, 2].mean(1) > 0.4))
+    top = figure.canon[faces, 1].mean(1) > 7.95
+    density = density * (1 + 1.0 * (inside < 0.14)) * (1 + 0.9 * top)
     count = style.count if below is None else style.count // 2
     roots, normals, canon, _ = _sample(figure, faces, density, count, rng)
     body = _Body(figure, 0.12)
@@ -262,7 +263,18 @@ def build(figure, below: float | None = None) -> list[surfaces.Surface]:
     parts = [(position, normal, tangent, uv, triangles)]
     if name == "bun":
         parts.append(_knot(figure, rng))
-    return [_join(parts, figure, identity)]
+    return _split(_join(parts, figure, identity))
+
+
+def _split(whole: surfaces.Surface) -> list[surfaces.Surface]:
+    """The bodies of ribbons, which hide what is behind them, and their fading tips."""
+    faces = whole.faces
+    tip = whole.uv[faces, 1].max(1) > 0.72
+    far = np.linalg.norm(whole.position, axis=1)[faces[:, 0]]
+    body = faces[~tip]
+    body = body[np.argsort(-far[~tip], kind="stable")]  # The outer ones first.
+    parts = [dataclasses.replace(whole, faces=body, cut=False)] if len(body) else []
+    return [*parts, dataclasses.replace(whole, faces=faces[tip], casts=not len(body))]
 
 
 def _occlusion(style: Style, lines, body: _Body) -> np.ndarray:
@@ -319,8 +331,8 @@ def beard(figure) -> list[surfaces.Surface]:
     faces = figure.faces["skin"]
     outside = figure.region[faces, 2].max(1) < 0.5
     density = figure.extra[faces, 3].mean(1) * outside
-    density = np.where(density > 0.15, density, 0)
-    count = {"full": 1700, "goatee": 700, "moustache": 420}[identity.beard]
+    density = np.where(density > 0.2, density**1.5, 0)
+    count = {"full": 2600, "goatee": 1100, "moustache": 700}[identity.beard]
     roots, normals, canon, rows = _sample(figure, faces, density, count, rng)
     lip = canon[:, 1] > 6.66
     aside = np.sign(canon[:, 0]) * (0.55 * lip + 0.15)
@@ -330,13 +342,13 @@ def beard(figure) -> list[surfaces.Surface]:
     direction = surfaces.unit(flat * 0.8 + normals * 0.28)
     length = np.where(lip & (np.abs(canon[:, 0]) < 0.3), 0.06, 0.085) * rng.uniform(0.6, 1.2, count)
     length = length * (0.6 + 0.6 * surfaces.step(6.5, 6.15, canon[:, 1]))
-    steps = 2
+    steps = 1
     lines = [roots - 0.006 * normals]
     for _ in range(steps):
         lines.append(lines[-1] + (length / steps)[:, None] * direction)
         direction = surfaces.unit(direction + np.array([0, -0.25, 0]))
     outward = np.broadcast_to(normals, (steps + 1, count, 3))
-    part = ribbons(np.stack(lines), outward, np.full(count, 0.034), rng)
+    part = ribbons(np.stack(lines), outward, np.full(count, 0.026), rng)
     part[3][:, 3] = 0.55 + 0.4 * part[3][:, 1]
     return [_join([part], figure, identity, np.repeat(rows, (steps + 1) * 2))]
 

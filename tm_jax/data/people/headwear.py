@@ -1,6 +1,7 @@
 """Scarves, caps, beanies and glasses."""
 
 import numpy as np
+from scipy import ndimage
 
 from tm_jax.data.people import clothes
 from tm_jax.data.people import surfaces
@@ -50,8 +51,8 @@ def _on_head(points: np.ndarray) -> np.ndarray:
 def cap(figure) -> list[surfaces.Surface]:
     """A baseball cap: dome, sweatband's edge and brim."""
     identity = figure.identity
-    bottom = _mark(figure, [0, 7.86, 1.25])[1]
-    dome = _dome(figure, bottom, 16, 0.13)
+    bottom = _mark(figure, [0, 7.68, 1.3])[1]
+    dome = _dome(figure, bottom, 16, 0.10)
     tilt = 0.06 * (dome[..., 2] - dome[..., 2].mean()) * np.linspace(0, 1, 16)[:, None]
     dome[..., 1] += tilt
     material = clothes.material(identity.headwear, weave=0.5, sheen=0.15)
@@ -62,7 +63,7 @@ def cap(figure) -> list[surfaces.Surface]:
     front = np.cos(_ANGLES) > 0.25
     rim = edge[np.flatnonzero(front)]
     t = np.linspace(0, 1, 7)[:, None, None]
-    reach = 0.62 * np.sqrt(np.clip(1 - (rim[:, 0] / (np.abs(rim[:, 0]).max() * 1.02)) ** 2, 0, 1))
+    reach = 0.80 * np.sqrt(np.clip(1 - (rim[:, 0] / (np.abs(rim[:, 0]).max() * 1.02)) ** 2, 0, 1))
     brim = rim + t * reach[None, :, None] * np.array([0, -0.10, 1.0])
     brim[..., 1] += -0.16 * (rim[:, 0] / 0.7) ** 2 * t[..., 0] - 0.05 * t[..., 0] ** 2 + 0.01
     upper = surfaces.from_grid(brim, _on_head(brim), material, wrap=False)
@@ -75,7 +76,7 @@ def cap(figure) -> list[surfaces.Surface]:
 def beanie(figure) -> list[surfaces.Surface]:
     """A knitted hat with a folded edge."""
     identity = figure.identity
-    bottom = _mark(figure, [0, 7.80, 1.25])[1]
+    bottom = _mark(figure, [0, 7.74, 1.3])[1]
     dome = _dome(figure, bottom - 0.05, 18, 0.12)
     dome[..., 1] += 0.06 * (dome[..., 2] - dome[..., 2].mean())
     lift = np.linspace(1, 0, 18)[:, None]
@@ -97,11 +98,11 @@ def hijab(figure) -> list[surfaces.Surface]:
     identity = figure.identity
     rng = np.random.default_rng([identity.seed, 602214])
     points = _head_points(figure, 4.6)
-    points = points[np.abs(points[:, 0]) < 1.3]
+    points = points[np.abs(points[:, 0]) < 1.85]
     top = points[:, 1].max() + 0.10
     chin = _mark(figure, [0, 6.2, 1.45])
-    bottom = chin[1] - 1.45
-    rows = 46
+    bottom = chin[1] - 2.2
+    rows = 52
     t = np.linspace(0, 1, rows)
     heights = top - (top - bottom) * t**1.35
     neck = _mark(figure, [0, 7.6, 1.3])[2] - 0.95
@@ -110,7 +111,9 @@ def hijab(figure) -> list[surfaces.Surface]:
     radius = surfaces.support_to_radius(support, _ANGLES)
     height = np.clip((heights - (top - 0.9)) / 0.9, 0, 1)
     closing = np.sqrt(np.clip(1 - height**2.2, 0, 1))[:, None]
-    radius = np.minimum(radius, radius[np.argmin(np.abs(heights - (top - 0.9)))] * closing * 1.03)
+    widest = radius[np.argmin(np.abs(heights - (top - 0.9)))]
+    radius = np.where(height[:, None] > 0, np.minimum(radius, widest * closing * 1.03), radius)
+    radius = ndimage.maximum_filter(radius, (3, 5), mode=("nearest", "wrap"))
     for row in range(1, rows):  # Cloth falls; it cannot follow the neck inward.
         fall = heights[row - 1] - heights[row]
         radius[row] = np.maximum(radius[row], radius[row - 1] - 0.42 * fall)

@@ -96,7 +96,7 @@ def _brows(identity, rng, x, y, tone) -> np.ndarray:
     distance, along, side = regions.brow(x, y)
     half = np.interp(along, [0, 0.12, 0.55, 1.0], [0.045, 0.058, 0.044, 0.012])
     half = half * identity.brow_weight
-    body = np.clip(1.25 - distance / half, 0, 1) * (along > 0.001) * (along < 0.999)
+    body = np.clip(1.5 - 1.1 * distance / half, 0, 1) * (along > 0.001) * (along < 0.999)
     body = body * np.interp(along, [0, 0.15, 0.8, 1], [0.45, 1, 1, 0.5])
     flow = along * 60 - side * distance * np.interp(along, [0, 0.5, 1], [110, 330, 420]) * 0.35
     flow = flow * 1.6
@@ -104,12 +104,12 @@ def _brows(identity, rng, x, y, tone) -> np.ndarray:
     table = rng.random(4096).astype(np.float32)
     fraction = flow - index
     stroke = table[index % 4096] * (1 - fraction) + table[(index + 1) % 4096] * fraction
-    density = body * np.clip(0.55 + 0.8 * (stroke - 0.35), 0, 1)
+    density = body * np.clip(0.72 + 0.7 * (stroke - 0.4), 0, 1)
     density = ndimage.gaussian_filter(density, 0.8)
     grey = 0.5 * identity.age > 0.35
     colour = linear(identity.hair_colour * (0.8 if not grey else 1.0))
     if identity.hair_colour.mean() > 0.45:
-        colour = colour * 0.6
+        colour = colour * 0.45
     ratio = np.clip(colour / linear(identity.skin), 0.0, 1.6)
     cover = np.clip(density * 1.15, 0, 0.92)[..., None]
     return tone * (1 - cover) + ratio * cover

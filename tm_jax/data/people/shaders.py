@@ -30,20 +30,11 @@ vec3 turned(vec3 n, vec4 w) {
 
 _LIGHT = """
 uniform vec3 eye, key, key_colour, fill, fill_colour, rim, rim_colour, sky, ground;
-uniform mat4 shadow_matrix;
-uniform float shadow_softness;
-uniform sampler2DShadow shadow_map;
-
-const vec2 DISC[9] = vec2[](vec2(0.0), vec2(0.53, 0.1), vec2(-0.34, 0.42), vec2(-0.2, -0.5),
-  vec2(0.35, -0.75), vec2(0.95, 0.31), vec2(0.2, 0.95), vec2(-0.85, 0.5), vec2(-0.85, -0.5));
-float lit(vec3 p, vec3 n) {
-  vec4 q = shadow_matrix * vec4(p + n * 0.05, 1.0);
-  vec3 s = q.xyz * 0.5 + 0.5;
-  s.z -= 0.0035;
-  float sum = 0.0;
-  for (int i = 0; i < 9; i++)
-    sum += textureLod(shadow_map, vec3(s.xy + DISC[i] * shadow_softness, s.z), 0.0);
-  return sum / 9.0;
+uniform vec2 turn;
+// Baked light (see bake.py): visibility at three turns of the head, and its slope by nodding.
+float lit(vec4 v) {
+  float yaw = turn.x < 0.0 ? mix(v.y, v.x, -turn.x) : mix(v.y, v.z, turn.x);
+  return clamp(yaw + v.w * turn.y, 0.0, 1.0);
 }
 vec3 ambient(vec3 n) { return mix(ground, sky, n.y * 0.5 + 0.5); }
 vec3 wrapped(float nl, vec3 w) { return max(vec3(0.0), (nl + w) / (1.0 + w)); }
@@ -57,7 +48,7 @@ float lobe(vec3 n, vec3 h, float a2) {
 _FINISH = """
 // Filmic curve of Hejl and Burgess-Dawson; it includes the display's gamma.
 vec3 finish(vec3 c) {
-  vec3 x = max(vec3(0.0), c * 0.80 - 0.003);
+  vec3 x = max(vec3(0.0), c * 0.60 - 0.003);
   return (x * (6.2 * x + 0.5)) / (x * (6.2 * x + 1.7) + 0.06);
 }
 float hash(vec2 p) { return fract(sin(dot(p, vec2(12.9898, 78.233))) * 43758.5453); }
@@ -71,14 +62,14 @@ float noise(vec2 p) {
 
 # region: lips, lids, inside of the mouth, ears. extra: occlusion shut, open; scalp; beard.
 SKIN_VERTEX = _HEAD + _SKINNING + _LIGHT + """
-in vec3 position, normal, canon; in vec4 weights, region, extra;
+in vec3 position, normal, canon; in vec4 weights, region, extra, baked;
 uniform float opening, roots, stubble, gloss; uniform vec3 hair, skin;
 out vec3 light, sheen, bent, half_way, tint; out vec2 map_uv; out vec4 mask;
 uniform vec4 face_box;
 void main() {
   vec3 at = posed(position, weights), n = turned(normal, weights), v = normalize(eye - at);
   float ao = mix(mix(extra.x, extra.y, opening), 1.0, 0.08);
-  float shadow = lit(at, n);
+  float shadow = lit(baked);
   vec3 w = vec3(0.30, 0.14, 0.09);                    // Red light travels furthest in skin.
   vec3 soft = mix(vec3(shadow), sqrt(vec3(shadow)), vec3(0.55, 0.1, 0.0));
   light = key_colour * wrapped(dot(n, key), w) * soft;
@@ -88,7 +79,7 @@ void main() {
   float nv = max(dot(n, v), 0.0), edge = pow5(1.0 - nv), f0 = 0.028, a2 = 0.05;
   sheen = fill_colour * lobe(n, normalize(fill + v), a2) * f0 * 0.5 * max(dot(n, fill), 0.0) * ao;
   sheen += rim_colour * lobe(n, normalize(rim + v), a2) * 0.25 * edge * max(dot(n, rim), 0.0) * ao;
-  sheen += ambient(reflect(-v, n)) * (0.02 + 0.22 * edge) * ao * ao * 0.6;
+  sheen += ambient(reflect(-v, n)) * (0.012 + 0.22 * edge) * ao * ao * 0.6;
   half_way = normalize(key + v);
   float front = smoothstep(0.15, 0.5, canon.z);
   float oil = 0.6 + 0.55 * smoothstep(0.32, 0.0, abs(canon.x)) * front;
@@ -100,7 +91,7 @@ void main() {
     light *= cave; sheen *= cave; mask.y *= cave;
   }
   tint = mix(vec3(1.0), vec3(1.05, 0.80, 0.77), region.w * 0.5);
-  float grown = max(roots * smoothstep(-0.03, 0.09, extra.z), stubble * extra.w * 0.6);
+  float grown = max(roots * smoothstep(-0.03, 0.09, extra.z), stubble * extra.w * 0.7);
   mask.y *= 1.0 - 0.75 * grown;
   tint = mix(tint, 0.75 * hair / skin, grown);
   bent = n;
@@ -123,7 +114,7 @@ void main() {
   vec3 n = normalize(bent);
   float nh = max(dot(n, half_way), 0.0), d = nh * nh * (a2 - 1.0) + 1.0;
   float shine = (0.0042 + 0.0022 * lip) * a2 / (d * d) + 0.0006 * lip;
-  colour = vec4(finish(albedo * light * 0.43 + sheen + key_colour * shine * mask.y * 2.2), 1.0);
+  colour = vec4(finish(albedo * light * 0.43 + sheen + key_colour * shine * mask.y * 1.9 * min(1.0, map.g * 1.25)), 1.0);
 }
 """
 
@@ -148,7 +139,7 @@ void main() {
     deep = mix(0.06, 1.0, smoothstep(1.05, 1.50, canon.z));
     deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.72 : 0.92);
   }
-  float shadow = lit(at, n);
+  float shadow = 0.8;
   deep *= 0.28 + 0.72 * smoothstep(0.0, 0.5, opening);
   vec3 w = vec3(0.35, 0.28, 0.24);
   vec3 light = key_colour * wrapped(dot(n, key), w) * mix(0.35, 1.0, shadow);
@@ -173,7 +164,7 @@ void main() {
 EYE_VERTEX = _HEAD + _SKINNING + _LIGHT + """
 in vec3 position;
 uniform vec3 centre; uniform float radius; uniform mat3 gaze, to_head; uniform vec4 weights;
-uniform float lid_upper, lid_lower, side;
+uniform float lid_upper, lid_lower, side; uniform vec4 baked;
 out vec3 bent, local, light, mirror; out vec2 open; out float shadow;
 void main() {
   local = position;
@@ -185,7 +176,7 @@ void main() {
   float low = smoothstep(lid_lower, lid_lower + 0.18, h.y);
   float corner = 1.0 - smoothstep(0.40, 0.95, abs(h.x + 0.08 * side));
   open = vec2(mix(0.16, 1.0, up) * mix(0.55, 1.0, low) * mix(0.35, 1.0, corner), abs(h.x));
-  shadow = lit(at + bent * 0.06, bent);
+  shadow = lit(baked);
   light = key_colour * wrapped(dot(bent, key), vec3(0.3)) * mix(0.25, 1.0, shadow);
   light += fill_colour * wrapped(dot(bent, fill), vec3(0.3)) + ambient(bent) * 1.1;
   mirror = normalize(at - eye);
@@ -252,17 +243,26 @@ in vec3 position; in vec4 weights;
 void main() { gl_Position = camera * vec4(posed(position, weights), 1.0); }
 """
 DEPTH = _HEAD + "void main() {}"
+IDENTITY = _HEAD + "uniform int base; out int number; void main() { number = base + gl_PrimitiveID + 1; }"
+CUT_VERTEX = _HEAD + _SKINNING + """
+in vec3 position; in vec4 weights, uv; out float edge;
+void main() { edge = uv.z; gl_Position = camera * vec4(posed(position, weights), 1.0); }
+"""
+IDENTITY_CUT = _HEAD + """
+uniform int base; in float edge; out int number;
+void main() { if (edge < 0.004) discard; number = base + gl_PrimitiveID + 1; }
+"""
 
 # uv: across, along, random, occlusion.
 HAIR_VERTEX = _HEAD + _SKINNING + _LIGHT + """
-in vec3 position, normal, tangent; in vec4 uv, weights;
+in vec3 position, normal, tangent; in vec4 uv, weights, baked;
 uniform vec3 hair;
 out vec3 light, gloss_one, gloss_two; out vec3 strand;
 void main() {
   vec3 at = posed(position, weights), n = turned(normal, weights), t = turned(tangent, weights);
   vec3 v = normalize(eye - at);
   if (dot(n, v) < 0.0) n = normalize(n - 1.4 * dot(n, v) * v);
-  float ao = uv.w, shadow = lit(at + n * 0.06, n);
+  float ao = uv.w, shadow = lit(baked);
   // Strands scatter light around their axis (Kajiya and Kay 1989).
   float tk = dot(t, key), tf = dot(t, fill), tr = dot(t, rim);
   float round_k = sqrt(max(0.0, 1.0 - tk * tk));
@@ -288,12 +288,12 @@ void main() {
 """
 HAIR = _HEAD + _FINISH + """
 in vec3 light, gloss_one, gloss_two, strand;
-uniform vec3 hair; uniform sampler2D strands;
+uniform vec3 hair; uniform sampler2D strands; uniform float fade;
 out vec4 colour;
 void main() {
   vec4 map = texture(strands, vec2(strand.x * 0.25 + strand.z, strand.y * 0.5 + strand.z * 7.0));
   float side = 1.0 - abs(strand.x * 2.0 - 1.0);
-  float alpha = (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
+  float alpha = fade < 0.5 ? 1.0 : (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
   vec3 c = hair * (0.60 + 0.75 * map.r);
   vec3 result = c * light * 0.42 + c * gloss_two * (0.4 + map.r) + gloss_one * (0.3 + 1.2 * map.b * map.r);
   colour = vec4(finish(result), clamp(alpha * 1.8, 0.0, 1.0));
@@ -302,13 +302,13 @@ void main() {
 
 # uv: two coordinates in decimetres, distance to the edge, occlusion.
 CLOTH_VERTEX = _HEAD + _SKINNING + _LIGHT + """
-in vec3 position, normal, tangent; in vec4 uv, weights;
+in vec3 position, normal, tangent; in vec4 uv, weights, baked;
 uniform float sheen;
 out vec3 light, glow; out vec3 place;
 void main() {
   vec3 at = posed(position, weights), n = turned(normal, weights), v = normalize(eye - at);
   if (dot(n, v) < 0.0) n = -n;
-  float shadow = lit(at, n), ao = uv.w;
+  float shadow = lit(baked), ao = uv.w;
   light = key_colour * wrapped(dot(n, key), vec3(0.12)) * mix(0.04, 1.0, shadow);
   light += fill_colour * wrapped(dot(n, fill), vec3(0.25)) * (0.4 + 0.6 * ao);
   light += rim_colour * wrapped(dot(n, rim), vec3(0.05)) * 0.5 * ao;
@@ -338,7 +338,8 @@ void main() {
   } else if (pattern > 0.5) {
     c = mix(c, c * 0.35 + 0.25, smoothstep(0.30, 0.24, abs(fract(place.y * 2.6) - 0.5)) * 0.7);
   }
-  colour = vec4(finish(c * light * 0.42 + glow), clamp(place.z * 60.0, 0.0, 1.0));
+  if (place.z < 0.004) discard;
+  colour = vec4(finish(c * light * 0.42 + glow), 1.0);
 }
 """
 
@@ -346,4 +347,5 @@ PROGRAMS = {
     "hair": (HAIR_VERTEX, HAIR), "cloth": (CLOTH_VERTEX, CLOTH),
     "skin": (SKIN_VERTEX, SKIN), "mouth": (MOUTH_VERTEX, MOUTH), "lash": (LASH_VERTEX, LASH),
     "eye": (EYE_VERTEX, EYE), "back": (BACK_VERTEX, BACK), "depth": (DEPTH_VERTEX, DEPTH),
+    "identity": (DEPTH_VERTEX, IDENTITY), "identity_cut": (CUT_VERTEX, IDENTITY_CUT),
 }  # fmt: skip
