@@ -145,6 +145,7 @@ def build(identity: identity_lib.Identity, basis: basis_lib.Basis) -> Figure:
     radius = float(np.abs(joints["eye.l.out"][0] - joints["eye.l.in"][0]) / 2)
     canon = basis.template
     vertices = _close_throat(vertices, basis)
+    vertices[np.unique(basis.faces["tongue"])] += [0.0, -0.055, -0.075]
     extra = np.zeros((len(canon), 4), np.float32)
     extra[:, :2] = basis.occlusion
     extra[:, 2:] = basis.part_uv

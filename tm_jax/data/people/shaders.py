@@ -110,10 +110,10 @@ void main() {
   float lip = smoothstep(0.15, 0.85, mask.x) * (1.0 - mask.w);
   albedo = mix(albedo, lips * (0.35 + 0.65 * map), lip * 0.85);
   albedo = mix(albedo, vec3(0.30, 0.075, 0.07), mask.w);
-  float a2 = mix(mix(0.075, 0.040, gloss), mix(0.030, 0.012, gloss), max(lip, mask.w));
+  float a2 = mix(mix(0.075, 0.040, gloss), mix(0.045, 0.026, gloss), max(lip, mask.w));
   vec3 n = normalize(bent);
   float nh = max(dot(n, half_way), 0.0), d = nh * nh * (a2 - 1.0) + 1.0;
-  float shine = (0.0042 + 0.0022 * lip) * a2 / (d * d) + 0.0006 * lip;
+  float shine = (0.0042 - 0.0012 * lip) * a2 / (d * d) + 0.0010 * lip;
   colour = vec4(finish(albedo * light * 0.43 + sheen + key_colour * shine * mask.y * 1.9 * min(1.0, map.g * 1.25)), 1.0);
 }
 """
@@ -140,7 +140,7 @@ void main() {
     deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.72 : 0.92);
   }
   float shadow = 0.8;
-  deep *= 0.28 + 0.72 * smoothstep(0.0, 0.5, opening);
+  deep *= 0.45 + 0.55 * smoothstep(0.0, 0.5, opening);
   vec3 w = vec3(0.35, 0.28, 0.24);
   vec3 light = key_colour * wrapped(dot(n, key), w) * mix(0.35, 1.0, shadow);
   light += fill_colour * wrapped(dot(n, fill), w) + ambient(n) * 1.2;
