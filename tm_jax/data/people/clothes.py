@@ -161,7 +161,7 @@ def _collar(line: _Neckline, colour, spread: float = 0.27) -> list[surfaces.Surf
 
 def _shell(torso, point, normal, height, uniforms) -> surfaces.Surface:
     uv = np.empty((len(point), 4))
-    uv[:, :2] = torso.canon[:, :2]
+    uv[:, :2] = point[:, :2]
     uv[:, 2] = -height
     occlusion = torso.figure.extra[torso.rows, 0]
     uv[:, 3] = 0.45 + 0.55 * np.clip(occlusion * 1.2, 0, 1)

@@ -13,7 +13,11 @@ from tm_jax.data.people import surfaces
 from tm_jax.data.people import wear
 
 _ARM_DOWN_DEG = 34.0
-_LOOK_PREFIX = "eyeLook"
+# A friendly face at rest; the scans behind the mesh look stern.
+_MOOD = {
+    "eyeWideLeft": 0.35, "eyeWideRight": 0.35, "mouthSmileLeft": 0.10, "mouthSmileRight": 0.10,
+    "browOuterUpLeft": 0.15, "browOuterUpRight": 0.15, "browInnerUp": 0.15,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,8 @@ def _normal_matrix(count: int, faces: np.ndarray) -> sparse.csr_matrix:
 def build(identity: identity_lib.Identity, basis: basis_lib.Basis) -> Figure:
     """Makes the geometry of a person."""
     vertices, joints = basis.shape(identity.macro(), identity.local(basis.local_names))
+    for name, value in _MOOD.items():
+        vertices = vertices + value * basis.actions[basis_lib.ACTIONS.index(name)]
     vertices = _lower_arms(vertices, basis.weights, joints)
     origin = (joints["eye.l"] + joints["eye.r"]) / 2
     eyes = np.stack([joints["eye.l"], joints["eye.r"]]) - origin

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import spatial
 
+from tm_jax.data.people import paint
 from tm_jax.data.people import regions
 from tm_jax.data.people import surfaces
 
@@ -59,8 +60,8 @@ STYLES = {
                   gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
     "bun": Style(count=650, steps=5, width=0.17, length=1.0, comb="knot", lift=0.10, volume=0.045,
                  jitter=0.04, hug=1.0),
-    "curls": Style(count=760, steps=5, width=0.12, length=0.66, comb="out", lift=1.0, gravity=0.16,
-                   volume=0.10, jitter=0.32, curl=0.055),
+    "curls": Style(count=900, steps=7, width=0.10, length=0.46, comb="out", lift=1.0,
+                   gravity=0.10, volume=0.10, jitter=0.22, curl=0.075),
 }  # fmt: skip
 
 
@@ -133,6 +134,12 @@ def _toward(style: Style, roots, normals, canon, origin, parting, rng) -> np.nda
     return surfaces.unit(flat * (1 - style.lift) + normals * style.lift)
 
 
+def _in_fringe(figure, style: Style, canon: np.ndarray) -> np.ndarray:
+    """Which roots fall over the forehead, [P]."""
+    worn = figure.identity.fringe and style.comb == "side"
+    return worn & (canon[:, 2] > 0.72) & (np.abs(canon[:, 0]) < 0.62) & (canon[:, 1] > 7.8)
+
+
 def _lengths(style: Style, canon: np.ndarray, rng) -> np.ndarray:
     x, y, z = canon.T
     vary = rng.uniform(0.8, 1.1, len(x))
@@ -148,7 +155,7 @@ def _lengths(style: Style, canon: np.ndarray, rng) -> np.ndarray:
     if style.comb == "away":
         fade = 0.45 + 0.55 * surfaces.step(7.3, 7.95, y)
         return style.length * vary * fade
-    return style.length * vary
+    return style.length * rng.uniform(0.35, 1.0, len(x))
 
 
 def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
@@ -156,6 +163,13 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
     identity = figure.identity
     direction = _toward(style, roots, normals, canon, None, identity.parting, rng)
     length = np.maximum(_lengths(style, canon, rng), 0.05)
+    fringe = _in_fringe(figure, style, canon)
+    if fringe.any():
+        down = np.stack([0.25 * canon[:, 0], -0.75 + 0 * canon[:, 0], 0.7 + 0 * canon[:, 0]], 1)
+        down = surfaces.unit(down + 0.08 * rng.standard_normal(down.shape))
+        direction = np.where(fringe[:, None], down, direction)
+        over = (canon[:, 1] - 7.56) * 1.12 + 0.25 * np.maximum(0, 1.15 - canon[:, 2])
+        length = np.where(fringe, over * rng.uniform(0.92, 1.06, len(length)), length)
     stride = (length / style.steps)[:, None]
     layer = style.volume * rng.uniform(0.15, 1.0, len(roots)) ** 0.7
     point, lines, outward = roots - 0.01 * normals, [], []
@@ -183,7 +197,7 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
         outward.append(near)
     lines, outward = np.stack(lines), np.stack(outward)
     if style.curl:
-        turn = phase + 2.6 * np.arange(style.steps + 1)[:, None]
+        turn = phase + 1.15 * np.arange(style.steps + 1)[:, None]
         u = surfaces.unit(np.cross(outward, [0.3, 1, 0.2]))
         w = np.cross(outward, u)
         ramp = np.minimum(np.arange(style.steps + 1) / 2, 1)[:, None, None] * style.curl
@@ -309,6 +323,14 @@ def _knot(figure, rng):
     return position, normal, tangent, uv, faces
 
 
+def _colour(identity, follow) -> tuple[float, ...]:
+    """Linear colour of hair; a beard is darker than fair hair."""
+    colour = paint.linear(identity.hair_colour)
+    if follow is not None:
+        colour = np.minimum(colour * 0.75, paint.linear(identity.skin) * 0.85)
+    return tuple(map(float, colour))
+
+
 def _join(parts, figure, identity, follow=None) -> surfaces.Surface:
     offset, faces = 0, []
     for part in parts:
@@ -318,7 +340,8 @@ def _join(parts, figure, identity, follow=None) -> surfaces.Surface:
     weights = _weights(position, figure) if follow is None else figure.weights[follow]
     return surfaces.Surface(
         kind="hair", position=position, normal=normal, tangent=tangent, uv=uv,
-        weights=weights, faces=np.concatenate(faces), uniforms={}, follow=follow, cut=True,
+        weights=weights, faces=np.concatenate(faces), uniforms=dict(hair=_colour(identity, follow)),
+        follow=follow, cut=True,
     )  # fmt: skip
 
 

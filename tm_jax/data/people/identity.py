@@ -97,6 +97,7 @@ class Identity:
       light: The light.
       framing: Shift right, shift up, size of the head: three small numbers around zero.
       parting: Where the hair parts, -1 (subject's right) to 1.
+      fringe: Whether a bob or long hair has a fringe.
     """
 
     seed: int
@@ -124,6 +125,7 @@ class Identity:
     light: Light
     framing: np.ndarray
     parting: float
+    fringe: bool
 
     def macro(self) -> np.ndarray:
         """Coefficients of the targets of build, [M]."""
@@ -269,7 +271,7 @@ def sample(seed: int, **fixed: object) -> Identity:
         hair=hair, hair_colour=_hair_colour(rng, melanin, race, age),
         brow_weight=float(rng.uniform(0.75, 1.0) if female > 0.5 else rng.uniform(0.95, 1.3)),
         beard=beard, clothes=str(rng.choice(CLOTHES, p=[0.26, 0.12, 0.2, 0.12, 0.14, 0.16])),
-        cloth=np.stack([cloth, trim]), pattern=int(rng.choice(4, p=[0.5, 0.14, 0.24, 0.12])),
+        cloth=np.stack([cloth, trim]), pattern=int(rng.choice(4, p=[0.52, 0.11, 0.26, 0.11])),
         headwear=_hsv(rng.random(), rng.uniform(0.05, 0.42), rng.uniform(0.2, 0.85)),
         glasses=bool(rng.random() < 0.2), backdrop=str(rng.choice(BACKDROP)),
         backdrop_colour=np.stack([
@@ -277,6 +279,7 @@ def sample(seed: int, **fixed: object) -> Identity:
             _hsv(colour + rng.uniform(-0.1, 0.1), rng.uniform(0.05, 0.4), rng.uniform(0.1, 0.5)),
         ]),
         light=_light(rng), framing=rng.uniform(-1, 1, 3), parting=float(rng.uniform(-1, 1)),
+        fringe=bool(rng.random() < 0.35),
     )  # fmt: skip
     return Identity(**(values | fixed | {"female": female}))
 

@@ -95,7 +95,7 @@ def _brows(identity, rng, x, y, tone) -> np.ndarray:
     """Brows stroke by stroke: hairs rise at the inner end and lie down toward the outer."""
     distance, along, side = regions.brow(x, y)
     half = np.interp(along, [0, 0.12, 0.55, 1.0], [0.045, 0.058, 0.044, 0.012])
-    half = half * identity.brow_weight
+    half = half * identity.brow_weight * 0.85
     body = np.clip(1.5 - 1.1 * distance / half, 0, 1) * (along > 0.001) * (along < 0.999)
     body = body * np.interp(along, [0, 0.15, 0.8, 1], [0.45, 1, 1, 0.5])
     flow = along * 60 - side * distance * np.interp(along, [0, 0.5, 1], [110, 330, 420]) * 0.35
@@ -111,7 +111,7 @@ def _brows(identity, rng, x, y, tone) -> np.ndarray:
     if identity.hair_colour.mean() > 0.45:
         colour = colour * 0.45
     ratio = np.clip(colour / linear(identity.skin), 0.0, 1.6)
-    cover = np.clip(density * 1.15, 0, 0.92)[..., None]
+    cover = np.clip(density * 1.1, 0, 0.86)[..., None]
     return tone * (1 - cover) + ratio * cover
 
 
@@ -169,10 +169,11 @@ def _window(rng, x, y, a, b):
 
 
 def _garden(rng, x, y, a, b):
-    leaf = np.stack([0.10 + 0.10 * _smooth_noise(rng, x.shape, 9),
-                     0.20 + 0.13 * _smooth_noise(rng, x.shape, 9),
-                     0.06 + 0.04 * _smooth_noise(rng, x.shape, 9)], -1)  # fmt: skip
-    return _bokeh(rng, x, y, np.clip(leaf, 0.01, 1), np.array([0.5, 0.7, 0.25]), 34)
+    leaf = np.clip(0.5 + 0.20 * _smooth_noise(rng, x.shape, 14), 0.1, 1)[..., None]
+    hue = np.clip(0.5 + 0.2 * _smooth_noise(rng, x.shape, 26), 0, 1)[..., None]
+    green = hue * np.array([0.20, 0.26, 0.09]) + (1 - hue) * np.array([0.07, 0.15, 0.08])
+    picture = green * leaf * (0.8 + 0.5 * np.clip(y, 0, 1)[..., None])
+    return _bokeh(rng, x, y, picture, np.array([0.42, 0.46, 0.22]), 18)
 
 
 def _lights(rng, x, y, a, b):

@@ -70,14 +70,14 @@ def beard(points: np.ndarray, kind: str) -> np.ndarray:
     full = _step(0.0, -0.10, y - cheek) * front
     full = full * _step(0.0, 0.12, y - lower)
     mouth = np.hypot(x / 0.275, (y - 6.60) / 0.125)
-    full = full * _step(0.96, 1.15, mouth)
+    full = full * _step(0.90, 1.02, mouth)
     strip = np.exp(-(((y - 6.775) / 0.06) ** 4)) * _step(0.36, 0.28, x) * _step(1.2, 1.35, z)
     drop = np.exp(-(((x - 0.31) / 0.06) ** 2)) * _step(6.45, 6.55, y) * _step(6.80, 6.70, y)
-    moustache = np.clip(strip + drop * 0.8, 0, 1) * _step(0.96, 1.12, mouth)
+    moustache = np.clip(strip + drop * 0.8, 0, 1) * _step(0.90, 1.02, mouth)
     chin = _step(0.26, 0.16, x) * _step(6.52, 6.42, y) * _step(6.0, 6.12, y) * _step(0.9, 1.1, z)
     table = {
         "none": 0 * full, "stubble": np.maximum(full, moustache), "moustache": moustache,
-        "goatee": np.clip(np.maximum(chin, moustache), 0, 1) * _step(0.96, 1.1, mouth),
+        "goatee": np.clip(np.maximum(chin, moustache), 0, 1) * _step(0.90, 1.02, mouth),
         "full": np.maximum(full, moustache),
     }  # fmt: skip
     return np.clip(table[kind], 0, 1)

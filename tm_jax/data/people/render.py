@@ -145,7 +145,8 @@ class Renderer:
         self._kept = []
         self._figure = figure
         identity = figure.identity
-        self._set_identity(identity)
+        tops = [surface.position[:, 1].max() for surface in figure.worn]
+        self._set_identity(identity, float(max(tops, default=1.3)))
         self._upload(figure)
         self._bake_light(figure)
         self._prune(figure)
@@ -302,7 +303,7 @@ class Renderer:
                 else:
                     program[key].value = value
 
-    def _set_identity(self, identity) -> None:
+    def _set_identity(self, identity, top: float) -> None:
         light = identity.light
         names = ("key", "key_colour", "fill", "fill_colour", "rim", "rim_colour", "sky", "ground")
         rig = {name: tuple(map(float, getattr(light, name))) for name in names}
@@ -313,7 +314,8 @@ class Renderer:
         }  # fmt: skip
         right, up, zoom = identity.framing
         height = 3.95 + 0.3 * zoom
-        target = np.array([0.10 * right, -0.42 + 0.08 * up, 0.3])
+        middle = max(-0.42 + 0.08 * up, top + 0.22 - height / 2)
+        target = np.array([0.10 * right, middle, 0.3])
         distance = height / 2 / np.tan(np.radians(_FOV_DEG) / 2) + 0.3
         view = pose_lib.translation(-np.array([target[0], target[1], distance]))
         self._camera = pose_lib.perspective(_FOV_DEG, 4.0, 40.0) @ view

@@ -110,7 +110,7 @@ void main() {
   float lip = smoothstep(0.15, 0.85, mask.x) * (1.0 - mask.w);
   albedo = mix(albedo, lips * (0.35 + 0.65 * map), lip * 0.85);
   albedo = mix(albedo, vec3(0.30, 0.075, 0.07), mask.w);
-  float a2 = mix(mix(0.075, 0.040, gloss), mix(0.045, 0.026, gloss), max(lip, mask.w));
+  float a2 = mix(mix(0.10, 0.055, gloss), mix(0.045, 0.026, gloss), max(lip, mask.w));
   vec3 n = normalize(bent);
   float nh = max(dot(n, half_way), 0.0), d = nh * nh * (a2 - 1.0) + 1.0;
   float shine = (0.0042 - 0.0012 * lip) * a2 / (d * d) + 0.0010 * lip;
@@ -198,7 +198,7 @@ void main() {
   hue *= mix(1.0, 0.16, smoothstep(0.72, 1.0, r)) * smoothstep(pupil - 0.07, pupil + 0.05, r);
   // Light bends in the cornea and gathers on the far side of the iris.
   hue *= 0.75 + 0.75 * smoothstep(0.25, -0.45, dot(k.xy, key.xy));
-  vec3 sclera = vec3(0.56, 0.525, 0.50) * mix(vec3(1.0), vec3(1.0, 0.74, 0.68), smoothstep(0.45, 0.95, open.y) * 0.8);
+  vec3 sclera = vec3(0.62, 0.585, 0.56) * mix(vec3(1.0), vec3(1.0, 0.74, 0.68), smoothstep(0.45, 0.95, open.y) * 0.8);
   float white = smoothstep(0.90, 1.07, r);
   vec3 result = mix(hue, sclera, white) * light * 0.44 * open.x;
   vec3 b = reflect(mirror, n);
@@ -224,7 +224,7 @@ out vec4 colour;
 void main() {
   float tip = along.x, upper = along.y * 0.5 + 0.5;
   float comb = 0.5 + 0.5 * sin(along.z * 520.0);
-  float alpha = (1.0 - smoothstep(0.05, 0.95, tip + 0.35 * comb * tip)) * mix(0.16, 0.72, upper);
+  float alpha = (1.0 - smoothstep(0.10, 1.0, tip + 0.35 * comb * tip)) * mix(0.18, 0.85, upper);
   colour = vec4(finish(lash * sky), alpha * (0.6 + 0.4 * makeup));
 }
 """
