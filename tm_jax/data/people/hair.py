@@ -60,7 +60,7 @@ STYLES = {
                   gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
     "bun": Style(count=650, steps=5, width=0.17, length=1.0, comb="knot", lift=0.10, volume=0.045,
                  jitter=0.04, hug=1.0),
-    "curls": Style(count=900, steps=7, width=0.10, length=0.46, comb="out", lift=1.0,
+    "curls": Style(count=1150, steps=7, width=0.075, length=0.46, comb="out", lift=1.0,
                    gravity=0.10, volume=0.10, jitter=0.22, curl=0.075),
 }  # fmt: skip
 
@@ -355,7 +355,7 @@ def beard(figure) -> list[surfaces.Surface]:
     outside = figure.region[faces, 2].max(1) < 0.5
     density = figure.extra[faces, 3].mean(1) * outside
     density = np.where(density > 0.2, density**1.5, 0)
-    count = {"full": 2600, "goatee": 1100, "moustache": 700}[identity.beard]
+    count = {"full": 3000, "goatee": 1400, "moustache": 900}[identity.beard]
     roots, normals, canon, rows = _sample(figure, faces, density, count, rng)
     lip = canon[:, 1] > 6.66
     aside = np.sign(canon[:, 0]) * (0.55 * lip + 0.15)
@@ -363,7 +363,7 @@ def beard(figure) -> list[surfaces.Surface]:
     want = want + 0.22 * rng.standard_normal(want.shape)
     flat = surfaces.unit(want - normals * np.einsum("pk,pk->p", want, normals)[:, None])
     direction = surfaces.unit(flat * 0.8 + normals * 0.28)
-    length = np.where(lip & (np.abs(canon[:, 0]) < 0.3), 0.06, 0.085) * rng.uniform(0.6, 1.2, count)
+    length = np.where(lip & (np.abs(canon[:, 0]) < 0.3), 0.07, 0.10) * rng.uniform(0.6, 1.2, count)
     length = length * (0.6 + 0.6 * surfaces.step(6.5, 6.15, canon[:, 1]))
     steps = 1
     lines = [roots - 0.006 * normals]
@@ -371,7 +371,7 @@ def beard(figure) -> list[surfaces.Surface]:
         lines.append(lines[-1] + (length / steps)[:, None] * direction)
         direction = surfaces.unit(direction + np.array([0, -0.25, 0]))
     outward = np.broadcast_to(normals, (steps + 1, count, 3))
-    part = ribbons(np.stack(lines), outward, np.full(count, 0.026), rng)
+    part = ribbons(np.stack(lines), outward, np.full(count, 0.019), rng)
     part[3][:, 3] = 0.55 + 0.4 * part[3][:, 1]
     return [_join([part], figure, identity, np.repeat(rows, (steps + 1) * 2))]
 

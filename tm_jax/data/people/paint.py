@@ -97,7 +97,7 @@ def _brows(identity, rng, x, y, tone) -> np.ndarray:
     half = np.interp(along, [0, 0.12, 0.55, 1.0], [0.045, 0.058, 0.044, 0.012])
     half = half * identity.brow_weight * 0.85
     body = np.clip(1.5 - 1.1 * distance / half, 0, 1) * (along > 0.001) * (along < 0.999)
-    body = body * np.interp(along, [0, 0.15, 0.8, 1], [0.45, 1, 1, 0.5])
+    body = body * np.interp(along, [0, 0.2, 0.8, 1], [0.25, 1, 1, 0.45])
     flow = along * 60 - side * distance * np.interp(along, [0, 0.5, 1], [110, 330, 420]) * 0.35
     flow = flow * 1.6
     index = np.floor(flow).astype(int)

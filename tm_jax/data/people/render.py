@@ -326,7 +326,7 @@ class Renderer:
                 face=1, strands=2, face_box=paint.FACE_BOX, backdrop=0,
                 stubble={"none": 0.0, "stubble": 0.55}.get(identity.beard, 1.0),
                 roots={"bald": 0.10, "buzz": 0.85, "hijab": 0.0}.get(identity.hair, 0.95),
-                gloss=0.55 - 0.35 * identity.age, enamel=(0.84, 0.78, 0.68),
+                gloss=0.55 - 0.35 * identity.age, enamel=(0.90, 0.85, 0.75),
                 lash=(0.02, 0.015, 0.012) if grey < 0.55 else (0.12, 0.08, 0.05),
                 makeup=identity.makeup, pupil=0.36, seed=float(identity.seed % 97),
             )  # fmt: skip

@@ -125,6 +125,7 @@ uniform float opening, tongue; uniform vec3 enamel;
 out vec3 shade, bent, half_way; out float gleam;
 void main() {
   vec3 at = posed(position, weights), n = turned(normal, weights), v = normalize(eye - at);
+  if (dot(n, v) < 0.0) n = -n;
   vec3 albedo; float deep;
   gleam = 0.006;
   if (tongue > 0.5) {
@@ -137,10 +138,10 @@ void main() {
   } else {
     albedo = mix(enamel * vec3(0.88, 0.76, 0.60), enamel, smoothstep(0.0, 0.6, extra.z));
     deep = mix(0.06, 1.0, smoothstep(1.05, 1.50, canon.z));
-    deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.72 : 0.92);
+    deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.80 : 1.0);
   }
   float shadow = 0.8;
-  deep *= 0.45 + 0.55 * smoothstep(0.0, 0.5, opening);
+  deep *= 0.68 + 0.32 * smoothstep(0.0, 0.5, opening);
   vec3 w = vec3(0.35, 0.28, 0.24);
   vec3 light = key_colour * wrapped(dot(n, key), w) * mix(0.35, 1.0, shadow);
   light += fill_colour * wrapped(dot(n, fill), w) + ambient(n) * 1.2;
@@ -204,9 +205,9 @@ void main() {
   vec3 b = reflect(mirror, n);
   float f = 0.02 + 0.5 * (1.0 - max(dot(n, v), 0.0)) * (1.0 - max(dot(n, v), 0.0));
   result += mix(ground, sky, b.y * 0.5 + 0.5) * f * 0.5 * open.x;
-  float glint = smoothstep(0.950, 0.985, dot(b, normalize(key + vec3(0.0, 0.12, 0.25))));
-  float second = smoothstep(0.975, 0.992, dot(b, normalize(fill + vec3(0.0, 0.2, 0.4))));
-  result += (key_colour * 0.45 * glint + fill_colour * 0.22 * second) * smoothstep(0.15, 0.5, open.x);
+  float glint = smoothstep(0.962, 0.988, dot(b, normalize(key * vec3(0.55, 0.36, 1.0) + vec3(0.0, 0.0, 0.25))));
+  float second = smoothstep(0.975, 0.992, dot(b, normalize(fill * vec3(0.8, 0.6, 1.0) + vec3(0.0, 0.05, 0.4))));
+  result += (key_colour * 0.60 * glint + fill_colour * 0.22 * second) * smoothstep(0.15, 0.5, open.x);
   colour = vec4(finish(result), 1.0);
 }
 """
@@ -294,7 +295,7 @@ void main() {
   vec4 map = texture(strands, vec2(strand.x * 0.25 + strand.z, strand.y * 0.5 + strand.z * 7.0));
   float side = 1.0 - abs(strand.x * 2.0 - 1.0);
   float alpha = fade < 0.5 ? 1.0 : (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
-  vec3 c = hair * (0.60 + 0.75 * map.r);
+  vec3 c = hair * (0.38 + 1.15 * map.r);
   vec3 result = c * light * 0.42 + c * gloss_two * (0.4 + map.r) + gloss_one * (0.3 + 1.2 * map.b * map.r);
   colour = vec4(finish(result), clamp(alpha * 1.8, 0.0, 1.0));
 }
