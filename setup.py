@@ -27,6 +27,7 @@ EXTRAS = {
     "fuzz": ["atheris>=3.0,<4"],
     "plots": ["matplotlib>=3.9,<4"],
     "evaluate": ["ai-edge-litert>=2.3,<3", "matplotlib>=3.9,<4"],
+    "people": ["anny>=0.6.2,<0.7", "moderngl>=5.12,<6"],
     "cuda": ["jax[cuda12]"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],

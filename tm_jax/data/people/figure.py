@@ -89,6 +89,11 @@ class Figure:
         length = np.sqrt(np.einsum("nk,nk->n", normals, normals))
         return (normals / np.maximum(length, 1e-9)[:, None]).astype(np.float32)
 
+    def smooth_over(self, faces: np.ndarray) -> None:
+        """Computes normals from these faces [F, 3] alone from now on: those that are drawn."""
+        object.__setattr__(self, "every_face", faces)
+        object.__setattr__(self, "normals", _normal_matrix(len(self.rest), faces))
+
     def __post_init__(self):
         skin = np.unique(self.faces["skin"])
         near = np.zeros(len(self.rest), bool)

@@ -11,7 +11,7 @@ from tm_jax.data.people import surfaces
 
 _GRAVITY = np.array([0.0, -1.0, 0.0])
 _CROWN = np.array([0.0, 8.42, -0.02])  # Where hair turns, on the template.
-_KNOT = np.array([0.0, 8.20, -0.62])  # Where a bun sits.
+_KNOT = np.array([0.0, 8.42, -0.38])  # Where a bun sits.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ STYLES = {
                  gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
     "long": Style(count=560, steps=9, width=0.20, length=1.0, end=4.9, comb="side", lift=0.28,
                   gravity=0.22, volume=0.13, jitter=0.05, hug=0.85),
-    "bun": Style(count=650, steps=5, width=0.17, length=1.0, comb="knot", lift=0.10, volume=0.045,
+    "bun": Style(count=620, steps=6, width=0.17, length=1.0, comb="knot", lift=0.10, volume=0.11,
                  jitter=0.04, hug=1.0),
     "curls": Style(count=1150, steps=7, width=0.075, length=0.46, comb="out", lift=1.0,
                    gravity=0.10, volume=0.10, jitter=0.22, curl=0.075),
@@ -137,7 +137,7 @@ def _toward(style: Style, roots, normals, canon, origin, parting, rng) -> np.nda
 def _in_fringe(figure, style: Style, canon: np.ndarray) -> np.ndarray:
     """Which roots fall over the forehead, [P]."""
     worn = figure.identity.fringe and style.comb == "side"
-    return worn & (canon[:, 2] > 0.72) & (np.abs(canon[:, 0]) < 0.62) & (canon[:, 1] > 7.8)
+    return worn & (canon[:, 2] > 0.72) & (np.abs(canon[:, 0]) < 0.58) & (canon[:, 1] > 7.9)
 
 
 def _lengths(style: Style, canon: np.ndarray, rng) -> np.ndarray:
@@ -165,13 +165,15 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
     length = np.maximum(_lengths(style, canon, rng), 0.05)
     fringe = _in_fringe(figure, style, canon)
     if fringe.any():
-        down = np.stack([0.25 * canon[:, 0], -0.75 + 0 * canon[:, 0], 0.7 + 0 * canon[:, 0]], 1)
+        down = np.stack([0.25 * canon[:, 0], -0.6 + 0 * canon[:, 0], 0.55 + 0 * canon[:, 0]], 1)
+        down -= normals * np.minimum(np.einsum("pk,pk->p", down, normals), 0)[:, None]
         down = surfaces.unit(down + 0.08 * rng.standard_normal(down.shape))
         direction = np.where(fringe[:, None], down, direction)
-        over = (canon[:, 1] - 7.56) * 1.12 + 0.25 * np.maximum(0, 1.15 - canon[:, 2])
+        over = (canon[:, 1] - 7.52) * 1.12 + 0.30 * np.maximum(0, 1.15 - canon[:, 2])
         length = np.where(fringe, over * rng.uniform(0.92, 1.06, len(length)), length)
     stride = (length / style.steps)[:, None]
-    layer = style.volume * rng.uniform(0.15, 1.0, len(roots)) ** 0.7
+    least = 0.4 if style.comb == "knot" else 0.15
+    layer = style.volume * rng.uniform(least, 1.0, len(roots)) ** 0.7
     point, lines, outward = roots - 0.01 * normals, [], []
     lines.append(point)
     outward.append(normals)
@@ -305,7 +307,7 @@ def _knot(figure, rng):
     """A bun: ribbons wound around a flattened ball."""
     count, steps = 90, 6
     middle = figure.rest[np.argmin(np.linalg.norm(figure.canon - _KNOT, axis=1))]
-    middle = middle + np.array([0, 0.10, -0.10])
+    middle = middle + np.array([0, 0.16, -0.06])
     axis = surfaces.unit(np.array([0, 0.55, -0.85]))
     u = np.array([1.0, 0, 0])
     w = np.cross(axis, u)

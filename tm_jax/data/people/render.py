@@ -262,7 +262,7 @@ class Renderer:
         frame = context.framebuffer([numbers], context.depth_renderbuffer((_LOOK, _LOOK)))
         jobs, base = [], 0
         for name, part in self._parts.items():
-            if part.program in ("skin", "hair", "cloth"):
+            if part.program != "lash":
                 program = "identity_cut" if part.program == "cloth" else "identity"
                 jobs.append((name, program, base, self._array(program, part.content, part.faces)))
                 base += len(part.faces)
@@ -273,16 +273,16 @@ class Renderer:
             self._place(bones, np.eye(4), turn, 0.0)
             frame.use()
             frame.clear()
-            for name, program, first, array in jobs:
-                surface = self._parts[name].surface
-                context.enable_only(
-                    self._gl.DEPTH_TEST | (0 if surface else self._gl.CULL_FACE)
-                )
-                frame.depth_mask = surface is None or surface.kind != "hair" or not surface.cut
-                self._set(program, base=first)
-                array.render()
-            frame.depth_mask = True
-            seen[np.frombuffer(numbers.read(alignment=1), np.int32)] = True
+            for late in (False, True):  # Tips of hair hide nothing: they come last.
+                for name, program, first, array in jobs:
+                    surface = self._parts[name].surface
+                    if (surface is not None and surface.kind == "hair" and surface.cut) != late:
+                        continue
+                    cull = self._gl.CULL_FACE if name == "skin" else 0
+                    context.enable_only(self._gl.DEPTH_TEST | cull)
+                    self._set(program, base=first)
+                    array.render()
+                seen[np.frombuffer(numbers.read(alignment=1), np.int32)] = True
         frame.release()
         numbers.release()
         for name, _, first, _ in jobs:
@@ -292,6 +292,8 @@ class Renderer:
         for part in self._parts.values():
             if len(part.faces):
                 part.array = self._array(part.program, part.content, part.faces)
+        drawn = [part.faces for part in self._parts.values() if part.surface is None]
+        figure.smooth_over(np.concatenate(drawn))
 
     def _set(self, name: str, **values: object) -> None:
         """Sets uniforms that the program has; a compiler drops those without effect."""
@@ -431,7 +433,12 @@ def _views() -> list[tuple[pose_lib.Pose, np.ndarray]]:
     wide[_AT["jawOpen"]] = 0.8
     wide[[_AT["mouthUpperUpLeft"], _AT["mouthUpperUpRight"]]] = 0.6
     wide[_BLINK] = 1.0
-    views = []
+    smile = rest.copy()
+    for side in ("Left", "Right"):
+        smile[[_AT[f"mouth{name}{side}"] for name in ("Smile", "UpperUp", "LowerDown")]] = 0.8
+        smile[_AT[f"mouthStretch{side}"]] = 0.5
+    smile[_AT["jawOpen"]] = 0.25
+    views = [(pose_lib.Pose(yaw=yaw), smile) for yaw in (-0.3, 0.0, 0.3)]
     for row, yaw in enumerate((-1.0, -0.5, 0.0, 0.5, 1.0)):
         for column, pitch in enumerate((-1.0, 0.0, 1.0)):
             turn = pose_lib.Pose(yaw=yaw * pose_lib.MAX_YAW, pitch=pitch * pose_lib.MAX_PITCH)

@@ -80,7 +80,7 @@ def _tooth(width: float, height: float, point: float) -> tuple[np.ndarray, np.nd
     angle = np.linspace(0, 2 * np.pi, _AROUND, endpoint=False)[None]
     c, s = np.cos(angle), np.sin(angle)
     x, z = np.sign(c) * np.abs(c) ** 0.55, np.sign(s) * np.abs(s) ** 0.7
-    wide = width / 2 * (0.93 + 0.08 * np.sin(np.pi * np.minimum(t * 0.8 + 0.1, 1)))
+    wide = width / 2 * (0.99 + 0.05 * np.sin(np.pi * np.minimum(t * 0.8 + 0.1, 1)))
     wide = wide * np.where(t > 0.95, 0.84 - 0.3 * point, np.where(t > 0.75, 0.98 - 0.2 * point, 1))
     deep = _DEPTH / 2 * (1.15 - 0.65 * t) * np.where(t > 0.95, 0.6, 1)
     bulge = 0.012 * np.sin(np.pi * np.clip(t, 0, 1))
