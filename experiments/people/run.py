@@ -3,6 +3,7 @@
   python experiments/people/run.py --out=out/people
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import sys
@@ -33,7 +34,7 @@ from tm_jax.data.people import pose
 from tm_jax.media import video
 
 _OUT = flags.DEFINE_string("out", "out/people", "Folder for the pictures and the clip.")
-_SEED = flags.DEFINE_integer("seed", 12, "Who shows the visemes and speaks.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 10, "Who shows the visemes and speaks.", lower_bound=0)
 _SIZE = flags.DEFINE_integer("size", 256, "Side of the frames.", lower_bound=64)
 _COUNT = flags.DEFINE_integer("count", 24, "People on the sheet.", lower_bound=1)
 _VOICE = flags.DEFINE_string("voice", "dashwood_amiable", "Recording in tm_jax/assets/voices.")
@@ -42,11 +43,14 @@ _PARTS = flags.DEFINE_multi_enum(
 )
 
 _FPS = 25
-_VISEMES = "SIL M F TH T S SH K N R L AA AE AH EH IY IH AO UW W".split()
+_VISEMES = (
+    "SIL", "M", "F", "TH", "T", "S", "SH", "K", "N", "R",
+    "L", "AA", "AE", "AH", "EH", "IY", "IH", "AO", "UW", "W",
+)  # fmt: skip
 _VOICES = pathlib.Path(motion_lib.__file__).parents[1] / "assets" / "voices"
 
 
-def _grid(tiles: list[np.ndarray], columns: int, names: list[str] | None = None) -> Image.Image:
+def _grid(tiles: list[np.ndarray], columns: int, names: Sequence[str] | None = None) -> Image.Image:
     size = tiles[0].shape[0]
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * size, rows * size))
@@ -103,17 +107,28 @@ def spoken_clip(studio: clip.Studio, seed: int, voice: str, path: pathlib.Path) 
     mouth = actions.speech(phones, count, _FPS, sound)
     begun = time.perf_counter()
     studio.draw(seed, motion[:1], mouth[:1])
-    loaded, cpu = time.perf_counter(), time.process_time()
+    loaded = time.perf_counter()
     frames = studio.draw(seed, motion, mouth)
-    wall_s, cpu_s = time.perf_counter() - loaded, time.process_time() - cpu
+    wall_s = time.perf_counter() - loaded
     size = studio.size
     with video.Writer(path, _FPS, size, size, speech.SAMPLE_RATE, 1) as writer:
         writer.write_sound(sound[:, None])
         writer.write_frames(frames)
     return dict(
         size=size, frames=count, load_s=round(loaded - begun, 2),
-        frames_per_second=round(count / wall_s, 1), cpu_ms_per_frame=round(1e3 * cpu_s / count, 1),
+        frames_per_second=round(count / wall_s, 1), **_cpu_ms(studio, mouth),
     )  # fmt: skip
+
+
+def _cpu_ms(studio: clip.Studio, mouth: np.ndarray) -> dict:
+    """Processor time of a frame, all threads together, which other processes disturb less."""
+    times = []
+    for row in mouth:
+        begun = time.process_time()
+        studio.frame(row)
+        times.append(1e3 * (time.process_time() - begun))
+    low, middle = np.percentile(times, (5, 50))
+    return dict(cpu_ms_per_frame=round(float(middle), 1), cpu_ms_undisturbed=round(float(low), 1))
 
 
 def main(argv: list[str]) -> None:
@@ -126,7 +141,7 @@ def main(argv: list[str]) -> None:
     except assets.Missing as error:
         sys.exit(str(error))
     if "sheet" in _PARTS.value:
-        contact_sheet(studio, _COUNT.value).save(out / "people.jpg", quality=88)
+        contact_sheet(studio, _COUNT.value).save(out / "people.jpg", quality=82)
     if "visemes" in _PARTS.value:
         viseme_sheet(clip.Studio(512), _SEED.value).save(out / "visemes.jpg", quality=88)
     if "clip" in _PARTS.value:

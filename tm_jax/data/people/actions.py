@@ -71,6 +71,8 @@ _TABLE = {
 _NAMES = tuple(_TABLE)
 _TARGETS = np.array([_TABLE[name] for name in _NAMES])
 _ROW = {name: row for row, name in enumerate(_NAMES)}
+# What keeps lips apart even with the jaw shut.
+_PARTING = ("mouthUpperUp", "mouthLowerDown", "tongueOut", "mouthShrugUpper", "mouthFunnel")
 _JAW_COLUMNS = np.array([name in ("jawOpen", "tongueOut") for name in _COLUMNS])
 
 _REACH_BEFORE_S = (0.045, 0.085)  # Of the jaw, of the lips.
@@ -214,9 +216,7 @@ def _assemble(values: np.ndarray, shut: np.ndarray, rest: np.ndarray) -> np.ndar
     free = (1 - shut) * (1 - rest)
     for column, name in enumerate(_COLUMNS):
         value = values[:, column]
-        if name in ("mouthUpperUp", "mouthLowerDown", "tongueOut", "mouthShrugUpper"):
-            value = value * free
-        elif name == "mouthFunnel":  # Keeps lips apart even with the jaw shut.
+        if name in _PARTING:
             value = value * free
         elif name == "jawOpen":
             value = value * free + _SHUT_JAW * shut * (1 - rest)

@@ -87,7 +87,8 @@ def target(path: str, count: int) -> np.ndarray:
     deltas = np.zeros((count, 3))
     if not file.exists():
         return deltas
-    data = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()
+    data = file.read_bytes()
+    data = gzip.decompress(data) if file.suffix == ".gz" else data
     lines = [line for line in data.splitlines() if line and not line.startswith(b"#")]
     if lines:
         rows = np.array(b" ".join(lines).split(), dtype=np.float64).reshape(-1, 4)

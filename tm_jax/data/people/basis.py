@@ -42,7 +42,7 @@ MASKS = ("lips", "eyelids", "inside-mouth", "ears")
 _LOCAL = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck")
 _LOWEST = 3.9  # Height of the cut through the chest.
 _WIDEST = 2.75
-_FORMAT = 7  # Raised when the meaning of the file changes.
+_FORMAT = 8  # Raised when the meaning of the file changes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ class _Neckline:
         return surfaces.from_grid(points, weights, uniforms, wrap=wrap, **settings)
 
 
-def _material(colour, *, pattern=0, weave=1.0, sheen=0.3, rib=0.0) -> dict:
+def material(colour, *, pattern=0, weave=1.0, sheen=0.3, rib=0.0) -> dict:
     """Settings of the cloth shader."""
     return dict(
         cloth=tuple(map(float, paint.linear(colour))), pattern=float(pattern), weave=weave,
@@ -156,7 +156,7 @@ def _collar(line: _Neckline, colour, spread: float = 0.27) -> list[surfaces.Surf
     ]  # fmt: skip
     profile = np.stack([np.stack(row, 1) for row in rows])
     occlusion = np.array([0.4, 0.6, 0.85, 1, 1, 1, 1, 0.6])[:, None] * np.ones((1, len(columns)))
-    return [line.loft(profile, _material(colour, sheen=0.2), columns, occlusion=occlusion)]
+    return [line.loft(profile, material(colour, sheen=0.2), columns, occlusion=occlusion)]
 
 
 def _shell(torso, point, normal, height, uniforms) -> surfaces.Surface:
@@ -169,7 +169,7 @@ def _shell(torso, point, normal, height, uniforms) -> surfaces.Surface:
     tangent = np.broadcast_to([0.0, -1.0, 0.0], point.shape)
     return surfaces.Surface(
         kind="cloth", position=point, normal=normal, tangent=tangent, uv=uv,
-        weights=torso.weights, faces=torso.local[keep], uniforms=uniforms, cut=True,
+        weights=torso.weights, faces=torso.local[keep], uniforms=uniforms,
     )  # fmt: skip
 
 
@@ -209,14 +209,14 @@ def _garment(torso, kind, colour, pattern, offset, rng, trim=None) -> list[surfa
     thick = np.maximum(thick, 0.03)
     point, normal = torso.shell(thick, 14 if kind in ("hoodie", "blazer") else 7)
     weave = {"hoodie": 0.9, "turtleneck": 0.6, "blazer": 0.7}.get(kind, 0.5)
-    material = _material(colour, pattern=pattern, weave=weave)
-    result = [_shell(torso, point, normal, height, material)]
+    plain = material(colour, pattern=pattern, weave=weave)
+    result = [_shell(torso, point, normal, height, plain)]
     line = _Neckline(torso, point, normal, height)
-    plain = _material(colour, weave=weave, rib=1.0)
+    plain = material(colour, weave=weave, rib=1.0)
     if torso.figure.identity.hair == "hijab":
         return result
     if kind in ("crew", "vneck"):
-        edge = _material(colour if rng.random() < 0.7 else trim, weave=weave, rib=1.0)
+        edge = material(colour if rng.random() < 0.7 else trim, weave=weave, rib=1.0)
         result.append(line.loft(_tube(0.13, 0.035), edge))
     elif kind == "turtleneck":
         result.append(line.loft(_roll(line), plain))
@@ -260,7 +260,7 @@ def _placket(line: _Neckline, colour) -> surfaces.Surface:
     points = centre[:, None] + across[None, :, None] * np.array([1.0, 0, 0])
     points[:, [0, -1], 2] -= 0.03
     return surfaces.from_grid(
-        points, np.zeros(points.shape[:2] + (4,)), _material(colour, sheen=0.2), wrap=False,
+        points, np.zeros(points.shape[:2] + (4,)), material(colour, sheen=0.2), wrap=False,
         flip=True, casts=False,
     )  # fmt: skip
 
@@ -276,7 +276,5 @@ def _lapels(line: _Neckline, colour, weave: float) -> surfaces.Surface:
             (0.3 * width, 0.065), (width, 0.06), (width + 0.005, 0.03)]  # fmt: skip
     profile = np.stack([np.stack([d + 0 * width, o + 0 * width], 1) for d, o in rows])
     shade = np.array([0.5, 0.8, 1, 1, 1, 0.6])[:, None] + 0 * width
-    return line.loft(profile, _material(colour, weave=weave), occlusion=shade)
+    return line.loft(profile, material(colour, weave=weave), occlusion=shade)
 
-
-material = _material

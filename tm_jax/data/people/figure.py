@@ -1,6 +1,7 @@
 """A person as geometry: vertices at rest, actions, and what is worn, ready to be drawn."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +14,7 @@ from tm_jax.data.people import surfaces
 from tm_jax.data.people import wear
 
 _ARM_DOWN_DEG = 34.0
+_CLEARANCE = 1.075  # Of lids, over the bulge of the cornea.
 # A friendly face at rest; the scans behind the mesh look stern.
 _MOOD = {
     "eyeWideLeft": 0.35, "eyeWideRight": 0.35, "mouthSmileLeft": 0.10, "mouthSmileRight": 0.10,
@@ -65,22 +67,35 @@ class Figure:
             near = lids[np.abs(moved[lids, 0] - centre[0]) < 0.32]
             offset = moved[near] - centre
             length = np.linalg.norm(offset, axis=1, keepdims=True)
-            out = np.maximum(self.radius * self.clearance / length, 1.0)
+            out = np.maximum(self.radius * _CLEARANCE / length, 1.0)
             front = (offset[:, 2:] > 0.3 * self.radius).astype(np.float32)
             moved[near] = centre + offset * (1 + (out - 1) * front)
         return moved
 
-    clearance = 1.075  # Over the bulge of the cornea.
-
-    @property
+    @functools.cached_property
     def lids(self) -> np.ndarray:
         """Rows of the skin around the eyes and of the lashes."""
-        return self._lids
+        skin = np.unique(self.faces["skin"])
+        distance = np.linalg.norm(self.rest[skin, None] - self.eyes, axis=-1).min(1)
+        return np.union1d(skin[distance < 1.9 * self.radius], self.faces["lashes"])
+
+    @functools.cached_property
+    def _rims(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Rows of the rims of upper and lower lip in the middle, and their gap at rest."""
+        jaw = self.actions[basis_lib.ACTIONS.index("jawOpen"), :, 1]
+        skin = np.unique(self.faces["skin"])
+        middle = np.zeros(len(self.rest), bool)
+        middle[skin] = (self.region[skin, 0] > 0.5) & (np.abs(self.canon[skin, 0]) < 0.05)
+        upper, lower = np.flatnonzero(middle & (jaw > -0.05)), np.flatnonzero(middle & (jaw < -0.25))
+        upper = upper[np.argsort(self.canon[upper, 1])[:3]]  # The lowest of the upper lip,
+        lower = lower[np.argsort(-self.canon[lower, 1])[:3]]  # the highest of the lower.
+        gap = np.linalg.norm(self.rest[upper].mean(0) - self.rest[lower].mean(0))
+        return upper, lower, float(gap)
 
     def opening(self, vertices: np.ndarray) -> float:
         """Gap between the lips in the middle, in decimetres."""
-        upper, lower = self._lip_rows
-        return float(np.linalg.norm(vertices[upper].mean(0) - vertices[lower].mean(0)) - self._gap)
+        upper, lower, gap = self._rims
+        return float(np.linalg.norm(vertices[upper].mean(0) - vertices[lower].mean(0)) - gap)
 
     def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:
         """Unit normals, [N, 3]."""
@@ -89,29 +104,11 @@ class Figure:
         length = np.sqrt(np.einsum("nk,nk->n", normals, normals))
         return (normals / np.maximum(length, 1e-9)[:, None]).astype(np.float32)
 
-    def smooth_over(self, faces: np.ndarray) -> None:
-        """Computes normals from these faces [F, 3] alone from now on: those that are drawn."""
-        object.__setattr__(self, "every_face", faces)
-        object.__setattr__(self, "normals", _normal_matrix(len(self.rest), faces))
-
-    def __post_init__(self):
-        skin = np.unique(self.faces["skin"])
-        near = np.zeros(len(self.rest), bool)
-        distances = np.linalg.norm(self.rest[skin, None] - self.eyes, axis=-1).min(1)
-        near[skin] = distances < 1.9 * self.radius
-        near[np.unique(self.faces["lashes"])] = True
-        object.__setattr__(self, "_lids", np.flatnonzero(near))
-        jaw = self.actions[basis_lib.ACTIONS.index("jawOpen"), :, 1]
-        middle = np.zeros(len(self.rest), bool)
-        middle[skin] = (self.region[skin, 0] > 0.5) & (np.abs(self.canon[skin, 0]) < 0.05)
-        upper = np.flatnonzero(middle & (jaw > -0.05))
-        lower = np.flatnonzero(middle & (jaw < -0.25))
-        # The rims that meet: the lowest of the upper lip, the highest of the lower.
-        upper = upper[np.argsort(self.canon[upper, 1])[:3]]
-        lower = lower[np.argsort(-self.canon[lower, 1])[:3]]
-        object.__setattr__(self, "_lip_rows", (upper, lower))
-        gap = np.linalg.norm(self.rest[upper].mean(0) - self.rest[lower].mean(0))
-        object.__setattr__(self, "_gap", float(gap))
+    def over(self, faces: np.ndarray) -> "Figure":
+        """The same person whose normals come from these faces [F, 3] alone."""
+        return dataclasses.replace(
+            self, every_face=faces, normals=_normal_matrix(len(self.rest), faces)
+        )
 
 
 def _lower_arms(vertices: np.ndarray, weights: np.ndarray, joints: dict) -> np.ndarray:
@@ -161,6 +158,9 @@ def build(identity: identity_lib.Identity, basis: basis_lib.Basis) -> Figure:
     extra[:, :2] = basis.occlusion
     extra[:, 2:] = basis.part_uv
     skin = np.unique(basis.faces["skin"])
+    # Lids are hidden in the open eye, but not when it shuts.
+    near = np.linalg.norm(vertices[:, None] - origin - eyes, axis=-1).min(1) < 1.5 * radius
+    extra[near, :2] = np.maximum(extra[near, :2], 0.55)
     extra[skin, 2] = regions.scalp(canon[skin])
     extra[skin, 3] = regions.beard(canon[skin], identity.beard)
     every = np.concatenate(list(basis.faces.values()))

@@ -6,7 +6,6 @@ import numpy as np
 from scipy import spatial
 
 from tm_jax.data.people import paint
-from tm_jax.data.people import regions
 from tm_jax.data.people import surfaces
 
 _GRAVITY = np.array([0.0, -1.0, 0.0])
@@ -106,7 +105,7 @@ class _Body:
         return self.rows[index[:, 0]], normal, height
 
 
-def _toward(style: Style, roots, normals, canon, origin, parting, rng) -> np.ndarray:
+def _toward(style: Style, normals, canon, parting, rng) -> np.ndarray:
     """The direction in which hair is combed at its root, [P, 3]."""
     x, y, z = canon.T
     part = 0.28 * parting
@@ -145,8 +144,7 @@ def _lengths(style: Style, canon: np.ndarray, rng) -> np.ndarray:
     vary = rng.uniform(0.8, 1.1, len(x))
     if style.end is not None:
         top = np.maximum(0, 0.72 - np.abs(x)) * surfaces.step(7.7, 8.2, y)
-        behind = 0.25 * surfaces.step(0.0, -0.5, z)
-        return (y - style.end + 0.75 * top + behind * 0) * rng.uniform(0.93, 1.03, len(x))
+        return (y - style.end + 0.75 * top) * rng.uniform(0.93, 1.03, len(x))
     if style.comb == "up":
         top = surfaces.step(7.62, 8.02, y) * surfaces.step(-0.75, 0.5, z)
         return (0.15 + (style.length - 0.15) * top) * vary
@@ -161,7 +159,7 @@ def _lengths(style: Style, canon: np.ndarray, rng) -> np.ndarray:
 def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
     """Lets ribbons grow: middle lines [S + 1, P, 3] and outward normals of the same shape."""
     identity = figure.identity
-    direction = _toward(style, roots, normals, canon, None, identity.parting, rng)
+    direction = _toward(style, normals, canon, identity.parting, rng)
     length = np.maximum(_lengths(style, canon, rng), 0.05)
     fringe = _in_fringe(figure, style, canon)
     if fringe.any():
@@ -289,8 +287,8 @@ def _split(whole: surfaces.Surface) -> list[surfaces.Surface]:
     far = np.linalg.norm(whole.position, axis=1)[faces[:, 0]]
     body = faces[~tip]
     body = body[np.argsort(-far[~tip], kind="stable")]  # The outer ones first.
-    parts = [dataclasses.replace(whole, faces=body, cut=False)] if len(body) else []
-    return [*parts, dataclasses.replace(whole, faces=faces[tip], casts=not len(body))]
+    parts = [dataclasses.replace(whole, faces=body)] if len(body) else []
+    return [*parts, dataclasses.replace(whole, kind="tip", faces=faces[tip], casts=not len(body))]
 
 
 def _occlusion(style: Style, lines, body: _Body) -> np.ndarray:
@@ -343,7 +341,7 @@ def _join(parts, figure, identity, follow=None) -> surfaces.Surface:
     return surfaces.Surface(
         kind="hair", position=position, normal=normal, tangent=tangent, uv=uv,
         weights=weights, faces=np.concatenate(faces), uniforms=dict(hair=_colour(identity, follow)),
-        follow=follow, cut=True,
+        follow=follow,
     )  # fmt: skip
 
 
@@ -375,9 +373,5 @@ def beard(figure) -> list[surfaces.Surface]:
     outward = np.broadcast_to(normals, (steps + 1, count, 3))
     part = ribbons(np.stack(lines), outward, np.full(count, 0.019), rng)
     part[3][:, 3] = 0.55 + 0.4 * part[3][:, 1]
-    return [_join([part], figure, identity, np.repeat(rows, (steps + 1) * 2))]
-
-
-def scalp_line(points: np.ndarray) -> np.ndarray:
-    """Signed distance to the hairline; see `regions.scalp`."""
-    return regions.scalp(points)
+    whole = _join([part], figure, identity, np.repeat(rows, (steps + 1) * 2))
+    return [dataclasses.replace(whole, kind="tip", casts=False)]

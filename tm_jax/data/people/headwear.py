@@ -135,7 +135,7 @@ def hijab(figure) -> list[surfaces.Surface]:
     material = clothes.material(identity.headwear, weave=0.35, sheen=0.35)
     shade = 0.62 + 0.38 * surfaces.step(0.0, 0.16, edge)
     cloth = surfaces.from_grid(
-        grid, weights, material, wrap=True, edge=edge, occlusion=shade, cut=True
+        grid, weights, material, wrap=True, edge=edge, occlusion=shade
     )
     return [cloth]
 

@@ -213,7 +213,7 @@ class Renderer:
         frame = context.framebuffer(depth_attachment=depth)
         casting = [
             self._array("depth", part.content, part.faces) for part in self._parts.values()
-            if part.program in ("skin", "hair", "cloth")
+            if part.program in ("skin", "hair", "tip", "cloth")
             and (part.surface is None or part.surface.casts)
         ]  # fmt: skip
         matrix = np.diag([1 / _SPAN, 1 / _SPAN, -1 / 6.0, 1.0])
@@ -225,7 +225,7 @@ class Renderer:
         ahead = np.tile([0.0, 0.0, 1.0], (2, 1))
         clouds.append((front, ahead, np.tile([0.0, 0, 0, 1], (2, 1)), 0.02))
         for part in figure.worn:
-            lift = 0.09 if part.kind == "hair" else 0.05
+            lift = 0.05 if part.kind == "cloth" else 0.09
             clouds.append((part.position, part.normal, part.weights, lift))
         values = [[] for _ in clouds]
         for yaw, pitch in ((-1, 0), (0, 0), (1, 0), (0, -1), (0, 1)):
@@ -275,8 +275,7 @@ class Renderer:
             frame.clear()
             for late in (False, True):  # Tips of hair hide nothing: they come last.
                 for name, program, first, array in jobs:
-                    surface = self._parts[name].surface
-                    if (surface is not None and surface.kind == "hair" and surface.cut) != late:
+                    if (self._parts[name].program == "tip") != late:
                         continue
                     cull = self._gl.CULL_FACE if name == "skin" else 0
                     context.enable_only(self._gl.DEPTH_TEST | cull)
@@ -293,7 +292,7 @@ class Renderer:
             if len(part.faces):
                 part.array = self._array(part.program, part.content, part.faces)
         drawn = [part.faces for part in self._parts.values() if part.surface is None]
-        figure.smooth_over(np.concatenate(drawn))
+        self._figure = figure.over(np.concatenate(drawn))
 
     def _set(self, name: str, **values: object) -> None:
         """Sets uniforms that the program has; a compiler drops those without effect."""
@@ -388,10 +387,10 @@ class Renderer:
         for part in self._parts.values():
             if part.surface is None or part.array is None:
                 continue
-            if part.surface.kind == "hair" and part.surface.cut:
+            if part.program == "tip":
                 late.append(part)
                 continue
-            self._set(part.program, fade=0.0, **part.surface.uniforms)
+            self._set(part.program, **part.surface.uniforms)
             part.array.render()
         context.enable_only(gl.DEPTH_TEST | gl.CULL_FACE)
         self._parts["skin"].array.render()
@@ -405,7 +404,7 @@ class Renderer:
         self._canvas.depth_mask = False
         self._parts["lashes"].array.render()
         for part in late:
-            self._set(part.program, fade=1.0, **part.surface.uniforms)
+            self._set(part.program, **part.surface.uniforms)
             part.array.render()
         self._canvas.depth_mask = True
 

@@ -138,7 +138,7 @@ void main() {
   } else {
     albedo = mix(enamel * vec3(0.88, 0.76, 0.60), enamel, smoothstep(0.0, 0.6, extra.z));
     deep = mix(0.06, 1.0, smoothstep(1.05, 1.50, canon.z));
-    deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.80 : 1.0);
+    deep *= mix(0.6, 1.0, smoothstep(-0.05, 0.5, extra.z)) * (extra.w > 0.5 ? 0.70 : 1.0);
   }
   float shadow = 0.8;
   deep *= 0.68 + 0.32 * smoothstep(0.0, 0.5, opening);
@@ -258,7 +258,7 @@ void main() { if (edge < 0.004) discard; number = base + gl_PrimitiveID + 1; }
 HAIR_VERTEX = _HEAD + _SKINNING + _LIGHT + """
 in vec3 position, normal, tangent; in vec4 uv, weights, baked;
 uniform vec3 hair;
-out vec3 light, gloss_one, gloss_two; out vec3 strand;
+out vec3 light, gloss; out vec2 at_strand, strand;
 void main() {
   vec3 at = posed(position, weights), n = turned(normal, weights), t = turned(tangent, weights);
   vec3 v = normalize(eye - at);
@@ -281,22 +281,31 @@ void main() {
   float front = smoothstep(-0.1, 0.5, dot(n, key)) * shadow * ao;
   vec3 hr = normalize(rim + v);
   float c = dot(t, hr), back = pow(max(0.0, 1.0 - c * c), 20.0) * smoothstep(-0.2, 0.4, dot(n, rim)) * ao;
-  gloss_one = key_colour * one * front * 0.045 + rim_colour * back * 0.05;
-  gloss_two = key_colour * two * front * 0.55 + rim_colour * back * 0.35;
-  strand = uv.xyz;
+  gloss = key_colour * one * front * 0.045 + rim_colour * back * 0.05;
+  light = hair * (light * 0.42 + 0.9 * (key_colour * two * front * 0.55 + rim_colour * back * 0.35));
+  strand = uv.xy;
+  at_strand = vec2(uv.x * 0.25 + uv.z, uv.y * 0.5 + uv.z * 7.0);
   gl_Position = camera * vec4(at, 1.0);
 }
 """
 HAIR = _HEAD + _FINISH + """
-in vec3 light, gloss_one, gloss_two, strand;
-uniform vec3 hair; uniform sampler2D strands; uniform float fade;
+in vec3 light, gloss; in vec2 at_strand;
+uniform sampler2D strands;
 out vec4 colour;
 void main() {
-  vec4 map = texture(strands, vec2(strand.x * 0.25 + strand.z, strand.y * 0.5 + strand.z * 7.0));
+  vec4 map = texture(strands, at_strand);
+  colour = vec4(finish(light * (0.38 + 1.15 * map.r) + gloss * (0.2 + 1.4 * map.b)), 1.0);
+}
+"""
+TIP = _HEAD + _FINISH + """
+in vec3 light, gloss; in vec2 at_strand, strand;
+uniform sampler2D strands;
+out vec4 colour;
+void main() {
+  vec4 map = texture(strands, at_strand);
   float side = 1.0 - abs(strand.x * 2.0 - 1.0);
-  float alpha = fade < 0.5 ? 1.0 : (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
-  vec3 c = hair * (0.38 + 1.15 * map.r);
-  vec3 result = c * light * 0.42 + c * gloss_two * (0.4 + map.r) + gloss_one * (0.3 + 1.2 * map.b * map.r);
+  float alpha = (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
+  vec3 result = light * (0.38 + 1.15 * map.r) + gloss * (0.2 + 1.4 * map.b);
   colour = vec4(finish(result), clamp(alpha * 1.8, 0.0, 1.0));
 }
 """
@@ -345,7 +354,7 @@ void main() {
 """
 
 PROGRAMS = {
-    "hair": (HAIR_VERTEX, HAIR), "cloth": (CLOTH_VERTEX, CLOTH),
+    "hair": (HAIR_VERTEX, HAIR), "tip": (HAIR_VERTEX, TIP), "cloth": (CLOTH_VERTEX, CLOTH),
     "skin": (SKIN_VERTEX, SKIN), "mouth": (MOUTH_VERTEX, MOUTH), "lash": (LASH_VERTEX, LASH),
     "eye": (EYE_VERTEX, EYE), "back": (BACK_VERTEX, BACK), "depth": (DEPTH_VERTEX, DEPTH),
     "identity": (DEPTH_VERTEX, IDENTITY), "identity_cut": (CUT_VERTEX, IDENTITY_CUT),

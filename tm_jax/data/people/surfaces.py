@@ -14,7 +14,7 @@ class Surface:
     """A mesh over the skin: hair, clothes, glasses.
 
     Attributes:
-      kind: Which shader draws it: `hair` or `cloth`.
+      kind: Which shader draws it: `hair`, `tip` (hair that fades) or `cloth`.
       position: [N, 3].
       normal: [N, 3].
       tangent: Direction of strands or threads, [N, 3].
@@ -25,7 +25,6 @@ class Surface:
       uniforms: Settings of the shader.
       follow: Rows of the skin whose displacement each vertex adds, [N], or None.
       casts: Whether it throws shadows.
-      cut: Whether its edges fade, so that its alpha covers samples.
     """
 
     kind: str
@@ -38,7 +37,6 @@ class Surface:
     uniforms: dict
     follow: np.ndarray | None = None
     casts: bool = True
-    cut: bool = False
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Teeth and gums, modelled tooth by tooth along the arches of the mesh's helper geometry."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -51,14 +52,14 @@ def _grid_faces(rows: int, columns: int, wrap: bool) -> np.ndarray:
     return faces.reshape(-1, 3)
 
 
-def _curve(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _curve(points: np.ndarray) -> np.ndarray:
     """Front of an arch as z over x: coefficients of 1, x^2, x^4, fitted to the outer points."""
     x, z = points[:, 0], points[:, 2]
     edges = np.linspace(-0.3, 0.3, 13)
-    best = [np.argmax(np.where((x >= a) & (x <= b), z, -9)) for a, b in zip(edges, edges[1:])]
-    best = [i for i, (a, b) in zip(best, zip(edges, edges[1:])) if ((x >= a) & (x <= b)).any()]
+    within = [(x >= a) & (x <= b) for a, b in itertools.pairwise(edges)]
+    best = [np.argmax(np.where(cell, z, -9)) for cell in within if cell.any()]
     terms = np.stack([np.ones(len(best)), x[best] ** 2, x[best] ** 4], 1)
-    return np.linalg.lstsq(terms, z[best], rcond=None)[0], points
+    return np.linalg.lstsq(terms, z[best], rcond=None)[0]
 
 
 def _stations(curve: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,12 +96,12 @@ def _tooth(width: float, height: float, point: float) -> tuple[np.ndarray, np.nd
 def _jaw(mesh: assets.Mesh, jaw: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices, faces and uv of one jaw."""
     helper = mesh.vertices[np.unique(mesh.quads[f"helper-{jaw}-teeth"])]
-    curve, _ = _curve(helper)
+    curve = _curve(helper)
     upper = jaw == "upper"
     widths, heights = np.array(_WIDTHS[jaw]), np.array(_HEIGHTS[jaw])
     centres = np.cumsum(widths) - widths / 2
     at, normal = _stations(curve, centres)
-    tips = helper[:, 1].min() - 0.030 if upper else helper[:, 1].max() - 0.100
+    tips = helper[:, 1].min() - 0.030 if upper else helper[:, 1].max() - 0.125
     vertices, faces, uv, count = [], [], [], 0
     for i, (width, height) in enumerate(zip(widths, heights)):
         points, t = _tooth(width, height, 1.0 if i == 2 else 0.25)
