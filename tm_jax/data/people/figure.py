@@ -86,7 +86,8 @@ class Figure:
         skin = np.unique(self.faces["skin"])
         middle = np.zeros(len(self.rest), bool)
         middle[skin] = (self.region[skin, 0] > 0.5) & (np.abs(self.canon[skin, 0]) < 0.05)
-        upper, lower = np.flatnonzero(middle & (jaw > -0.05)), np.flatnonzero(middle & (jaw < -0.25))
+        upper = np.flatnonzero(middle & (jaw > -0.05))
+        lower = np.flatnonzero(middle & (jaw < -0.25))
         upper = upper[np.argsort(self.canon[upper, 1])[:3]]  # The lowest of the upper lip,
         lower = lower[np.argsort(-self.canon[lower, 1])[:3]]  # the highest of the lower.
         gap = np.linalg.norm(self.rest[upper].mean(0) - self.rest[lower].mean(0))

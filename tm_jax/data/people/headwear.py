@@ -88,7 +88,8 @@ def beanie(figure) -> list[surfaces.Surface]:
     out = surfaces.unit((edge - middle) * [1, 0, 1])
     up = surfaces.unit(above - edge)
     angle = np.linspace(-0.4, np.pi + 0.2, 9)[:, None, None]
-    fold = edge - 0.05 * up + up * 0.34 * (1 - np.cos(angle)) / 2 + out * (0.075 * np.sin(angle) + 0.01)
+    fold = edge + up * (0.17 * (1 - np.cos(angle)) - 0.05)
+    fold = fold + out * (0.075 * np.sin(angle) + 0.01)
     fold = fold[::-1]
     return [*result, surfaces.from_grid(fold, _on_head(fold), material, wrap=True)]
 
@@ -107,7 +108,8 @@ def hijab(figure) -> list[surfaces.Surface]:
     heights = top - (top - bottom) * t**1.35
     neck = _mark(figure, [0, 7.6, 1.3])[2] - 0.95
     centre = np.stack([np.zeros(rows), np.full(rows, neck)], 1)
-    support = surfaces.slices(points, np.minimum(heights, points[:, 1].max() - 0.05), _ANGLES, centre)
+    within = np.minimum(heights, points[:, 1].max() - 0.05)
+    support = surfaces.slices(points, within, _ANGLES, centre)
     radius = surfaces.support_to_radius(support, _ANGLES)
     height = np.clip((heights - (top - 0.9)) / 0.9, 0, 1)
     closing = np.sqrt(np.clip(1 - height**2.2, 0, 1))[:, None]
@@ -157,7 +159,8 @@ def glasses(figure) -> list[surfaces.Surface]:
         c, s = np.cos(t), np.sin(t)
         x = width * np.sign(c) * np.abs(c) ** square
         y = tall * np.sign(s) * np.abs(s) ** square - 0.03
-        centre = np.stack([eye[0] * 1.02 + x, eye[1] + y, z - 0.35 * (np.abs(eye[0] + x) / 0.6) ** 2 * 0.5], 1)
+        bow = 0.175 * (np.abs(eye[0] + x) / 0.6) ** 2  # Frames follow the face around.
+        centre = np.stack([eye[0] * 1.02 + x, eye[1] + y, z - bow], 1)
         parts.append(_tube(centre, thick, True, material))
         side = np.sign(eye[0])
         ear = _mark(figure, [side * 0.80, 7.36, 0.55])

@@ -19,7 +19,8 @@ def linear(colour: np.ndarray) -> np.ndarray:
 
 def _smooth_noise(rng, shape, sigma) -> np.ndarray:
     """Noise of standard deviation one, blurred by `sigma` texels."""
-    values = ndimage.gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap")
+    values = rng.standard_normal(shape).astype(np.float32)
+    values = ndimage.gaussian_filter(values, sigma, mode="wrap")
     return values / values.std()
 
 

@@ -85,7 +85,8 @@ void main() {
   float oil = 0.6 + 0.55 * smoothstep(0.32, 0.0, abs(canon.x)) * front;
   float inside = smoothstep(0.3, 0.8, region.z);
   float deep = smoothstep(0.75, 1.5, canon.z);
-  mask = vec4(region.x, shadow * smoothstep(-0.05, 0.3, dot(n, key)) * oil * (0.4 + 0.6 * ao), front, inside);
+  mask = vec4(region.x, shadow * smoothstep(-0.05, 0.3, dot(n, key)) * oil * (0.4 + 0.6 * ao),
+      front, inside);
   if (inside > 0.01) {
     float cave = mix(1.0, 0.03 + 0.5 * deep * deep * (0.1 + 0.9 * opening), inside);
     light *= cave; sheen *= cave; mask.y *= cave;
@@ -114,7 +115,8 @@ void main() {
   vec3 n = normalize(bent);
   float nh = max(dot(n, half_way), 0.0), d = nh * nh * (a2 - 1.0) + 1.0;
   float shine = (0.0042 - 0.0012 * lip) * a2 / (d * d) + 0.0010 * lip;
-  colour = vec4(finish(albedo * light * 0.43 + sheen + key_colour * shine * mask.y * 1.9 * min(1.0, map.g * 1.25)), 1.0);
+  colour = vec4(finish(albedo * light * 0.43 + sheen + key_colour * shine * mask.y * 1.9
+      * min(1.0, map.g * 1.25)), 1.0);
 }
 """
 
@@ -193,21 +195,26 @@ void main() {
   vec3 n = normalize(bent), v = -mirror, k = normalize(local);
   float r = length(k.xy) / 0.46;                       // 1 at the limbus
   float angle = atan(k.y, k.x);
-  float fibre = noise(vec2(angle * 7.0 + seed, r * 2.5)) * 0.55 + noise(vec2(angle * 19.0, r * 4.0 + seed)) * 0.45;
+  float fibre = noise(vec2(angle * 7.0 + seed, r * 2.5)) * 0.55 + noise(vec2(angle * 19.0, r
+      * 4.0 + seed)) * 0.45;
   vec3 hue = iris * (0.50 + 1.05 * fibre);
   hue = mix(hue * vec3(1.3, 1.05, 0.7), hue, smoothstep(0.38, 0.62, r));
   hue *= mix(1.0, 0.16, smoothstep(0.72, 1.0, r)) * smoothstep(pupil - 0.07, pupil + 0.05, r);
   // Light bends in the cornea and gathers on the far side of the iris.
   hue *= 0.75 + 0.75 * smoothstep(0.25, -0.45, dot(k.xy, key.xy));
-  vec3 sclera = vec3(0.62, 0.585, 0.56) * mix(vec3(1.0), vec3(1.0, 0.74, 0.68), smoothstep(0.45, 0.95, open.y) * 0.8);
+  vec3 sclera = vec3(0.62, 0.585, 0.56) * mix(vec3(1.0), vec3(1.0, 0.74, 0.68),
+      smoothstep(0.45, 0.95, open.y) * 0.8);
   float white = smoothstep(0.90, 1.07, r);
   vec3 result = mix(hue, sclera, white) * light * 0.44 * open.x;
   vec3 b = reflect(mirror, n);
   float f = 0.02 + 0.5 * (1.0 - max(dot(n, v), 0.0)) * (1.0 - max(dot(n, v), 0.0));
   result += mix(ground, sky, b.y * 0.5 + 0.5) * f * 0.5 * open.x;
-  float glint = smoothstep(0.962, 0.988, dot(b, normalize(key * vec3(0.55, 0.36, 1.0) + vec3(0.0, 0.0, 0.25))));
-  float second = smoothstep(0.975, 0.992, dot(b, normalize(fill * vec3(0.8, 0.6, 1.0) + vec3(0.0, 0.05, 0.4))));
-  result += (key_colour * 0.60 * glint + fill_colour * 0.22 * second) * smoothstep(0.15, 0.5, open.x);
+  float glint = smoothstep(0.962, 0.988, dot(b, normalize(key * vec3(0.55, 0.36, 1.0)
+      + vec3(0.0, 0.0, 0.25))));
+  float second = smoothstep(0.975, 0.992, dot(b, normalize(fill * vec3(0.8, 0.6, 1.0)
+      + vec3(0.0, 0.05, 0.4))));
+  result += (key_colour * 0.60 * glint + fill_colour * 0.22 * second) * smoothstep(0.15, 0.5,
+      open.x);
   colour = vec4(finish(result), 1.0);
 }
 """
@@ -244,7 +251,11 @@ in vec3 position; in vec4 weights;
 void main() { gl_Position = camera * vec4(posed(position, weights), 1.0); }
 """
 DEPTH = _HEAD + "void main() {}"
-IDENTITY = _HEAD + "uniform int base; out int number; void main() { number = base + gl_PrimitiveID + 1; }"
+IDENTITY = _HEAD + """
+uniform int base; out int number;
+void main() { number = base + gl_PrimitiveID + 1; }
+"""
+
 CUT_VERTEX = _HEAD + _SKINNING + """
 in vec3 position; in vec4 weights, uv; out float edge;
 void main() { edge = uv.z; gl_Position = camera * vec4(posed(position, weights), 1.0); }
@@ -276,13 +287,16 @@ void main() {
   // Two highlights, shifted to the root and to the tip (Marschner et al. 2003).
   vec3 h = normalize(key + v);
   float shift = 0.18 * (uv.z - 0.5);
-  float a = dot(normalize(t + n * (0.10 + shift)), h), b = dot(normalize(t - n * (0.16 + shift)), h);
+  float a = dot(normalize(t + n * (0.10 + shift)), h), b = dot(normalize(t - n * (0.16
+      + shift)), h);
   float one = pow(max(0.0, 1.0 - a * a), 48.0), two = pow(max(0.0, 1.0 - b * b), 14.0);
   float front = smoothstep(-0.1, 0.5, dot(n, key)) * shadow * ao;
   vec3 hr = normalize(rim + v);
-  float c = dot(t, hr), back = pow(max(0.0, 1.0 - c * c), 20.0) * smoothstep(-0.2, 0.4, dot(n, rim)) * ao;
+  float c = dot(t, hr), back = pow(max(0.0, 1.0 - c * c), 20.0) * smoothstep(-0.2, 0.4, dot(n,
+      rim)) * ao;
   gloss = key_colour * one * front * 0.045 + rim_colour * back * 0.05;
-  light = hair * (light * 0.42 + 0.9 * (key_colour * two * front * 0.55 + rim_colour * back * 0.35));
+  light = hair * (light * 0.42 + 0.9 * (key_colour * two * front * 0.55 + rim_colour * back
+      * 0.35));
   strand = uv.xy;
   at_strand = vec2(uv.x * 0.25 + uv.z, uv.y * 0.5 + uv.z * 7.0);
   gl_Position = camera * vec4(at, 1.0);
@@ -304,7 +318,8 @@ out vec4 colour;
 void main() {
   vec4 map = texture(strands, at_strand);
   float side = 1.0 - abs(strand.x * 2.0 - 1.0);
-  float alpha = (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35 * map.r));
+  float alpha = (side * 2.2 + map.g - 0.45) * (1.0 - smoothstep(0.55, 1.0, strand.y + 0.35
+      * map.r));
   vec3 result = light * (0.38 + 1.15 * map.r) + gloss * (0.2 + 1.4 * map.b);
   colour = vec4(finish(result), clamp(alpha * 1.8, 0.0, 1.0));
 }

@@ -143,7 +143,8 @@ def _gum(curve, tips, height, upper):
     points[..., 1] = y[:, None] - sign * scallop * (angle < 0)[:, None]
     points[..., 2] = at[:, 1] + out[:, 1] * depth[:, None]
     faces = _grid_faces(len(angle), len(at), False)
-    return points.reshape(-1, 3), np.full(points.size // 3, -1.0), faces if upper else faces[:, ::-1]
+    faces = faces if upper else faces[:, ::-1]
+    return points.reshape(-1, 3), np.full(points.size // 3, -1.0), faces
 
 
 def build(mesh: assets.Mesh) -> Arch:
