@@ -69,7 +69,7 @@ def videos(tmp_path_factory):
 def _train(preset, folder, stage, steps, name=None):
     config = run.config(stage, "unused", data=os.path.join(folder, "examples"))
     config = overrides.apply(config, _SETTINGS[stage])
-    start = os.path.join(folder, "weights", "transformer") if stage == "teacher" else None
+    start = os.path.join(folder, "published", "transformer") if stage == "teacher" else None
     assert run.train(
         preset, stage, config, folder, steps, _LOOP, os.path.join(folder, "weights"),
         name=name, start=start, mesh=rules.make_mesh(jax.devices()[:1]),

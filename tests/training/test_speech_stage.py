@@ -58,7 +58,7 @@ def _settings(corpus, *more):
 
 
 def test_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path):
-    preset, settings = presets.get("pico"), _settings(corpus)
+    preset, settings = presets.get("puppet"), _settings(corpus)
     settings = dataclasses.replace(
         settings, damage=acoustics.AcousticsConfig(noise_db=(30.0, 45.0))
     )
@@ -116,7 +116,7 @@ def test_a_batch_holds_nothing_of_a_face(corpus, monkeypatch):
 
     monkeypatch.setattr(visemes, "mouth_curves", never)
     settings = _settings(corpus)
-    preset = presets.get("pico")
+    preset = presets.get("puppet")
     audio = speech_stage.sizes(preset.audio)
     voices = tracks.Voices(corpus, "train")
     batch = next(iter(speech_stage.batches(voices, settings, audio, 0)))
@@ -192,7 +192,7 @@ def test_accuracy_counts_speech_now_and_later():
 
 
 def test_the_stage_publishes_an_encoder(corpus, tmp_path):
-    preset = presets.get("pico")
+    preset = presets.get("puppet")
     export = str(tmp_path / "export")
     assert run.train(preset, "speech", _settings(corpus), str(tmp_path), 2, _LOOP, export)
     assert os.listdir(tmp_path / "speech" / "tensorboard")
@@ -206,13 +206,13 @@ def test_the_stage_publishes_an_encoder(corpus, tmp_path):
     )
     path = os.path.join(export, "audio.safetensors")
     params = run.files.load(path, shapes)
-    assert run.files.facts(path) == {"preset": "pico", "stage": "speech"}
+    assert run.files.facts(path) == {"preset": "puppet", "stage": "speech"}
     out = model.apply({"params": params}, dummy, method=model.train)
     assert out.shape == (1, 1, speech_stage.COLUMNS * (1 + audio.recalled) + 1)
 
 
 def test_standardised_features_tell_the_same(corpus):
-    settings, audio = _settings(corpus), speech_stage.sizes(presets.get("pico").audio)
+    settings, audio = _settings(corpus), speech_stage.sizes(presets.get("puppet").audio)
     model = encoder.AudioEncoder(audio)
     batch = next(iter(speech_stage.batches(
         tracks.Voices(corpus, "train"), settings, audio, 1

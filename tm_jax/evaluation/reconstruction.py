@@ -51,7 +51,7 @@ def ssim(made: jax.Array, frames: jax.Array) -> jax.Array:
       [N], 1 for equal frames.
     """
     luminance = jnp.asarray((0.299, 0.587, 0.114))
-    x, y = made @ luminance, frames @ luminance
+    x, y = (made + 1) @ luminance, (frames + 1) @ luminance  # The measure wants no negative ones.
     at = jnp.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
     taps = jnp.exp(-0.5 * jnp.square(at / _SSIM_SIGMA))
     taps = taps / taps.sum()

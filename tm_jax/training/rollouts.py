@@ -314,7 +314,7 @@ def exit_pass(
     variables = {"params": params}
 
     def fold(tree):
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+        return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
 
     def spread(tree):
         return jax.tree.map(lambda a: jnp.repeat(a, chunks, 0), tree)
@@ -348,7 +348,8 @@ def _pick(options: list | tuple, exit_step: jax.Array) -> Any:
 
 def _by_chunk(x: jax.Array, c: int) -> jax.Array:
     """[B, T, ...] -> [T / c, B, c, ...]."""
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, c, *x.shape[2:]), 1, 0)
+    # The size is spelled out, because conditioning channels may be none.
+    return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // c, c, *x.shape[2:]), 1, 0)
 
 
 def _context(models: Models, params: dict, batch: batches.Batch) -> transformer.Context:

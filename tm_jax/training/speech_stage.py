@@ -194,7 +194,7 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
     Raises:
       ValueError: The preset uses wav2vec2.
     """
-    if preset.audio is None:
+    if not isinstance(preset.audio, audio_config.AudioEncoderConfig):
         raise ValueError(f"preset {preset.name} uses wav2vec2; there is none to train.")
     audio = sizes(preset.audio)
     model = encoder.AudioEncoder(audio)
