@@ -6,7 +6,10 @@ import setuptools
 
 # launch/environment.sh reads both tables too, so they stay literals.
 EXTRAS = {
-    "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "pyyaml>=6,<7"],
+    "test": [
+        "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "pyyaml>=6,<7",
+        "ruff>=0.17,<0.18",
+    ],
     "reference": [
         "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",
         "accelerate>=1.10,<2",

@@ -135,7 +135,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", sha)
         self.end_headers()
         if self.command == "HEAD":
-            return
+            return None
         end = len(data)
         if self.hub.break_after is not None:
             end, self.hub.break_after = start + self.hub.break_after, None

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from tm_jax.media import audio
 import tm_jax
+from tm_jax.media import audio
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
 
-import tm_jax
 from experiments.parity import reduced
 from tests.data import recordings
+import tm_jax
 from tm_jax.configs import overrides
 from tm_jax.core import trees
 from tm_jax.data import clips

@@ -1,9 +1,9 @@
 """A browser without a window that hears a recorded human voice as its microphone."""
 
+from collections.abc import Iterator
 import contextlib
 import pathlib
 import wave
-from collections.abc import Iterator
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

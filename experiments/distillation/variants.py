@@ -4,11 +4,11 @@ Every variant gets the same batches of the same data in the same order. Where it
 network sees or how it samples, the regression before it is trained the same way.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator
 
 from absl import logging
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from experiments.parity import compare
-from tm_jax.models.wan import config as config_lib
 from tm_jax.models.wan import conditioning
+from tm_jax.models.wan import config as config_lib
 from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
 from tm_jax.weights import loading

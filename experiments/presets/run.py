@@ -8,14 +8,11 @@ import json
 import pathlib
 import re
 
-import jax
-import jax.numpy as jnp
 from absl import app
 
 from tm_jax.core import trees
 from tm_jax.evaluation import tables
 from tm_jax.models import presets
-from tm_jax.models.wan import patterns
 from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
 from tm_jax.weights import wan

@@ -5,9 +5,9 @@ encoders and the spectrum are causal with a bounded look-ahead; the two recognis
 whole track, and are what the others are compared with from above.
 """
 
+from collections.abc import Callable
 import dataclasses
 import os
-from collections.abc import Callable
 
 import jax
 import librosa

@@ -20,9 +20,9 @@ from tm_jax.serving import config  # noqa: E402
 from tm_jax.serving import engine as engine_lib  # noqa: E402
 from tm_jax.serving import exchange as exchange_lib  # noqa: E402
 from tm_jax.serving import fake  # noqa: E402
+from tm_jax.serving import messages  # noqa: E402
 from tm_jax.serving import page_files  # noqa: E402
 from tm_jax.serving import pictures  # noqa: E402
-from tm_jax.serving import messages  # noqa: E402
 from tm_jax.serving import security  # noqa: E402
 from tm_jax.serving import voice  # noqa: E402
 

@@ -44,8 +44,8 @@ def test_the_session_is_set_up_in_the_generation_that_the_server_speaks():
 
 def test_client_events_are_valid_for_the_client_library():
     pytest.importorskip("openai")
-    import pydantic
     from openai.types.realtime import realtime_client_event
+    import pydantic
 
     known = pydantic.TypeAdapter(realtime_client_event.RealtimeClientEvent)
     update = events.session_update(events.Persona(voice="marin", silence_ms=400), {})

@@ -112,8 +112,8 @@ def test_a_question_is_answered_in_the_order_of_the_protocol(parts):
 
 def test_every_event_is_valid_for_the_client_library(parts):
     pytest.importorskip("openai")
-    import pydantic
     from openai.types.realtime import realtime_server_event
+    import pydantic
 
     async def work(talk, found):
         await talk.send({"type": "response.create"})

@@ -10,7 +10,6 @@ import wave
 
 import numpy as np
 from PIL import Image
-import pytest
 
 _LIVE = "body[data-state=live]"
 _IDLE = "body[data-state=idle]"

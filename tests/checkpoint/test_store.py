@@ -5,10 +5,10 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
 
 from tests.training import limits
 from tm_jax.checkpoint import store as store_lib

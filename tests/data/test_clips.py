@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import tm_jax
 from tests.data import recordings
+import tm_jax
 from tm_jax.data import clips
 from tm_jax.data import faces
 from tm_jax.media import audio as audio_files

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
 
-import tm_jax
 from experiments.parity import reduced
+import tm_jax
 from tm_jax.core import pixels
 from tm_jax.core import trees
 from tm_jax.inference import loading

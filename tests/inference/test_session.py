@@ -9,8 +9,8 @@ import pytest
 
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.inference import puppet
 from tm_jax.inference import programs as programs_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.models import networks
 from tm_jax.models import presets

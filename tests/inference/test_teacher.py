@@ -1,6 +1,5 @@
 """Streams of the teacher at pico size, and bundles with other weights or samplers."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp

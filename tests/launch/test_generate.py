@@ -18,9 +18,9 @@ import PIL.Image
 import pytest
 
 from launch import common
+from tm_jax.core import timing as timing_lib
 import tm_jax.inference
 from tm_jax.inference import loading
-from tm_jax.core import timing as timing_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 

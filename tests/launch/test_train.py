@@ -4,8 +4,8 @@ import importlib
 import json
 import sys
 
-import pytest
 from absl import flags
+import pytest
 
 from launch import common
 from tm_jax.training import run as run_lib

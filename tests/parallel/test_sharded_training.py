@@ -7,15 +7,16 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import axes
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import placing, steps
+from tm_jax.training import placing
+from tm_jax.training import steps
 
 _SIZES = {"data": 2, "fsdp": 2, "seq": 1, "tensor": 2}
 _WIDTH, _LAYERS = 256, 4

@@ -1,7 +1,6 @@
 """Speech in, frames out: alignment, waiting, ends, interruptions, one real session."""
 
 import asyncio
-import dataclasses
 import threading
 
 import numpy as np

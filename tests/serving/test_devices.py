@@ -1,6 +1,5 @@
 """Models on slices of simulated devices: same frames as a session, whatever the placement."""
 
-import dataclasses
 import functools
 import io
 

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 
 from tm_jax.serving import config
-from tm_jax.serving import pictures
 from tm_jax.serving import messages
+from tm_jax.serving import pictures
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 

@@ -73,7 +73,7 @@ def _live(jitter, chunks, seed=0):
 
 def test_a_live_queue_finds_the_delay_that_jitter_needs():
     taken, _ = _live(jitter=0.05, chunks=60)
-    later = [t for t in taken[25:]]
+    later = list(taken[25:])
     # Once the delay is found nothing is inserted or lost: positions follow each other.
     steps = np.diff([t.source for t in later])
     assert (steps == STEP).mean() > 0.95
@@ -93,7 +93,7 @@ def test_delay_that_is_not_needed_any_more_is_given_back():
 
 def test_a_live_queue_never_holds_more_than_a_second_and_a_bit():
     sound = queue(live=True)
-    for index in range(300):
+    for _ in range(300):
         assert sound.push(ramp(0, 480), 0.0)
     assert len(sound) <= STEP + AFTER + pacing.RATE
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import messages
 from tm_jax.serving import processors
 from tm_jax.serving import protocol

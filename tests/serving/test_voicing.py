@@ -12,7 +12,6 @@ from tm_jax.serving import voice
 pytest.importorskip("aiohttp")
 from tm_jax.serving import client  # noqa: E402  Needs the extra.
 
-
 _WORDS = np.full(9600, 5000, "<i2").tobytes()  # 0.4 s.
 
 

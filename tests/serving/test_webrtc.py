@@ -13,9 +13,9 @@ from tm_jax.serving import messages
 
 aiohttp = pytest.importorskip("aiohttp")
 aiortc = pytest.importorskip("aiortc")
-import av  # noqa: E402
 from aiortc import mediastreams  # noqa: E402
 from aiortc import rtp  # noqa: E402
+import av  # noqa: E402
 
 from tm_jax.serving import webrtc  # noqa: E402
 

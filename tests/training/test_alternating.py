@@ -12,7 +12,8 @@ import pytest
 
 from tm_jax.core import axes
 from tm_jax.parallel import rules
-from tm_jax.training import alternating, loop
+from tm_jax.training import alternating
+from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 
 

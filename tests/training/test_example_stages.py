@@ -13,9 +13,9 @@ import pytest
 from tests.training import small
 from tm_jax.configs import overrides
 from tm_jax.core import trees
-from tm_jax.diffusion import guidance
 from tm_jax.data import examples
 from tm_jax.data import shards
+from tm_jax.diffusion import guidance
 from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import batches

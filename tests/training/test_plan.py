@@ -6,15 +6,16 @@ import math
 import types
 
 import jax
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tm_jax.models import presets
 from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import plan, steps
+from tm_jax.training import plan
+from tm_jax.training import steps
 
 
 def _parameters(name):

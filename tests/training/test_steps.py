@@ -4,15 +4,16 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tm_jax.core import axes
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
-from tm_jax.training import placing, steps
+from tm_jax.training import placing
+from tm_jax.training import steps
 
 _RNG = np.random.default_rng(0)
 _X = _RNG.standard_normal((8, 4), dtype=np.float32)

@@ -5,10 +5,10 @@ that it knows; the state of a conversation is the caller's name, the topic of th
 what of it was cut off, and how often each rule has answered.
 """
 
+from collections.abc import Callable
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable
 
 GREETING = (
     "Hello! I am a demo character with a small script, not a person. "

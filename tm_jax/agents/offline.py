@@ -5,10 +5,10 @@ their weights. Everything slow runs in threads.
 """
 
 import asyncio
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import datetime
-from collections.abc import Callable
 
 from absl import logging
 import numpy as np

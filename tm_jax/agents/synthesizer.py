@@ -5,6 +5,7 @@ Three synthesisers, chosen by name: `nanotts` is a wheel with its voices (extra 
 them that is there and logs which.
 """
 
+from collections.abc import Callable
 import io
 import pathlib
 import re
@@ -13,7 +14,6 @@ import subprocess
 import tempfile
 import threading
 import wave
-from collections.abc import Callable
 
 from absl import logging
 import numpy as np
@@ -133,4 +133,5 @@ def _read_wave(data: bytes) -> tuple[np.ndarray, int]:
         rate, channels = reader.getframerate(), reader.getnchannels()
         # A program that writes to a pipe cannot fill in the length.
         frames = reader.readframes(len(data))
-    return resampling.from_pcm16(frames[: len(frames) - len(frames) % (2 * channels)], channels), rate
+    whole = len(frames) - len(frames) % (2 * channels)
+    return resampling.from_pcm16(frames[:whole], channels), rate

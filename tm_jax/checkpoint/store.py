@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
+from absl import logging
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from tm_jax.core import trees
 

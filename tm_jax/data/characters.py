@@ -9,8 +9,8 @@ Held-out rule: a seed whose last decimal digit is 9 belongs to the held-out set 
 be trained on. `training_seed` and `held_out_seed` number the two sides.
 """
 
-import colorsys
 from collections.abc import Sequence
+import colorsys
 import dataclasses
 import functools
 import types

@@ -7,11 +7,11 @@ cropped as it is decoded, so that memory holds the clips under way and no more.
 """
 
 import collections
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np

@@ -5,9 +5,9 @@ dummies. A `Schema` says which parts a store holds, in which shapes and types; i
 store's manifest, and every record is checked against it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import ml_dtypes

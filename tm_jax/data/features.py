@@ -5,8 +5,8 @@ shifted by yaw and pitch. The mouth's geometry is the label of the data set: its
 exactly as high as `mouth_height(...)` says.
 """
 
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 
 from tm_jax.data import drawing
 

@@ -8,8 +8,8 @@ import functools
 import types
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 
 from tm_jax.data import drawing
 from tm_jax.data import features

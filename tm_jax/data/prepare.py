@@ -5,12 +5,12 @@ clips into arrays; `shards` stores them. The result depends on the files and the
 not on the number of processes, and not on how often the run was stopped.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import importlib.metadata
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np

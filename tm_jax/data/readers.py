@@ -5,11 +5,11 @@ are C code) costs that file and nothing else. A reader is never more than one it
 consumer, so that memory does not grow with the files.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 Read = Callable[[str], Iterator[Any]]

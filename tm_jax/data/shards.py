@@ -9,11 +9,11 @@ what the manifest names is usable, and the next run goes on after it. Shards end
 say, not where a run ended, so that it makes the same bytes as one that was never stopped.
 """
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 
 from absl import logging
 from array_record.python import array_record_module
@@ -183,8 +183,8 @@ class ExampleWriter:
         strangers = [name for name in names if name != manifest_lib.SYNTHETIC]
         if strangers:
             raise ValueError(
-                f"{self.folder} holds {strangers[0]} and no {manifest_lib.NAME}; expected a new or empty "
-                "folder, or one that prepare has written."
+                f"{self.folder} holds {strangers[0]} and no {manifest_lib.NAME}; expected a new "
+                "or empty folder, or one that prepare has written."
             )
         return manifest_lib.empty(settings, versions)
 

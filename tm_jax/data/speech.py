@@ -189,8 +189,8 @@ def load(folder, split):
         )
     if gone := lost(folder):
         raise ValueError(
-            f"{folder}: {_INDEX} names {', '.join(gone)}, but there is no {gone[0]}.npz; make what is "
-            f"missing with `python -m launch.corpus --out {folder}`."
+            f"{folder}: {_INDEX} names {', '.join(gone)}, but there is no {gone[0]}.npz; make "
+            f"what is missing with `python -m launch.corpus --out {folder}`."
         )
     names = sorted(name for name in index if split_of(name) == split)
     return [_read(folder, name, index[name]) for name in names]

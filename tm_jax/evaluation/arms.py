@@ -5,8 +5,8 @@ comes as a function that makes a session (`tm_jax.inference`), an autoencoder as
 from frames to frames.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np

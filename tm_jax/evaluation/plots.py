@@ -30,8 +30,8 @@ def check() -> None:
 
 def _figure(rows: int = 1, columns: int = 1, size=(9.0, 3.2)):
     """A figure that needs no display, and its axes, [rows, columns]."""
-    from matplotlib.backends import backend_agg
     from matplotlib import figure
+    from matplotlib.backends import backend_agg
 
     made = figure.Figure(figsize=size, dpi=110, layout="constrained")
     backend_agg.FigureCanvasAgg(made)

@@ -4,8 +4,8 @@ The result has the same keys for every arm. Where an arm cannot have a number (a
 not streamed for an hour), it is None.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from absl import logging

@@ -1,7 +1,7 @@
 """Results as Markdown: numbers, shares and tables, and the tables of an evaluation."""
 
-import pathlib
 from collections.abc import Callable
+import pathlib
 
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 NONE = "–"

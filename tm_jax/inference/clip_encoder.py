@@ -4,10 +4,10 @@ Latents, audio windows and conditioning are those that a stream of the same pict
 because the same components make them.
 """
 
+from collections.abc import Mapping
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,8 @@ class ClipEncoder:
         length = functions.before + step + functions.after
         chunks = -(-(frames - 1) // timing.frames_per_chunk)
         start = (self.before + 1) * timing.samples_per_frame - functions.before
-        sound = np.pad(sound, ((0, 0), (0, max(0, start + chunks * step + length - sound.shape[1]))))
+        missing = start + chunks * step + length - sound.shape[1]
+        sound = np.pad(sound, ((0, 0), (0, max(0, missing))))
         known = np.full(len(sound), length, np.int32)
         made = [
             np.asarray(self._audio(self._params, sound[:, at : at + length], known)[0], np.float32)

@@ -5,12 +5,12 @@ the session computes the next, so memory does not grow with the length.
 """
 
 import collections
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -295,7 +295,8 @@ class _Sound:
         track, self._track = self._track, []
         if self._other is not None:
             track += self._other.take()
-        if self._ended and (self._other is None or self._other.ended):  # Silence keeps pace with the frames when the sound is over.
+        if self._ended and (self._other is None or self._other.ended):
+            # Silence keeps pace with the frames when the sound is over.
             samples = math.ceil(frames * self.sample_rate / self._fps)
             track.append(np.zeros((samples, self.channels), np.float32))
         return track

@@ -85,7 +85,8 @@ class StreamFunctions:
 
     def boxed(self) -> dict:
         """See `pipeline.Functions`; what is constant is replicated."""
-        boxed = {name: parts_lib.of_preset(self.preset, name).boxed for name in self.components.parts}
+        parts = self.components.parts
+        boxed = {name: parts_lib.of_preset(self.preset, name).boxed for name in parts}
         vae = self.components.vae
         shapes = {"vae": boxed["vae"]}
         constants = jax.eval_shape(vae.constants, _unboxed(shapes))

@@ -5,10 +5,10 @@ stream of such clips. Sound, mode, motion and decoder are those of the student's
 chunks' latents alone come from the teacher's sampler. It is for comparison, not for live use.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -7,7 +7,6 @@ of the one before.
 import dataclasses
 import functools
 import math
-import time
 from typing import Any
 
 import jax

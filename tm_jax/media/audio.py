@@ -4,9 +4,9 @@ One decoding pass makes both: 16 kHz mono, which the models hear, and mono or st
 about the file's own rate, which the viewer hears. Memory does not grow with the length.
 """
 
+from collections.abc import Iterator
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from absl import logging

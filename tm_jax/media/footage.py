@@ -5,10 +5,10 @@ at 16 kHz and begins at time 0. Both are streams: nothing of the file stays in m
 file whose sound lies far from its frames costs no more than another.
 """
 
+from collections.abc import Iterator
 import fractions
 import os
 import pathlib
-from collections.abc import Iterator
 
 import av
 from av.video import reformatter

@@ -4,11 +4,11 @@ Nothing is downloaded: a folder holds `tokenizer.json` (read by `tokenizers`) or
 `spiece.model` (read by `sentencepiece`).
 """
 
+from collections.abc import Sequence
 import html
 import os
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,8 @@
 `voice_activity` marks the video frames of a recording with it.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 

@@ -338,7 +338,8 @@ class CausalAudio:
 
 def audio_encoder(preset: presets.Preset, latents: int | None = None) -> AudioEncoder:
     """The speech encoder of a preset, for chunks of so many latent frames."""
-    kind = Wav2Vec2Audio if isinstance(preset.audio, wav2vec2_config.Wav2Vec2Config) else CausalAudio
+    bidirectional = isinstance(preset.audio, wav2vec2_config.Wav2Vec2Config)
+    kind = Wav2Vec2Audio if bidirectional else CausalAudio
     return kind(preset, latents or preset.timing.latents_per_chunk)
 
 

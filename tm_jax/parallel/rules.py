@@ -1,12 +1,12 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
-import contextlib
 from collections.abc import Mapping
+import contextlib
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from tm_jax.core import axes
 

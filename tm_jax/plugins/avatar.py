@@ -7,10 +7,10 @@ sound; without any the avatar listens and frames come without sound.
 
 import asyncio
 import collections
+from collections.abc import AsyncIterator
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np

@@ -11,11 +11,11 @@ import weakref
 from absl import logging
 from aiohttp import web
 
+from tm_jax.serving import codec
 from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import page_files
 from tm_jax.serving import pictures
-from tm_jax.serving import codec
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 from tm_jax.serving import websocket

@@ -4,19 +4,19 @@ Lives in the event loop. It knows no transport: a `Connection` takes messages an
 """
 
 import asyncio
+from collections.abc import Callable, Coroutine
 import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 import numpy as np
 
 from tm_jax.serving import config as config_lib
+from tm_jax.serving import messages
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pacing
 from tm_jax.serving import pictures
-from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 from tm_jax.serving import voice as voice_lib
@@ -89,7 +89,7 @@ class Call:
         self.started_s = self._alive_s = clock()
         self.lost_s: float | None = self.started_s
         self.ended: str | None = None
-        self.on_end: Callable[["Call"], None] = lambda call: None
+        self.on_end: Callable[[Call], None] = lambda call: None
         self._connection: Connection | None = None
         self._voicing = voicing.Voicing(self)
         self._tasks: set[asyncio.Task] = set()
@@ -226,7 +226,9 @@ class Call:
             return next(iter(self._agents.values()))
         if agent not in self._agents:
             known = ", ".join(self._agents) or "none is installed on this server"
-            raise protocol.ProtocolError("unknown_agent", f"No such voice agent; there is: {known}.")
+            raise protocol.ProtocolError(
+                "unknown_agent", f"No such voice agent; there is: {known}."
+            )
         return self._agents[agent]
 
     def hear(self, sound: messages.Sound) -> None:

@@ -8,10 +8,10 @@
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 import contextlib
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
 
 import aiohttp
 
@@ -139,7 +139,8 @@ async def connect(
     """
     parts = urllib.parse.urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    address = urllib.parse.urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/ws", "", ""))
+    path = parts.path.rstrip("/") + "/ws"
+    address = urllib.parse.urlunsplit((scheme, parts.netloc, path, "", ""))
     async with aiohttp.ClientSession() as session:
         async with session.ws_connect(
             address, protocols=(protocol.SUBPROTOCOL,), max_msg_size=1 << 24

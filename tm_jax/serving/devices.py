@@ -130,6 +130,7 @@ def _decide(voice, held, poses, clear):
     loud = (voice > session.VOICE).any(1)
     follow = jnp.where(loud, session.HOLD + 1, jnp.maximum(0, held - 1))
     held = jnp.where(poses == backend_lib.AUTO, follow, held)
-    mode = jnp.where(poses == backend_lib.AUTO, held > 0, poses == backend_lib.SPEAK).astype(jnp.int32)
+    speaks = jnp.where(poses == backend_lib.AUTO, held > 0, poses == backend_lib.SPEAK)
+    mode = speaks.astype(jnp.int32)
     return jnp.broadcast_to(mode[:, None], voice.shape), held
 

@@ -8,12 +8,12 @@ while chunk i+1 is computed.
 """
 
 import collections
+from collections.abc import Callable
 import concurrent.futures
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
 
 from absl import logging
 import numpy as np

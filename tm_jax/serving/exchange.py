@@ -2,18 +2,18 @@
 
 import asyncio
 import collections
+from collections.abc import Callable
 import hmac
 import time
-from collections.abc import Callable
 
 from tm_jax.serving import call as call_lib
 from tm_jax.serving import config as config_lib
 from tm_jax.serving import engine as engine_lib
 from tm_jax.serving import memory
+from tm_jax.serving import messages
 from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import pictures
 from tm_jax.serving import processors as processors_lib
-from tm_jax.serving import messages
 from tm_jax.serving import protocol
 from tm_jax.serving import voice as voice_lib
 
@@ -99,8 +99,8 @@ class Exchange:
         if self.capacity <= len(self.calls) < self.engine.capacity:
             raise protocol.ProtocolError(
                 "full",
-                f"The processors of this host have time for {self.capacity} calls at once and all of "
-                "them are taken; try again later.",
+                f"The processors of this host have time for {self.capacity} calls at once and all "
+                "of them are taken; try again later.",
             )
         call = call_lib.Call(
             address, self.limits, self.gallery, self.agents, self.metrics,

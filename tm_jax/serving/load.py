@@ -14,8 +14,8 @@ import numpy as np
 from tm_jax.media import audio
 from tm_jax.media import resampling
 from tm_jax.serving import client
-from tm_jax.serving import pacing
 from tm_jax.serving import messages
+from tm_jax.serving import pacing
 from tm_jax.serving import protocol
 
 _PIECE_S = 0.02  # Sound of a microphone in one message.

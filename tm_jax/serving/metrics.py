@@ -6,8 +6,8 @@ import time
 import prometheus_client
 from prometheus_client import core
 
-from tm_jax.serving import pacing
 from tm_jax.serving import messages
+from tm_jax.serving import pacing
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0)
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST

@@ -5,9 +5,9 @@ frames wait in an `Outbox` until the client takes them.
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np

@@ -6,7 +6,10 @@ import pathlib
 from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).parent / "page"
-_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".webmanifest": "application/manifest+json"}
+_TYPES = {
+    ".js": "text/javascript", ".mjs": "text/javascript",
+    ".webmanifest": "application/manifest+json",
+}
 
 
 class File(NamedTuple):

@@ -1,6 +1,7 @@
 """Characters that callers can choose, their previews, and uploaded pictures in memory."""
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import io
 import pathlib
@@ -8,7 +9,6 @@ import secrets
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 
 import numpy as np
 import PIL.Image

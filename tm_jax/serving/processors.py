@@ -4,10 +4,10 @@ Devices are measured before the first call (`capacity.py`). What else a call cos
 transport and on the host: codecs in threads, packets in the event loop, which is one thread.
 """
 
+from collections.abc import Callable
 import os
 import pathlib
 import time
-from collections.abc import Callable
 
 _LEAST_S = 2.0  # A shorter time says nothing,
 _MOST_S = 10.0  # and a longer one is over.
@@ -73,7 +73,7 @@ class Processors:
         self._calls = calls
 
     def needed(self, calls: int) -> float:
-        """Part of the processors, or of the event loop if that is more; 0 while nothing is known."""
+        """Part of the processors, or of the event loop if more; 0 while nothing is known."""
         self._learn()
         return calls * self._call
 

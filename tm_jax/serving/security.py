@@ -1,11 +1,11 @@
 """Who may talk to the server: token, origin, host, rates, and the headers of every answer."""
 
 import collections
+from collections.abc import Callable, Mapping
 import hmac
 import ipaddress
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
 
 from tm_jax.serving import pacing
 

@@ -5,9 +5,9 @@ or no sound: where sound is missing the avatar listens.
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import threading
-from collections.abc import Callable
 
 import numpy as np
 
@@ -334,7 +334,8 @@ class Stream:
             ticket = Ticket(
                 index=self._index, epoch=self._epoch, generation=self._generation,
                 frame=self._index * self._chunk_frames, pts=pts, window=window,
-                other=self._other.take(self._chunk_frames), pose=self._pose, clear=self._clear, taken=taken,
+                other=self._other.take(self._chunk_frames), pose=self._pose,
+                clear=self._clear, taken=taken,
                 queue_s=self._queue_s(taken, now_s, due_s),
             )
             self._clear = False

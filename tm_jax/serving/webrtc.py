@@ -17,10 +17,10 @@ import av
 import numpy as np
 
 from tm_jax.serving import call as call_lib
-from tm_jax.serving import exchange as exchange_lib
-from tm_jax.serving import playout as playout_lib
 from tm_jax.serving import codec
+from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import messages
+from tm_jax.serving import playout as playout_lib
 from tm_jax.serving import protocol
 from tm_jax.serving import stream as stream_lib
 

@@ -8,10 +8,10 @@ import aiohttp
 from aiohttp import web
 
 from tm_jax.serving import call as call_lib
-from tm_jax.serving import exchange as exchange_lib
-from tm_jax.serving import pacing
 from tm_jax.serving import codec
+from tm_jax.serving import exchange as exchange_lib
 from tm_jax.serving import messages
+from tm_jax.serving import pacing
 from tm_jax.serving import protocol
 from tm_jax.serving import security
 from tm_jax.serving import stream as stream_lib

@@ -1,7 +1,7 @@
 """Alternating updates of a student and its critic: one state, one compiled step for each."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.struct

@@ -7,8 +7,8 @@ cache, past the teacher's window, so that it meets its own errors. Both scores l
 window of the teacher's length somewhere in that rollout.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax

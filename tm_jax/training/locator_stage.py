@@ -73,7 +73,8 @@ def make(preset: presets.Preset, config: LocatorStageConfig) -> loop.Stage:
         found = find(params, pictures)
         cut = face_lib.cut(pictures[:, None], face_lib.square(found), 64)
         cut = np.asarray(drawn.to_uint8(cut))[:16, 0]
-        iio.imwrite(path + ".png", np.concatenate([np.concatenate(list(cut[i::2]), 1) for i in (0, 1)]))
+        rows = [np.concatenate(list(cut[i::2]), 1) for i in (0, 1)]
+        iio.imwrite(path + ".png", np.concatenate(rows))
         error = np.abs(found - face) / np.asarray(face[:, 2:3] - face[:, :1])
         return {"off_median": float(np.median(error)), "off_p95": float(np.quantile(error, 0.95))}
 

@@ -1,25 +1,27 @@
 """The only loop with side effects: checkpoints, metrics, samples, progress."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 import jax
+from jax.sharding import Mesh
 import numpy as np
 import tensorboardX
 import tqdm
-from absl import logging
-from jax.sharding import Mesh
 
 from tm_jax.checkpoint import store as store_lib
 from tm_jax.core import trees
-from tm_jax.parallel import mesh_flag, rules
-from tm_jax.training import alternating, placing
+from tm_jax.parallel import mesh_flag
+from tm_jax.parallel import rules
+from tm_jax.training import alternating
 from tm_jax.training import optimizer as optimizer_lib
+from tm_jax.training import placing
 from tm_jax.training import steps as steps_lib
 
 

@@ -1,7 +1,7 @@
 """Optimiser of every stage: AdamW with clipped gradients, schedules by name, parameter groups."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp

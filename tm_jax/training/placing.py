@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import jax
-import numpy as np
 from flax.core import meta
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from tm_jax.core import axes, trees
+from tm_jax.core import axes
+from tm_jax.core import trees
 from tm_jax.parallel import rules
 
 

@@ -1,19 +1,22 @@
 """What a stage keeps on a mesh, by arithmetic on shapes: no weights, no data, no such devices."""
 
+from collections.abc import Mapping
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
+import numpy as np
 
-from tm_jax.core import axes, trees
-from tm_jax.models import networks, presets
-from tm_jax.models.wan import student, transformer
+from tm_jax.core import axes
+from tm_jax.core import trees
+from tm_jax.models import networks
+from tm_jax.models import presets
+from tm_jax.models.wan import student
+from tm_jax.models.wan import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
 

@@ -1,9 +1,9 @@
 """What a person looks at while a transformer trains: held-out clips, and their mouths."""
 
+import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
-import imageio.v3 as iio
 
 from tm_jax.data import characters
 from tm_jax.data import drawn

@@ -1,14 +1,14 @@
 """The training state and the one pure step that every stage runs."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
 
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib

@@ -7,7 +7,6 @@ motion leaves unexplained, and the decoder's flow and residual are rebuilt from 
 starts with heads that move, and not with a still picture.
 """
 
-from collections.abc import Iterable
 import dataclasses
 
 import jax

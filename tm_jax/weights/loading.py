@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
+import numpy as np
 
 from tm_jax.core import trees
 from tm_jax.parallel import rules

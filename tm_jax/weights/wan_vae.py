@@ -9,7 +9,7 @@ from tm_jax.models.wan_vae import config as config_lib
 from tm_jax.weights import mapping
 
 LAYOUTS = ("original", "diffusers")
-IGNORED = {layout: () for layout in LAYOUTS}  # Every published tensor is used.
+IGNORED = dict.fromkeys(LAYOUTS, ())  # Every published tensor is used.
 
 
 def _layer(original, diffusers, target, kind):

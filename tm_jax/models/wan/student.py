@@ -220,7 +220,8 @@ def next_chunk(
 
 def given_chunk(
     model: transformer.DiT, params, state: StreamState, x0,
-    conditioning: conditioning_lib.Conditioning, context: transformer.Context, sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
+    conditioning: conditioning_lib.Conditioning, context: transformer.Context,
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 

@@ -234,7 +234,8 @@ class DiT(nn.Module):
         )
         if c.reference_std is not None:
             # Outside of the face the picture stays, exactly and at rest.
-            face = given.context.face_mask.reshape(-1, 1, sizes["H"] // c.patch, sizes["W"] // c.patch, 1)
+            rows, columns = sizes["H"] // c.patch, sizes["W"] // c.patch
+            face = given.context.face_mask.reshape(-1, 1, rows, columns, 1)
             face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
             out = out * face
             out = preconditioning.to_velocity(out, x, level, c.reference_std)
