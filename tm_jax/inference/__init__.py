@@ -1,1 +1,1 @@
-"""Using trained weights: bundles, streaming sessions, whole clips."""
+"""Using trained weights: the pipeline, streaming sessions, whole clips."""

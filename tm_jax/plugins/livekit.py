@@ -1,7 +1,7 @@
 """The avatar as a part of LiveKit Agents: one line between an agent and its room.
 
   session = agents.AgentSession(...)
-  face = livekit.AvatarSession(avatar.Avatar.open(bundle, picture))
+  face = livekit.AvatarSession(avatar.Avatar.open(pipeline, picture))
   await face.start(session, room=ctx.room)
   await session.start(..., room_options=room_io.RoomOptions(audio_output=False))
 

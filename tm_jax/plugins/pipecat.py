@@ -1,6 +1,6 @@
 """The avatar as a Pipecat service: speech of a TTS service in, pictures with sound out.
 
-  face = pipecat.AvatarVideoService(avatar.Avatar.open(bundle, picture))
+  face = pipecat.AvatarVideoService(avatar.Avatar.open(pipeline, picture))
   pipeline = Pipeline([transport.input(), stt, llm, tts, face, transport.output()])
 
 Sound of the user that reaches the service (speech recognition passes it on by default) makes the
