@@ -40,11 +40,11 @@ _LATENTS = 3  # Of a chunk.
 
 def latents(model: network.SmallVAE, params: dict, clips: np.ndarray) -> dict:
     """Statistics of normalised latents and conditions over clips [N, 1 + F, H, W, 3]."""
-    encode = jax.jit(lambda x: (
+    encode = jax.jit(lambda params, x: (
         model.apply({"params": params}, drawn.to_float(x), method=model.encode),
         model.apply({"params": params}, drawn.to_float(x[:, 0]), method=model.begin)[0].condition,
     ))
-    both = [jax.device_get(encode(clip[None])) for clip in clips]
+    both = [jax.device_get(encode(params, clip[None])) for clip in clips]
     z, condition = (np.concatenate(x) for x in zip(*both))
     moving, still = z[:, 1:], z[:, :1]
     change = np.square(moving - still).mean()
@@ -63,7 +63,7 @@ def latents(model: network.SmallVAE, params: dict, clips: np.ndarray) -> dict:
 def decode_ms(model: network.SmallVAE, params: dict, picture: np.ndarray, runs: int) -> dict:
     """Wall time of decoding one chunk of a stream, in milliseconds."""
     _, state = model.apply({"params": params}, drawn.to_float(picture[None]), method=model.begin)
-    decode = jax.jit(lambda z, s: model.apply(
+    decode = jax.jit(lambda params, z, s: model.apply(
         {"params": params}, z, s, method=model.decode_chunk
     ))
     shape = (1, _LATENTS, *state.previous.shape[2:])
@@ -71,7 +71,7 @@ def decode_ms(model: network.SmallVAE, params: dict, picture: np.ndarray, runs: 
     times = []
     for _ in range(runs + 2):
         start = time.perf_counter()
-        _, state = jax.block_until_ready(decode(z, state))
+        _, state = jax.block_until_ready(decode(params, z, state))
         times.append(1000 * (time.perf_counter() - start))
     times = sorted(times[2:])  # The first ones compile and warm up.
     return {

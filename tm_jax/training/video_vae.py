@@ -250,8 +250,8 @@ def with_statistics(
       The same tree with the four statistics set.
     """
 
-    @jax.jit
-    def moments(clips):
+    @jax.jit  # Parameters are arguments: constants of a program would be folded.
+    def moments(params, clips):
         clips = drawn.to_float(clips)
         variables = {"params": params}
         state = model.apply(variables, clips[:, 0], method=model.look)
@@ -259,7 +259,7 @@ def with_statistics(
         flat = [x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (z, state.coarse)]
         return [(x.mean(0), jnp.square(x).mean(0)) for x in flat]
 
-    sums = [jax.device_get(moments(clips)) for clips in batches]
+    sums = [jax.device_get(moments(params, clips)) for clips in batches]
     means = jax.tree.map(lambda *x: np.mean(x, 0), *sums)
     values = dict(params)
     for name, (mean, square) in zip(("latent", "condition"), means):
@@ -281,9 +281,9 @@ def measure(model: network.SmallVAE, params: dict, clips: np.ndarray, batch: int
       psnr and psnr_moving in dB, the same of the still picture and of the moved picture alone
       (see `evaluation.reconstruction`), and ssim.
     """
-    run = jax.jit(lambda clips: _errors(model, params, drawn.to_float(clips)))
+    run = jax.jit(lambda params, clips: _errors(model, params, drawn.to_float(clips)))
     parts = [
-        jax.device_get(run(clips[at : at + batch])) for at in range(0, len(clips), batch)
+        jax.device_get(run(params, clips[at : at + batch])) for at in range(0, len(clips), batch)
     ]
     sums = jax.tree.map(lambda *x: np.concatenate(x).sum(0), *parts)
     values = {}
@@ -330,10 +330,12 @@ def preview(model: network.SmallVAE, params: dict, clips: np.ndarray) -> np.ndar
       uint8 [2 N H, 4 W, 3].
     """
     shown = np.linspace(1, clips.shape[1] - 1, 3).astype(int)
-    made = jax.jit(lambda x: drawn.to_uint8(model.apply({"params": params}, drawn.to_float(x))))
+    made = jax.jit(
+        lambda params, x: drawn.to_uint8(model.apply({"params": params}, drawn.to_float(x)))
+    )
     rows = []
     for clip in clips:
-        again = np.asarray(made(clip[None]))[0]
+        again = np.asarray(made(params, clip[None]))[0]
         for video in (clip, again):
             rows.append(np.concatenate([video[0], *video[shown]], 1))
     return np.concatenate(rows)
