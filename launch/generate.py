@@ -7,8 +7,7 @@ there is one, with nods and looks:
 
   python launch/generate.py --image=face.png --other_audio=question.wav --out=clip.mp4
 
-Presets of full size take a folder of
-converted weights:
+Presets other than nano take a folder of converted weights:
 
   python launch/generate.py --preset=tm-18b --weights=FOLDER --image=face.png \
     --audio=speech.wav --out=clip.mp4 [--sampler=teacher --steps=50 --guidance=5]
@@ -50,7 +49,7 @@ _SECONDS = flags.DEFINE_float(
     "seconds", None, "Duration; by default that of the sound. The rest is listening."
 )
 
-# Of presets of full size alone; what is not given is left to the library.
+# Of presets with a text encoder alone; what is not given is left to the library.
 _FULL = {
     "prompt": flags.DEFINE_string("prompt", None, "wan-1.3b, tm-18b: what the video shows."),
     "face": flags.DEFINE_string(
@@ -78,7 +77,7 @@ _FULL = {
 
 
 def _options() -> dict:
-    """The given options of presets of full size."""
+    """The given options of presets with a text encoder."""
     options = {name: flag.value for name, flag in _FULL.items() if flag.value is not None}
     if "face" in options:
         options["face"] = common.numbers("face", options["face"], ",", 4)

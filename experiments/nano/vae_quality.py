@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from tm_jax.core import pixels as pixels_lib  # noqa: E402
 from tm_jax.core import trees  # noqa: E402
-from tm_jax.data import drawn  # noqa: E402
 from tm_jax.data import frame_store  # noqa: E402
 from tm_jax.models.small_vae import network  # noqa: E402
 from tm_jax.training import video_vae  # noqa: E402
@@ -41,8 +41,8 @@ _LATENTS = 3  # Of a chunk.
 def latents(model: network.SmallVAE, params: dict, clips: np.ndarray) -> dict:
     """Statistics of normalised latents and conditions over clips [N, 1 + F, H, W, 3]."""
     encode = jax.jit(lambda params, x: (
-        model.apply({"params": params}, drawn.to_float(x), method=model.encode),
-        model.apply({"params": params}, drawn.to_float(x[:, 0]), method=model.begin)[0].condition,
+        model.apply({"params": params}, pixels_lib.to_float(x), method=model.encode),
+        model.apply({"params": params}, pixels_lib.to_float(x[:, 0]), method=model.begin)[0].condition,
     ))
     both = [jax.device_get(encode(params, clip[None])) for clip in clips]
     z, condition = (np.concatenate(x) for x in zip(*both))
@@ -62,7 +62,7 @@ def latents(model: network.SmallVAE, params: dict, clips: np.ndarray) -> dict:
 
 def decode_ms(model: network.SmallVAE, params: dict, picture: np.ndarray, runs: int) -> dict:
     """Wall time of decoding one chunk of a stream, in milliseconds."""
-    _, state = model.apply({"params": params}, drawn.to_float(picture[None]), method=model.begin)
+    _, state = model.apply({"params": params}, pixels_lib.to_float(picture[None]), method=model.begin)
     decode = jax.jit(lambda params, z, s: model.apply(
         {"params": params}, z, s, method=model.decode_chunk
     ))

@@ -6,7 +6,6 @@ the device inside the training step.
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.data import characters
@@ -82,13 +81,3 @@ def batches(seed: int, batch: int, num_frames: int, held_out: bool = False) -> g
         .batch(batch, batch_fn=lambda items: jax.tree.map(lambda *x: np.stack(x), *items))
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     )
-
-
-def to_float(frames: jax.Array) -> jax.Array:
-    """uint8 pixels to -1..1."""
-    return frames.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(pixels: jax.Array) -> jax.Array:
-    """Pixels in -1..1 to uint8, clipped."""
-    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)

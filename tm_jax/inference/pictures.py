@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from tm_jax.data import faces
 from tm_jax.models import presets
 from tm_jax.models.wan import patterns
 
@@ -41,10 +42,4 @@ def face_mask(box: tuple[float, float, float, float], grid: patterns.Grid) -> np
             f"face: expected top, left, bottom, right in 0..1 of the picture, got {box}."
         )
 
-    def cover(count, low, high):
-        cell = np.arange(count)
-        inside = np.minimum(cell + 1, high * count) - np.maximum(cell, low * count)
-        return np.clip(inside, 0, 1)
-
-    rows, columns = cover(grid.rows, top, bottom), cover(grid.columns, left, right)
-    return np.outer(rows, columns).reshape(1, -1).astype(np.float32)
+    return faces.mask(faces.Box(*box), grid.rows, grid.columns)[None]

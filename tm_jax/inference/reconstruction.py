@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from tm_jax.data import drawn
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
 from tm_jax.models import face as face_lib
@@ -21,7 +21,8 @@ class Autoencoder:
 
         @jax.jit
         def encode(params, frames, place, picture):
-            squares = face_lib.cut(drawn.to_float(frames[None]), place.square, models.preset.crop)
+            whole = pixels_lib.to_float(frames[None])
+            squares = face_lib.cut(whole, place.square, models.preset.crop)
             return models.vae.apply({"params": params}, squares, picture, method=models.vae.encode)
 
         self._encode = functools.partial(encode, pipeline.params["vae"])

@@ -19,6 +19,7 @@ from tm_jax.models.clip import pictures as clip_pictures
 from tm_jax.models.wan import conditioning as conditioning_lib
 from tm_jax.models.wan import student
 from tm_jax.models.wan import transformer
+from tm_jax.parallel import rules
 from tm_jax.weights import parts as parts_lib
 
 CONSTANTS = "constants"  # What is computed once: prompt features, latents of empty frames.
@@ -89,7 +90,7 @@ class StreamFunctions:
         boxed = {name: parts_lib.of_preset(self.preset, name).boxed for name in parts}
         vae = self.components.vae
         shapes = {"vae": boxed["vae"]}
-        constants = jax.eval_shape(vae.constants, _unboxed(shapes))
+        constants = jax.eval_shape(vae.constants, rules.unbox(shapes))
         c = self.preset.dit
         if c.text_width is not None:
             text = jax.ShapeDtypeStruct((1, c.text_length, c.text_width), jnp.float32)
@@ -170,8 +171,3 @@ class StreamFunctions:
         frames, state = self.components.vae.decode_chunk(params, latents, state)
         return pixels.to_uint8(frames), state
 
-
-def _unboxed(tree):
-    from tm_jax.parallel import rules
-
-    return rules.unbox(tree)

@@ -73,15 +73,15 @@ class Models:
 
 
 def models(preset: presets.Preset) -> Models:
-    """The networks of a preset that has its own autoencoder and speech encoder.
+    """The networks of a preset with a motion model.
 
     Raises:
-      ValueError: The preset needs Wan's VAE and encoders.
+      ValueError: It has none; `components.build` makes those of all others.
     """
-    if preset.vae is None or preset.audio is None or preset.motion is None:
+    if preset.motion is None:
         raise ValueError(
-            f"preset {preset.name} needs the Wan VAE, text, image and speech encoders and "
-            "cannot be trained or served here yet; tm_jax.load and launch/generate.py run it."
+            f"preset {preset.name} has no motion model; its components are those of "
+            "components.build."
         )
     dtype = jnp.dtype(preset.dtype)
     return Models(

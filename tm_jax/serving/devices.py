@@ -16,8 +16,6 @@ from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
 from tm_jax.serving import backend as backend_lib
 
-Placement = pipeline_lib.Placement
-
 
 @dataclasses.dataclass
 class _Lane:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.data import characters
-from tm_jax.data import drawn
 from tm_jax.data import motion as motion_lib
 from tm_jax.models import face as face_lib
 from tm_jax.models.vae import autoencoder
@@ -40,7 +40,7 @@ def squares(preset, batch, still: bool = False) -> dict:
     box = _shaken(face_lib.square(face), batch["jitter"])
     rows = preset.latent_shape[0] // preset.dit.patch
     return {
-        "frames": face_lib.cut(drawn.to_float(whole), box, preset.crop),
+        "frames": face_lib.cut(pixels_lib.to_float(whole), box, preset.crop),
         "mouth": face_lib.within(regions["mouth"], box[:, None]),
         "eyes": face_lib.within(regions["eyes"], box[:, None]),
         "face": face_lib.tokens(face, box, rows, rows),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.data import characters
 from tm_jax.data import drawn
 from tm_jax.models import face as face_lib
@@ -54,7 +55,7 @@ def make(preset: presets.Preset, config: LocatorStageConfig) -> loop.Stage:
         shift = jax.random.uniform(keys[1], (len(face), 2), minval=-1) * config.shift
         half = 0.5 * jnp.exp(sides)
         view = jnp.concatenate([0.5 + shift - half, 0.5 + shift + half], -1)
-        pictures = face_lib.cut(drawn.to_float(frames), view, config.size)[:, 0]
+        pictures = face_lib.cut(pixels_lib.to_float(frames), view, config.size)[:, 0]
         return pictures, face_lib.within(face, view)
 
     def loss(params, frozen, batch, key):
@@ -72,7 +73,7 @@ def make(preset: presets.Preset, config: LocatorStageConfig) -> loop.Stage:
         pictures, face = draw()
         found = find(params, pictures)
         cut = face_lib.cut(pictures[:, None], face_lib.square(found), 64)
-        cut = np.asarray(drawn.to_uint8(cut))[:16, 0]
+        cut = np.asarray(pixels_lib.to_uint8(cut))[:16, 0]
         rows = [np.concatenate(list(cut[i::2]), 1) for i in (0, 1)]
         iio.imwrite(path + ".png", np.concatenate(rows))
         error = np.abs(found - face) / np.asarray(face[:, 2:3] - face[:, :1])

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.data import characters
-from tm_jax.data import drawn
 from tm_jax.data import tracks
 from tm_jax.evaluation import mouth
 from tm_jax.models.vae import config as vae_config
@@ -40,12 +40,12 @@ class Preview:
             latents_lib.window(arrays, i, 0, latents, models) for i in range(config.clips)
         ]
         self.batch = sources.collate(windows)
-        self._decode = jax.jit(lambda p, z, x: drawn.to_uint8(
+        self._decode = jax.jit(lambda p, z, x: pixels_lib.to_uint8(
             models.vae.apply({"params": p}, z, x, method=models.vae.decode)
         ))
         seen = jax.jit(lambda batch: aligned.squares(models.preset, batch))(self._batch)
         self._pictures = np.asarray(seen["frames"][:, 0])
-        self.truth = np.asarray(drawn.to_uint8(seen["frames"]))[:, 1:]
+        self.truth = np.asarray(pixels_lib.to_uint8(seen["frames"]))[:, 1:]
         self._boxes = np.asarray(seen["mouth"])[:, 1:]
 
     def show(self, x0, path: str) -> dict:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.data import drawn
 from tm_jax.models import face as face_lib
 from tm_jax.models import presets
@@ -110,7 +111,7 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
             square = np.square(np.clip(y, -1, 1) - x) * mask
             return float(-10 * np.log10(square.sum() / (np.ones_like(square) * mask).sum() / 4))
 
-        pictures = [np.asarray(drawn.to_uint8(v)) for v in (x, y, again)]
+        pictures = [np.asarray(pixels_lib.to_uint8(v)) for v in (x, y, again)]
         rows = [np.concatenate(list(v[:, at]), 1) for at in (3, -1) for v in pictures]
         iio.imwrite(path + ".png", np.concatenate(rows))
         return {

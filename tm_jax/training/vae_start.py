@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import drawn
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.models.small_vae import config as config_lib
 from tm_jax.models.small_vae import layers
 from tm_jax.models.small_vae import motion
@@ -78,7 +78,7 @@ def measure_change(
 
 def _basis(features, batches, counts) -> Basis:
     """Principal components of features [N, H, W, .] on three grids."""
-    compiled = jax.jit(lambda clips: features(drawn.to_float(clips)))
+    compiled = jax.jit(lambda clips: features(pixels_lib.to_float(clips)))
     seen = [np.asarray(compiled(clips)) for clips in batches]
     kept = []
     for count in counts:

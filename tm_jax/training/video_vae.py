@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tm_jax.data import drawn
+from tm_jax.core import pixels as pixels_lib
 from tm_jax.evaluation import reconstruction
 from tm_jax.models.small_vae import motion
 from tm_jax.models.small_vae import network
@@ -175,7 +175,7 @@ def loss(
     Returns:
       The loss, and metrics: psnr, psnr_warped (of the moved picture alone), both in dB.
     """
-    clips = drawn.to_float(clips)
+    clips = pixels_lib.to_float(clips)
     picture, frames = clips[:, 0], clips[:, 1:]
     variables = {"params": params}
     state = model.apply(variables, picture, method=model.look)
@@ -252,7 +252,7 @@ def with_statistics(
 
     @jax.jit  # Parameters are arguments: constants of a program would be folded.
     def moments(params, clips):
-        clips = drawn.to_float(clips)
+        clips = pixels_lib.to_float(clips)
         variables = {"params": params}
         state = model.apply(variables, clips[:, 0], method=model.look)
         z = model.apply(variables, clips[:, 1:], state, method=model.encode_raw)
@@ -281,7 +281,7 @@ def measure(model: network.SmallVAE, params: dict, clips: np.ndarray, batch: int
       psnr and psnr_moving in dB, the same of the still picture and of the moved picture alone
       (see `evaluation.reconstruction`), and ssim.
     """
-    run = jax.jit(lambda params, clips: _errors(model, params, drawn.to_float(clips)))
+    run = jax.jit(lambda params, clips: _errors(model, params, pixels_lib.to_float(clips)))
     parts = [
         jax.device_get(run(params, clips[at : at + batch])) for at in range(0, len(clips), batch)
     ]
@@ -330,9 +330,9 @@ def preview(model: network.SmallVAE, params: dict, clips: np.ndarray) -> np.ndar
       uint8 [2 N H, 4 W, 3].
     """
     shown = np.linspace(1, clips.shape[1] - 1, 3).astype(int)
-    made = jax.jit(
-        lambda params, x: drawn.to_uint8(model.apply({"params": params}, drawn.to_float(x)))
-    )
+    made = jax.jit(lambda params, x: pixels_lib.to_uint8(
+        model.apply({"params": params}, pixels_lib.to_float(x))
+    ))
     rows = []
     for clip in clips:
         again = np.asarray(made(params, clip[None]))[0]
