@@ -30,9 +30,15 @@ def _of(word: str) -> list[str]:
 
 
 def _flags() -> set[str]:
-    """Flags of the server; booleans also with `no` before them."""
+    """Flags of the server, those it shares with other launchers too; booleans also with `no`."""
+    server = ast.parse(_text("launch", "serve.py"))
+    called = {ast.unparse(n.func) for n in ast.walk(server) if isinstance(n, ast.Call)}
+    shared = [
+        node for node in ast.parse(_text("launch", "common.py")).body
+        if isinstance(node, ast.FunctionDef) and f"common.{node.name}" in called
+    ]
     found = set()
-    for node in ast.walk(ast.parse(_text("launch", "serve.py"))):
+    for node in (node for tree in (server, *shared) for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flags.DEFINE_"):
             name = node.args[0].value
             found |= {name, "no" + name} if node.func.attr == "DEFINE_bool" else {name}
