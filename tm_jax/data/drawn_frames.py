@@ -4,6 +4,7 @@ Head, shoulders, mouth, lids, gaze and brows all move. The motion curves draw th
 then forgotten: what is returned is a reference picture and consecutive frames, as a film has them.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 
 import jax
@@ -49,8 +50,16 @@ def motion(rng: np.random.Generator, num_frames: int) -> np.ndarray:
     return np.concatenate([motion_lib.portrait(rng)[None], scene]).astype(np.float32)
 
 
+def draw(seed: int, curves: np.ndarray, size: int = 256) -> np.ndarray:
+    """A drawn character moved by curves [F, 17]: uint8 [F, size, size, 3]."""
+    character = characters.stack([characters.sample(seed)])
+    frames = characters.render(character, curves[None], size)
+    return np.asarray(jax.block_until_ready(frames))[0]
+
+
 def clips(
-    seed: int, count: int, num_frames: int, held_out: bool = False, size: int = 256
+    seed: int, count: int, num_frames: int, held_out: bool = False,
+    draw: Callable[[int, np.ndarray], np.ndarray] = draw,
 ) -> Iterator[np.ndarray]:
     """Draws clips, each of another character.
 
@@ -59,14 +68,14 @@ def clips(
       count: Clips to draw.
       num_frames: Frames F after the reference picture.
       held_out: Characters of the held-out side (`characters.is_held_out`).
-      size: Side of the frames in pixels.
+      draw: Draws the character of a seed, moved by curves [1 + F, 17]; another source is
+        `people.clip.Studio.draw`.
 
     Yields:
-      uint8 [1 + F, size, size, 3].
+      uint8 [1 + F, H, W, 3].
     """
     to_seed = characters.held_out_seed if held_out else characters.training_seed
     for index in range(count):
         rng = np.random.default_rng((seed, int(held_out), index))
-        character = characters.stack([characters.sample(to_seed(int(rng.integers(1 << 24))))])
-        curves = motion(rng, num_frames)[None]
-        yield np.asarray(jax.block_until_ready(characters.render(character, curves, size)))[0]
+        character = to_seed(int(rng.integers(1 << 24)))
+        yield draw(character, motion(rng, num_frames))
