@@ -33,7 +33,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 def main() -> None:
     """Measures, prints the main figures and writes all of them."""
-    from tm_jax.serving import load
+    from tm_jax.serving.runtime import load
 
     said = load.speech(_AUDIO.value)
     figures = asyncio.run(

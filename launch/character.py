@@ -20,8 +20,8 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 
-from tm_jax.data import characters
-from tm_jax.data import drawn_videos
+from tm_jax.data.synthetic import characters
+from tm_jax.data.synthetic import drawn_videos
 
 _SEED = flags.DEFINE_integer("seed", 0, "Which character; the same seed draws the same one.")
 _STYLE = flags.DEFINE_string("style", None, "Style of the drawing; the seed chooses by default.")

@@ -63,9 +63,9 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     import jax.numpy as jnp
 
-    from tm_jax.weights import convert
-    from tm_jax.weights import hub
-    from tm_jax.weights import parts
+    from tm_jax.checkpoints import convert
+    from tm_jax.checkpoints import hub
+    from tm_jax.checkpoints import parts
 
     part, source, facts = parts.get(_PART.value, _PRESET.value), _SOURCE.value, {}
     if hub.is_spec(source):

@@ -21,13 +21,13 @@ from absl import logging
 import numpy as np
 import tqdm
 
-from tm_jax.data import alignment
-from tm_jax.data import festival
-from tm_jax.data import fillets
-from tm_jax.data import phones as phones_lib
-from tm_jax.data import refinement
-from tm_jax.data import speech
-from tm_jax.data import synthesis
+from tm_jax.data.corpus import alignment
+from tm_jax.data.corpus import festival
+from tm_jax.data.corpus import fillets
+from tm_jax.data.corpus import phones as phones_lib
+from tm_jax.data.corpus import refinement
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import synthesis
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
 _MINUTES = flags.DEFINE_float(

@@ -26,10 +26,10 @@ except ModuleNotFoundError as error:
 from launch import sheet
 import tm_jax
 from tm_jax.core import timing as timing_lib
-from tm_jax.data import characters
+from tm_jax.data.synthetic import characters
 from tm_jax.media import audio
 from tm_jax.media import video
-from tm_jax.models import presets
+from tm_jax.configs import presets
 
 _VOICES = pathlib.Path(tm_jax.__file__).parent / "assets" / "voices"
 

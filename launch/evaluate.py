@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 from launch import weights
-from tm_jax.weights import hub
+from tm_jax.checkpoints import hub
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")
 _WEIGHTS = flags.DEFINE_multi_string(
@@ -198,13 +198,13 @@ def _order(names) -> list[str]:
 
 def _drawn() -> None:
     """Measures all arms on drawn scenes."""
-    from tm_jax.data import speech
+    from tm_jax.data.corpus import speech
     from tm_jax.evaluation import arms
     from tm_jax.evaluation import facts
     from tm_jax.evaluation import plots
     from tm_jax.evaluation import suite
     from tm_jax.evaluation import tables
-    from tm_jax.models import presets
+    from tm_jax.configs import presets
 
     if _PLOTS.value:
         plots.check()

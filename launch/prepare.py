@@ -102,7 +102,7 @@ class _Bar:
 
 
 def _draw(size: int) -> pathlib.Path:
-    from tm_jax.data import drawn_videos
+    from tm_jax.data.synthetic import drawn_videos
 
     folder = pathlib.Path(_OUT.value) / manifest.SYNTHETIC
     bar = _Bar("drawn")
@@ -141,7 +141,7 @@ def main() -> None:
         raise ValueError("--out: name the folder of the examples.")
     if _VIDEOS.value is not None:
         prepare.find(_VIDEOS.value)
-    from tm_jax.models import presets
+    from tm_jax.configs import presets
 
     preset = presets.get(_PRESET.value)
     config = _config(preset.height, preset.width, preset.timing)

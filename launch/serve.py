@@ -102,9 +102,9 @@ def _engine():
 
     from tm_jax.inference import loading
     from tm_jax.inference import pipeline
-    from tm_jax.serving import capacity
-    from tm_jax.serving import devices as devices_lib
-    from tm_jax.serving import engine as engine_lib
+    from tm_jax.serving.runtime import capacity
+    from tm_jax.serving.runtime import devices as devices_lib
+    from tm_jax.serving.runtime import engine as engine_lib
 
     placement = pipeline.Placement(
         mode=_PLACEMENT.value, sequence=_SEQUENCE.value, mesh=common.mesh_sizes(_MESH.value)
@@ -133,7 +133,7 @@ def _engine():
 def _agents() -> list:
     """Voice agents that work here."""
     try:
-        from tm_jax.agents import catalog
+        from tm_jax.integrations.agents import catalog
     except ModuleNotFoundError as error:
         if _AGENT_URL.value:
             raise ValueError(f"--agent_url needs the extra `agent` ({error}).") from error
@@ -147,7 +147,7 @@ def _peers(exchange, servers):
     if not _WEBRTC.value:
         return None
     try:
-        from tm_jax.serving import webrtc
+        from tm_jax.serving.transport import webrtc
     except ModuleNotFoundError as error:
         logging.warning("No WebRTC: %s; install the extra `webrtc`.", error)
         return None
@@ -214,10 +214,10 @@ def main() -> None:
         raise ValueError(
             f"the server needs the extra `serve`: pip install '.[serve]' ({error})."
         ) from error
-    from tm_jax.serving import exchange as exchange_lib
-    from tm_jax.serving import memory
-    from tm_jax.serving import pictures
-    from tm_jax.serving import processors
+    from tm_jax.serving.calls import exchange as exchange_lib
+    from tm_jax.serving.runtime import memory
+    from tm_jax.serving.transport import pictures
+    from tm_jax.serving.calls import processors
 
     limits = config.Limits(
         per_address=_PER_ADDRESS.value, sessions_per_minute=_PER_MINUTE.value,

@@ -27,8 +27,8 @@ except ModuleNotFoundError as error:
     from launch import common
 from launch import weights
 from tm_jax.configs import overrides, stored
-from tm_jax.models import presets
-from tm_jax.weights import hub
+from tm_jax.configs import presets
+from tm_jax.checkpoints import hub
 
 STAGES = ("vae", "locator", "audio", "speech", "motion", "teacher", "student", "distill")
 # Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).

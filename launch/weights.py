@@ -5,7 +5,7 @@ import sys
 
 from absl import flags
 
-from tm_jax.weights import hub
+from tm_jax.checkpoints import hub
 
 _OFFLINE = flags.DEFINE_bool(
     "offline", False, "Take hf: weights from the cache alone, as with HF_HUB_OFFLINE=1."

@@ -85,7 +85,7 @@ def random_parameters(shapes, seed=0):
 
 def touch(model, x, condition, sigma, mode, text, image, face_mask, windows, pattern):
     """One pass of a transformer through all its inputs; `pattern` serves every layer."""
-    from tm_jax.models.wan import conditioning
+    from tm_jax.models.dit import conditioning
 
     given = conditioning.Conditioning(
         channels=condition, audio=windows, mode=mode, face_mask=face_mask, text=text, image=image
@@ -121,8 +121,8 @@ def pico():
     Attributes: preset, model, boxed (parameter shapes in boxes), params, touch,
     inputs (function), random (function), shapes (function).
     """
-    from tm_jax.models import presets
-    from tm_jax.models.wan import transformer
+    from tm_jax.configs import presets
+    from tm_jax.models.dit import transformer
 
     preset = presets.get("pico")
     boxed = transformer.boxed_shapes(preset.dit)
@@ -136,7 +136,7 @@ def pico():
 @pytest.fixture(scope="session")
 def preset_shapes():
     """Boxed transformer parameter shapes of every preset, by name."""
-    from tm_jax.models import presets
-    from tm_jax.models.wan import transformer
+    from tm_jax.configs import presets
+    from tm_jax.models.dit import transformer
 
     return {name: transformer.boxed_shapes(p.dit) for name, p in presets.PRESETS.items()}

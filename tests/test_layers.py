@@ -14,12 +14,12 @@ _LEVELS = (
     ("core",),
     ("nn", "diffusion"),
     ("models", "parallel"),
-    ("weights", "checkpoint", "data", "media"),
+    ("configs",),
+    ("checkpoints", "data", "media"),
     ("evaluation",),
     ("training", "inference"),
     ("serving",),
-    ("agents", "plugins"),
-    ("configs",),
+    ("integrations",),
     ("launch", "experiments"),
 )
 _LEVEL = {name: level for level, names in enumerate(_LEVELS) for name in names}
@@ -105,5 +105,5 @@ def test_the_order(importer, imported, expected):
 
 
 def test_importing_names_is_seen():
-    tree = ast.parse("from tm_jax.nn import rope\nimport tm_jax.models.presets\nfrom tm_jax import core")
-    assert [_imported(node) for node in tree.body] == [["nn"], ["models"], ["core"]]
+    tree = ast.parse("from tm_jax.nn import rope\nimport tm_jax.configs.presets\nfrom tm_jax import core")
+    assert [_imported(node) for node in tree.body] == [["nn"], ["configs"], ["core"]]

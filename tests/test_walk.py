@@ -15,19 +15,19 @@ pytest.importorskip("ftfy")
 from experiments.parity import reduced
 from tests.data import recordings
 import tm_jax
+from tm_jax.checkpoints import sources
 from tm_jax.configs import overrides
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.data import clips
 from tm_jax.data import prepare
 from tm_jax.inference import clip_encoder
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.models import presets
 from tm_jax.parallel import rules
-from tm_jax.serving import backend as backend_lib
-from tm_jax.serving import devices as devices_lib
+from tm_jax.serving.runtime import backend as backend_lib
+from tm_jax.serving.runtime import devices as devices_lib
 from tm_jax.training import run
-from tm_jax.weights import sources
 
 _SIDE, _STEP = 64, 7680
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)

@@ -21,9 +21,9 @@ _PUBLIC = {
     "load": ("tm_jax.inference.loading", "load"),
     "Session": ("tm_jax.inference.session", "Session"),
     "generate": ("tm_jax.inference.offline", "generate"),
-    "draw_character": ("tm_jax.data.characters", "draw"),
+    "draw_character": ("tm_jax.data.synthetic.characters", "draw"),
     "load_picture": ("tm_jax.media.picture", "load"),
-    "PRESETS": ("tm_jax.models.presets", "PRESETS"),
+    "PRESETS": ("tm_jax.configs.presets", "PRESETS"),
 }
 __all__ = [*_PUBLIC, "__version__"]
 

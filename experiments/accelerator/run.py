@@ -14,15 +14,15 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
+from tm_jax.configs import presets
 from tm_jax.core import trees
-from tm_jax.models import presets
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import causal
+from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import transformer
 from tm_jax.parallel import rules
 
 _PRESETS = flags.DEFINE_list("presets", ["nano", "wan-1.3b", "tm-18b"], "Presets to time.")
-_POLICIES = flags.DEFINE_list("policies", list(student.POLICIES), "Cache policies to time.")
+_POLICIES = flags.DEFINE_list("policies", list(causal.POLICIES), "Cache policies to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed chunks.", lower_bound=1)
 _OUT = flags.DEFINE_string(
     "out", str(pathlib.Path(__file__).parent / "results.json"), "JSON to write."
@@ -74,7 +74,7 @@ def measure(preset: presets.Preset, policy: str, repeats: int) -> dict:
     )(params)
     frames, steps = preset.timing.latents_per_chunk, preset.student.num_steps
     state = jax.jit(
-        lambda p: student.begin(
+        lambda p: causal.begin(
             model, p, inputs["reference"], inputs["condition"][:, 0], context,
             jax.random.split(jax.random.key(2), 1), frames, steps, policy,
         )
@@ -87,7 +87,7 @@ def measure(preset: presets.Preset, policy: str, repeats: int) -> dict:
 
     @functools.partial(jax.jit, donate_argnums=1)
     def chunk(params, state):
-        return student.next_chunk(
+        return causal.next_chunk(
             model, params, state, given, context, preset.sigmas, policy,
         )
 

@@ -11,10 +11,10 @@ from absl import flags
 import numpy as np
 import tqdm
 
-from tm_jax.data import alignment
-from tm_jax.data import refinement
-from tm_jax.data import speech
-from tm_jax.data import visemes
+from tm_jax.data.corpus import alignment
+from tm_jax.data.corpus import refinement
+from tm_jax.data.corpus import speech
+from tm_jax.data.synthetic import visemes
 from tm_jax.evaluation import tables
 
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")

@@ -18,8 +18,8 @@ import numpy as np
 import PIL.Image
 
 from tm_jax.serving import client
-from tm_jax.serving import messages
-from tm_jax.serving import protocol
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import protocol
 
 
 @dataclasses.dataclass

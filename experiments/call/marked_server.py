@@ -11,16 +11,16 @@ from absl import flags
 from experiments.call import marks
 from tm_jax.inference import loading
 from tm_jax.serving import app as app_lib
-from tm_jax.serving import capacity
 from tm_jax.serving import config
-from tm_jax.serving import devices
-from tm_jax.serving import engine as engine_lib
-from tm_jax.serving import exchange as exchange_lib
-from tm_jax.serving import fake
-from tm_jax.serving import memory
-from tm_jax.serving import pictures
 from tm_jax.serving import security
-from tm_jax.serving import webrtc
+from tm_jax.serving.calls import exchange as exchange_lib
+from tm_jax.serving.runtime import capacity
+from tm_jax.serving.runtime import devices
+from tm_jax.serving.runtime import engine as engine_lib
+from tm_jax.serving.runtime import fake
+from tm_jax.serving.runtime import memory
+from tm_jax.serving.transport import pictures
+from tm_jax.serving.transport import webrtc
 
 _WHICH = flags.DEFINE_string("preset", "nano", "Which model; `fake` computes nothing.")
 _CALLERS = flags.DEFINE_integer("callers", 2, "Calls at a time at the most.", 1)

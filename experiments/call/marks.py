@@ -8,7 +8,7 @@ models made the rest of the picture.
 
 import numpy as np
 
-from tm_jax.serving import backend as backend_lib
+from tm_jax.serving.runtime import backend as backend_lib
 
 ACROSS = 32  # Squares in the width of a frame.
 PLACE = 4  # Squares on the left of the marks, and above.

@@ -25,7 +25,7 @@ from absl import flags
 from experiments.call import chaos
 from experiments.call import host
 from experiments.call import screen
-from tm_jax.serving import load
+from tm_jax.serving.runtime import load
 
 _PART = flags.DEFINE_enum("part", "bench", ["bench", "screen", "soak"], "What to measure.")
 _TRANSPORT = flags.DEFINE_enum(

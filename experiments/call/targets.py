@@ -15,10 +15,10 @@ import numpy as np
 import PIL.Image
 
 from tm_jax.media import audio
-from tm_jax.serving import codec
-from tm_jax.serving import messages
-from tm_jax.serving import pictures
-from tm_jax.serving import protocol
+from tm_jax.serving.transport import codec
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import pictures
+from tm_jax.serving.transport import protocol
 
 _SIDE = 16
 _MOST_S = 60.0  # Sound that is read of a file; its header may promise years.

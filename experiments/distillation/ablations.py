@@ -26,15 +26,15 @@ import numpy as np
 from experiments.distillation import curves
 from experiments.distillation import report
 from experiments.distillation import variants
+from tm_jax.checkpoints import files
 from tm_jax.configs import overrides
-from tm_jax.data import speech
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import speech
 from tm_jax.evaluation import facts
-from tm_jax.models import networks
-from tm_jax.models import presets
 from tm_jax.training import puppet_source
 from tm_jax.training import rollouts
 from tm_jax.training import run
-from tm_jax.weights import files
 
 _FOLDER = pathlib.Path(__file__).parent
 _BLOCK = 16  # Windows that the teacher samples at once.

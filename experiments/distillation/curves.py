@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import numpy as np
 
-from tm_jax.data import motion as motion_lib
-from tm_jax.data import speech
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import speech
+from tm_jax.data.synthetic import motion as motion_lib
 from tm_jax.evaluation import frechet
 from tm_jax.evaluation import lipsync
 from tm_jax.evaluation import scenes
 from tm_jax.evaluation import seams
-from tm_jax.models import networks
-from tm_jax.models.audio_encoder import encoder
-from tm_jax.models.vae import config as vae_config
+from tm_jax.models.audio.causal import encoder
+from tm_jax.models.puppet.vae import config as vae_config
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import sources
 

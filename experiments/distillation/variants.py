@@ -13,7 +13,7 @@ import time
 from absl import logging
 
 from tm_jax.configs import overrides
-from tm_jax.models import presets
+from tm_jax.configs import presets
 from tm_jax.training import loop
 from tm_jax.training import run
 

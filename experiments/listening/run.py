@@ -23,16 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import backchannel
-from tm_jax.data import tracks
+from tm_jax.checkpoints import files
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import backchannel
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import tables
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.motion import config as motion_config
-from tm_jax.models.motion import network
+from tm_jax.models.puppet.motion import config as motion_config
+from tm_jax.models.puppet.motion import network
 from tm_jax.training import motion_stage
-from tm_jax.weights import files
 
 _FOLDER = pathlib.Path(__file__).parent
 

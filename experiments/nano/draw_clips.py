@@ -15,16 +15,16 @@ from absl import flags
 from absl import logging
 
 try:
-    from tm_jax.data import drawn_frames
     from tm_jax.data import frame_store
-    from tm_jax.data.people import clip as people
+    from tm_jax.data.synthetic import drawn_frames
+    from tm_jax.data.synthetic.people import clip as people
 except ModuleNotFoundError as error:
     if error.name != "tm_jax":
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-    from tm_jax.data import drawn_frames
     from tm_jax.data import frame_store
-    from tm_jax.data.people import clip as people
+    from tm_jax.data.synthetic import drawn_frames
+    from tm_jax.data.synthetic.people import clip as people
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
 _COUNT = flags.DEFINE_integer("count", 1450, "Clips.", lower_bound=1)

@@ -19,16 +19,16 @@ from absl import flags
 import numpy as np
 import tqdm
 
-from tm_jax.data import speech
+from tm_jax.configs import presets
+from tm_jax.data.corpus import speech
 from tm_jax.evaluation import arms
 from tm_jax.evaluation import measures
 from tm_jax.evaluation import mouth
 from tm_jax.evaluation import scenes
 from tm_jax.inference import loading
 from tm_jax.inference import session
-from tm_jax.models import presets
-from tm_jax.models.vae import autoencoder
-from tm_jax.models.vae import config as vae_config
+from tm_jax.models.puppet.vae import autoencoder
+from tm_jax.models.puppet.vae import config as vae_config
 
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Folder of weights; the shipped ones by default.")

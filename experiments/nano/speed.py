@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 import tm_jax
-from tm_jax.data import characters
+from tm_jax.data.synthetic import characters
 from tm_jax.evaluation import facts
 from tm_jax.inference import loading
 from tm_jax.inference import session as session_lib

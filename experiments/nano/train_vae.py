@@ -25,14 +25,14 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from tm_jax.checkpoint import store as store_lib  # noqa: E402
+from tm_jax.checkpoints import small_vae as weights
+from tm_jax.checkpoints import store as store_lib
 from tm_jax.configs import overrides  # noqa: E402
 from tm_jax.data import frame_store  # noqa: E402
-from tm_jax.models.small_vae import config as config_lib  # noqa: E402
-from tm_jax.models.small_vae import network  # noqa: E402
+from tm_jax.models.vae.small import config as config_lib
+from tm_jax.models.vae.small import network
 from tm_jax.training import vae_start  # noqa: E402
 from tm_jax.training import video_vae  # noqa: E402
-from tm_jax.weights import small_vae as weights  # noqa: E402
 
 _CLIPS = flags.DEFINE_multi_string("clips", None, "Stores to train on.", required=True)
 _HELD_OUT = flags.DEFINE_string("held_out", None, "Store of clips to measure on.", required=True)

@@ -22,12 +22,12 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from tm_jax.checkpoints import small_vae as weights
 from tm_jax.core import pixels as pixels_lib  # noqa: E402
 from tm_jax.core import trees  # noqa: E402
 from tm_jax.data import frame_store  # noqa: E402
-from tm_jax.models.small_vae import network  # noqa: E402
+from tm_jax.models.vae.small import network
 from tm_jax.training import video_vae  # noqa: E402
-from tm_jax.weights import small_vae as weights  # noqa: E402
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Safetensors file.", required=True)
 _CLIPS = flags.DEFINE_string("clips", None, "Store of held-out clips.", required=True)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from experiments.parity import compare
-from tm_jax.models.taehv import autoencoder as taehv
-from tm_jax.models.taehv import config as taehv_config
-from tm_jax.models.wan_vae import autoencoder as wan_vae
-from tm_jax.models.wan_vae import clips
-from tm_jax.models.wan_vae import config as vae_config
-from tm_jax.weights import loading
-from tm_jax.weights import parts
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import parts
+from tm_jax.models.vae.tiny import autoencoder as taehv
+from tm_jax.models.vae.tiny import config as taehv_config
+from tm_jax.models.vae.wan import autoencoder as wan_vae
+from tm_jax.models.vae.wan import clips
+from tm_jax.models.vae.wan import config as vae_config
 
 VAE = vae_config.PRESETS["pico"]
 TAEHV = taehv_config.PRESETS["pico"]
@@ -203,7 +203,7 @@ def by_clips(half, x) -> np.ndarray:
 
 
 def tiny(direction: str, dtype: str = "float32") -> compare.Row:
-    """TAEHV on a whole clip; `tests/models/test_taehv.py` also streams it."""
+    """TAEHV on a whole clip; `tests/models/vae/test_tiny.py` also streams it."""
     reference, params = taehv_pair()
     if direction == "encode":
         x = frames_of(0, 2, 12, 16, 24)

@@ -1,7 +1,7 @@
 """The text, image and speech encoders against transformers.
 
 Tiny references with random weights are saved in their own format and read through the
-tables of `tm_jax/weights`.
+tables of `tm_jax/checkpoints`.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ import torch
 import transformers
 
 from experiments.parity import compare
-from tm_jax.models.clip import encoder as clip_encoder
-from tm_jax.models.umt5 import encoder as umt5_encoder
-from tm_jax.models.wav2vec2 import encoder as wav2vec2_encoder
+from tm_jax.checkpoints import clip
+from tm_jax.checkpoints import mapping
+from tm_jax.checkpoints import umt5
+from tm_jax.checkpoints import wav2vec2
+from tm_jax.models.audio.wav2vec2 import encoder as wav2vec2_encoder
+from tm_jax.models.image import encoder as clip_encoder
+from tm_jax.models.text import encoder as umt5_encoder
 from tm_jax.parallel import rules
-from tm_jax.weights import clip
-from tm_jax.weights import mapping
-from tm_jax.weights import umt5
-from tm_jax.weights import wav2vec2
 
 
 def _umt5():

@@ -23,13 +23,13 @@ import ml_dtypes
 import numpy as np
 
 from experiments.parity import run
+from tm_jax.checkpoints import mapping
+from tm_jax.checkpoints import parts
+from tm_jax.checkpoints import sinks
+from tm_jax.checkpoints import sources
+from tm_jax.configs import presets
 from tm_jax.core import trees
-from tm_jax.models import presets
 from tm_jax.parallel import rules
-from tm_jax.weights import mapping
-from tm_jax.weights import parts
-from tm_jax.weights import sinks
-from tm_jax.weights import sources
 
 _HERE = pathlib.Path(__file__).parent
 _NOTE = (

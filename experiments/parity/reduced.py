@@ -15,17 +15,17 @@ from absl import app
 from absl import flags
 import numpy as np
 
+from tm_jax.checkpoints import parts
+from tm_jax.checkpoints import sinks
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.inference import part_files
-from tm_jax.models import presets
-from tm_jax.models.clip import config as clip_config
-from tm_jax.models.taehv import config as taehv_config
-from tm_jax.models.umt5 import config as umt5_config
-from tm_jax.models.wan_vae import config as vae_config
-from tm_jax.models.wav2vec2 import config as wav2vec2_config
+from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
+from tm_jax.models.image import config as clip_config
+from tm_jax.models.text import config as umt5_config
+from tm_jax.models.vae.tiny import config as taehv_config
+from tm_jax.models.vae.wan import config as vae_config
 from tm_jax.parallel import rules
-from tm_jax.weights import parts
-from tm_jax.weights import sinks
 
 _CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'-"
 _ENCODER_WIDTH = 64  # Of the text and image encoders.

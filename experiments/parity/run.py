@@ -27,7 +27,7 @@ _TITLE = """# Parity with the PyTorch reference
 
 Claim: every part of the Wan2.1 family computes what its reference in diffusers or
 transformers computes. Random weights are saved in the reference's own format and read through
-the tables of `tm_jax/weights`; both sides get the same inputs. There is no TAEHV in those
+the tables of `tm_jax/checkpoints`; both sides get the same inputs. There is no TAEHV in those
 libraries: its reference is PyTorch with the published layers (`autoencoders.py`).
 
     python -m experiments.parity.run       # this table, a few minutes on two cores

@@ -10,7 +10,7 @@ import torch
 
 from experiments.parity import compare
 from experiments.parity import transformer as transformer_lib
-from tm_jax.diffusion import flow
+from tm_jax.diffusion import flow_matching
 from tm_jax.diffusion import samplers
 
 _GUIDANCE = 5.0  # Wan's default; its velocity is uncond + g * (cond - uncond).
@@ -24,8 +24,8 @@ def levels(shift: float, count: int) -> compare.Row:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=[1 - i / count for i in range(count)])
     expected = scheduler.sigmas.numpy()
-    actual = np.append(flow.Schedule(shift=shift).steps(count), 0)
-    times = np.asarray(flow.model_time(actual[:-1]))
+    actual = np.append(flow_matching.Schedule(shift=shift).steps(count), 0)
+    times = np.asarray(flow_matching.model_time(actual[:-1]))
     return compare.row(
         "schedule, Euler", f"shift {shift:g}, {count} steps", "float32",
         {"sigmas": actual, "times": times},
@@ -41,7 +41,7 @@ def published_levels(shift: float, count: int) -> compare.Row:
     scheduler.set_timesteps(count)
     smallest = 1 / scheduler.config.num_train_timesteps
     times = np.linspace(1, smallest, count + 1)[:-1]
-    actual = np.append(flow.Schedule(shift=shift).shifted(times), 0)
+    actual = np.append(flow_matching.Schedule(shift=shift).shifted(times), 0)
     # It moves the first level from 1 to 1 - 1e-6, because its solver takes a logarithm.
     return compare.row(
         "schedule, UniPC", f"shift {shift:g}, {count} steps", "float32", actual,
@@ -74,7 +74,7 @@ def many_steps(count: int, shift: float = 5.0) -> compare.Row:
 
     @compare.jit
     def loop(params, noise):
-        sigmas = flow.Schedule(shift=shift).steps(count)
+        sigmas = flow_matching.Schedule(shift=shift).steps(count)
         return samplers.euler(functools.partial(velocity, params), noise, sigmas)[-1]
 
     words = f"Euler, {count} steps, guidance {_GUIDANCE:g}; {case.words}"
@@ -103,9 +103,9 @@ def few_steps(count: int = 2, shift: float = 5.0) -> compare.Row:
         def predict(step, x, sigma):
             del step
             now = {**i, "x": x, "sigma": jnp.full(i["sigma"].shape, sigma, jnp.float32)}
-            return flow.to_x0(x, transformer_lib.velocity(ours, params, now), sigma), None
+            return flow_matching.to_x0(x, transformer_lib.velocity(ours, params, now), sigma), None
 
-        sigmas = flow.Schedule(shift=shift).steps(count)
+        sigmas = flow_matching.Schedule(shift=shift).steps(count)
         return samplers.few_step(predict, lambda step: jnp.asarray(fresh[step]), sigmas)[0]
 
     words = f"few-step, {count} steps; {case.words}"

@@ -30,10 +30,10 @@ from experiments.parity import autoencoders
 from experiments.parity import compare
 from experiments.parity import run
 from experiments.parity import transformer
-from tm_jax.models.wan_vae import autoencoder
-from tm_jax.models.wan_vae import config as vae_config
-from tm_jax.weights import loading
-from tm_jax.weights import parts
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import parts
+from tm_jax.models.vae.wan import autoencoder
+from tm_jax.models.vae.wan import config as vae_config
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Processors to use.", lower_bound=1)

@@ -1,7 +1,7 @@
 """The Wan transformer against diffusers' `WanTransformer3DModel`, forward and backward.
 
 The reference gets random weights, is saved in its own format in several files, and those
-are read through the table of `tm_jax/weights/wan.py`.
+are read through the table of `tm_jax/checkpoints/wan.py`.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from experiments.parity import compare
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import config as config_lib
-from tm_jax.models.wan import patterns
-from tm_jax.models.wan import transformer
-from tm_jax.weights import loading
-from tm_jax.weights import mapping
-from tm_jax.weights import parts
-from tm_jax.weights import wan
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import mapping
+from tm_jax.checkpoints import parts
+from tm_jax.checkpoints import wan
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import config as config_lib
+from tm_jax.models.dit import transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,10 +184,10 @@ def velocity(model: transformer.DiT, params, i: dict) -> jax.Array:
     """Velocity of ours with the teacher's attention, [B, T, H, W, C]."""
     c = model.config
     height, width = i["x"].shape[2:4]
-    grid = patterns.Grid(height // c.patch, width // c.patch, i["x"].shape[1])
+    grid = attention_patterns.Grid(height // c.patch, width // c.patch, i["x"].shape[1])
 
     def run(dit):
-        pattern = patterns.bidirectional(grid)
+        pattern = attention_patterns.bidirectional(grid)
         return dit(i["x"], i["sigma"], dit.embed(given(i)), lambda layer: pattern)[0]
 
     return model.apply({"params": params}, method=run)

@@ -23,14 +23,14 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from tm_jax.data import motion as motion_lib
-from tm_jax.data import speech
-from tm_jax.data import visemes
-from tm_jax.data.people import actions
-from tm_jax.data.people import assets
-from tm_jax.data.people import clip
-from tm_jax.data.people import identity
-from tm_jax.data.people import pose
+from tm_jax.data.corpus import speech
+from tm_jax.data.synthetic import motion as motion_lib
+from tm_jax.data.synthetic import visemes
+from tm_jax.data.synthetic.people import actions
+from tm_jax.data.synthetic.people import assets
+from tm_jax.data.synthetic.people import clip
+from tm_jax.data.synthetic.people import identity
+from tm_jax.data.synthetic.people import pose
 from tm_jax.media import video
 
 _OUT = flags.DEFINE_string("out", "out/people", "Folder for the pictures and the clip.")
@@ -47,7 +47,7 @@ _VISEMES = (
     "SIL", "M", "F", "TH", "T", "S", "SH", "K", "N", "R",
     "L", "AA", "AE", "AH", "EH", "IY", "IH", "AO", "UW", "W",
 )  # fmt: skip
-_VOICES = pathlib.Path(motion_lib.__file__).parents[1] / "assets" / "voices"
+_VOICES = pathlib.Path(motion_lib.__file__).parents[2] / "assets" / "voices"
 
 
 def _grid(tiles: list[np.ndarray], columns: int, names: Sequence[str] | None = None) -> Image.Image:

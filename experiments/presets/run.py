@@ -10,12 +10,12 @@ import re
 
 from absl import app
 
+from tm_jax.checkpoints import wan
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.evaluation import tables
-from tm_jax.models import presets
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import transformer
 from tm_jax.parallel import rules
-from tm_jax.weights import wan
 
 _FOLDER = pathlib.Path(__file__).parent
 _NAMES = ("wan-1.3b", "tm-18b")

@@ -14,10 +14,10 @@ import librosa
 import numpy as np
 import safetensors
 
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import encoder
+from tm_jax.checkpoints import files
+from tm_jax.configs import presets
+from tm_jax.models.audio.causal import encoder
 from tm_jax.parallel import rules
-from tm_jax.weights import files
 
 _RATE = 16000
 _WHISPER_S = 30  # What whisper hears at once.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from tm_jax.core import timing as timing_lib
-from tm_jax.models.wan import audio as dit_audio
+from tm_jax.models.dit import audio_projection as dit_audio
 
 WINDOW = 6  # Feature frames of a latent frame, as in preset `nano`.
 BEFORE, AFTER = dit_audio.margins(WINDOW, timing_lib.Timing())

@@ -14,11 +14,11 @@ import numpy as np
 from experiments.speech import features as features_lib
 from experiments.speech import probes
 from experiments.speech import report
-from tm_jax.data import acoustics
-from tm_jax.data import speech
-from tm_jax.data import spoken
-from tm_jax.data import tracks
-from tm_jax.data import visemes
+from tm_jax.data.corpus import acoustics
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import spoken
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import visemes
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import lipsync
 

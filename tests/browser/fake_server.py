@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from PIL import ImageDraw
 
-from tm_jax.serving import codec
-from tm_jax.serving import messages
-from tm_jax.serving import protocol
+from tm_jax.serving.transport import codec
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import protocol
 
 _PAGE = pathlib.Path(__file__).parents[2] / "tm_jax" / "serving" / "page"
 _SIZE = 256

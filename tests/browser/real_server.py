@@ -10,11 +10,11 @@ import numpy as np
 
 from tm_jax.serving import app as app_lib
 from tm_jax.serving import config
-from tm_jax.serving import engine as engine_lib
-from tm_jax.serving import exchange as exchange_lib
-from tm_jax.serving import fake
-from tm_jax.serving import pictures
 from tm_jax.serving import security
+from tm_jax.serving.calls import exchange as exchange_lib
+from tm_jax.serving.runtime import engine as engine_lib
+from tm_jax.serving.runtime import fake
+from tm_jax.serving.transport import pictures
 
 _SIDE = 64
 
@@ -29,7 +29,7 @@ def _site(webrtc: bool) -> app_lib.Site:
     exchange = exchange_lib.Exchange(engine, gallery, [], config.Limits())
     peers = None
     if webrtc:
-        from tm_jax.serving import webrtc as webrtc_lib
+        from tm_jax.serving.transport import webrtc as webrtc_lib
 
         peers = webrtc_lib.Peers(exchange, loopback=True)
     return app_lib.Site(exchange=exchange, guard=security.Guard(), preset="fake", webrtc=peers)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tm_jax.serving import codec
-from tm_jax.serving import messages
+from tm_jax.serving.transport import codec
+from tm_jax.serving.transport import messages
 
 
 @pytest.fixture

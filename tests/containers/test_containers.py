@@ -231,8 +231,8 @@ def test_callers_stick_to_a_pod_and_load_scales_it(kinds):
     assert float(notes[prefix + "proxy-read-timeout"]) >= 3600
     metric = kinds["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
     assert metric == "tm_jax_load"
-    assert '"load": (' in _text("tm_jax", "serving", "exchange.py")
-    assert 'f"tm_jax_{name}"' in _text("tm_jax", "serving", "metrics.py")
+    assert '"load": (' in _text("tm_jax", "serving", "calls", "exchange.py")
+    assert 'f"tm_jax_{name}"' in _text("tm_jax", "serving", "runtime", "metrics.py")
 
 
 @pytest.mark.parametrize("page", ["agents.md", "capacity.md", "plugins.md"])

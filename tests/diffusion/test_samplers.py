@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.diffusion import flow
+from tm_jax.diffusion import flow_matching
 from tm_jax.diffusion import samplers
 
 _NOISE = np.random.default_rng(0).standard_normal((2, 3), dtype=np.float32)
@@ -12,7 +12,7 @@ _NOISE = np.random.default_rng(0).standard_normal((2, 3), dtype=np.float32)
 
 def test_euler_follows_a_straight_path_exactly():
     x0 = np.float32([[1, -2, 3], [0, 5, 1]])
-    sigmas = flow.Schedule().steps(5)
+    sigmas = flow_matching.Schedule().steps(5)
     points = samplers.euler(lambda x, s: jnp.asarray(_NOISE - x0), _NOISE, sigmas)
     assert points.shape == (6, 2, 3)
     levels = np.append(sigmas, 0.0)[:, None, None]
@@ -44,7 +44,7 @@ def test_few_step_with_an_exact_predictor_returns_x0():
         seen.append((step, x, sigma))
         return x0, step
 
-    sigmas = flow.Schedule().steps(3)
+    sigmas = flow_matching.Schedule().steps(3)
     result, extras = samplers.few_step(predict, _draw, sigmas)
     np.testing.assert_array_equal(result, x0)
     assert extras == [0, 1, 2]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from tm_jax.checkpoints import files
 from tm_jax.evaluation import facts
-from tm_jax.weights import files
 
 
 def test_the_hash_is_of_the_tensors_alone(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tm_jax.data import characters
+from tm_jax.data.synthetic import characters
 from tm_jax.evaluation import mouth
 
 SIZE = 64

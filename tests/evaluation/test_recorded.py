@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from tm_jax.data import characters
+from tm_jax.data.synthetic import characters
 from tm_jax.evaluation import landmarks
 from tm_jax.evaluation import recorded
 from tm_jax.media import video

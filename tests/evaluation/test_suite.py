@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from tm_jax.data import speech
+from tm_jax.data.corpus import speech
 from tm_jax.evaluation import arms
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import gestures

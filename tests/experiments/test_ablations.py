@@ -12,12 +12,12 @@ from experiments.distillation import curves
 from experiments.distillation import report
 from experiments.distillation import variants
 from tests.training import small
+from tm_jax.checkpoints import files
 from tm_jax.configs import overrides
 from tm_jax.core import trees
-from tm_jax.models.vae import autoencoder
+from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.training import run
 from tm_jax.training import sources
-from tm_jax.weights import files
 
 _FRAMES, _CHUNK, _WINDOW = 240, 12, 24
 

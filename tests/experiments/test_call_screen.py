@@ -5,7 +5,7 @@ import pytest
 
 from experiments.call import marks
 from experiments.call import screen
-from tm_jax.serving import fake
+from tm_jax.serving.runtime import fake
 
 
 def _speech(seconds):

@@ -7,11 +7,11 @@ import pytest
 from experiments.speech import features
 from experiments.speech import probes
 from experiments.speech import report
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import encoder
+from tm_jax.checkpoints import files
+from tm_jax.configs import presets
+from tm_jax.models.audio.causal import encoder
 from tm_jax.parallel import rules
 from tm_jax.training import speech_stage
-from tm_jax.weights import files
 
 
 def test_windows_lie_around_the_frames_of_their_latent():

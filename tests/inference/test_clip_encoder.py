@@ -10,14 +10,14 @@ pytest.importorskip("ftfy")
 
 from experiments.parity import reduced
 from tests.data import recordings
+from tm_jax.configs import components
+from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.core import timing as timing_lib
 from tm_jax.data import clips
 from tm_jax.data import prepare
 from tm_jax.data import shards
 from tm_jax.inference import clip_encoder
-from tm_jax.models import components
-from tm_jax.models import presets
 
 _SIDE = 64
 _TIMING = timing_lib.Timing()

@@ -17,6 +17,11 @@ pytest.importorskip("ftfy")
 
 from experiments.parity import reduced
 import tm_jax
+from tm_jax.checkpoints import convert
+from tm_jax.checkpoints import parts
+from tm_jax.checkpoints import wan as wan_table
+from tm_jax.configs import components
+from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.core import trees
 from tm_jax.inference import loading
@@ -26,14 +31,9 @@ from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session as session_lib
 from tm_jax.inference import streams
 from tm_jax.inference import teacher_session
-from tm_jax.models import components
-from tm_jax.models import presets
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import patterns
-from tm_jax.models.wan_vae import config as vae_config
-from tm_jax.weights import convert
-from tm_jax.weights import parts
-from tm_jax.weights import wan as wan_table
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import conditioning
+from tm_jax.models.vae.wan import config as vae_config
 
 _SIDE = 64
 _CHUNK_SAMPLES = 7680
@@ -414,7 +414,7 @@ def test_sizes_without_a_file_are_the_published_ones(tmp_path):
 
 
 def test_a_face_box_becomes_shares_of_tokens():
-    grid = patterns.Grid(2, 4, 3)
+    grid = attention_patterns.Grid(2, 4, 3)
     mask = pictures.face_mask((0.0, 0.25, 0.75, 0.625), grid).reshape(2, 4)
     np.testing.assert_allclose(mask, [[0, 1, 0.5, 0], [0, 0.5, 0.25, 0]])
     for box in ((0.5, 0, 0.5, 1), (0, 0, 1.1, 1), (0, -1, 1, 1)):

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.checkpoints import files
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import programs as programs_lib
 from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.wan import audio as dit_audio
-from tm_jax.weights import files
+from tm_jax.models.dit import audio_projection as dit_audio
 
 _ATOL = 1e-5
 

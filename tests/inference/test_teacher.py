@@ -6,6 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.checkpoints import files
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
 from tm_jax.diffusion import guidance
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
@@ -13,11 +16,8 @@ from tm_jax.inference import reconstruction
 from tm_jax.inference import session as session_lib
 from tm_jax.inference import teacher
 from tm_jax.inference import variants
-from tm_jax.models import networks
-from tm_jax.models import presets
 from tm_jax.training import puppet_source
 from tm_jax.training import rollouts
-from tm_jax.weights import files
 
 _ATOL = 2e-5  # On latents of size 1.
 

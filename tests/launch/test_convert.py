@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from tm_jax.checkpoints import mapping
+from tm_jax.checkpoints import sinks
+from tm_jax.checkpoints import sources
+from tm_jax.checkpoints import wan
 from tm_jax.core import trees
-from tm_jax.weights import mapping
-from tm_jax.weights import sinks
-from tm_jax.weights import sources
-from tm_jax.weights import wan
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = str(_ROOT / "launch" / "convert.py")

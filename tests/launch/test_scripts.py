@@ -15,9 +15,9 @@ import pytest
 
 from launch import demo
 from launch import sheet
+from tm_jax.configs import presets
 from tm_jax.core import timing as timing_lib
 from tm_jax.media import audio
-from tm_jax.models import presets
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TIMING = timing_lib.Timing()

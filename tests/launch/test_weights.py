@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 
 from tests import hub_server
+from tm_jax.checkpoints import files
+from tm_jax.checkpoints import mapping
+from tm_jax.checkpoints import sinks
+from tm_jax.checkpoints import sources
+from tm_jax.checkpoints import wan
 from tm_jax.core import trees
-from tm_jax.weights import files
-from tm_jax.weights import mapping
-from tm_jax.weights import sinks
-from tm_jax.weights import sources
-from tm_jax.weights import wan
 
 pytest.importorskip("huggingface_hub")
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

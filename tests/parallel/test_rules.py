@@ -7,12 +7,12 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from tm_jax.configs import presets
 from tm_jax.core import axes
 from tm_jax.core import trees
-from tm_jax.models import locator
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import encoder
-from tm_jax.models.vae import autoencoder
+from tm_jax.models.audio.causal import encoder
+from tm_jax.models.puppet import locator
+from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.parallel import rules
 
 

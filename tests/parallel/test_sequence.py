@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from tm_jax.core import axes
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import config
-from tm_jax.models.wan import patterns
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import causal
+from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import config
+from tm_jax.models.dit import transformer
 from tm_jax.nn import attention
 from tm_jax.parallel import rules
 from tm_jax.training import steps
@@ -60,7 +60,7 @@ class _Net:
         self.boxed = helpers.shapes(dit)
         self.params = helpers.random(self.boxed)
         self.inputs = helpers.inputs(preset, _B, 1 + _C)
-        self.grid = patterns.Grid(rows, columns, _C)
+        self.grid = attention_patterns.Grid(rows, columns, _C)
 
     def placed(self, mesh):
         """Parameters and inputs on a mesh."""
@@ -91,7 +91,7 @@ def _teacher(net, sizes):
 
     def forward(params, inputs):
         return net.model.apply(
-            {"params": params}, **inputs, pattern=patterns.bidirectional(net.grid),
+            {"params": params}, **inputs, pattern=attention_patterns.bidirectional(net.grid),
             method=net.touch,
         )
 
@@ -112,7 +112,7 @@ def _begin(net, sizes, policy):
             channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
         )
         given = net.model.apply(variables, given, context, method="embed")
-        state = student.begin(
+        state = causal.begin(
             net.model, params, i["x"][:, 0], i["condition"][:, 0], context, keys, _C, 1, policy
         )
         # Repeated, the sink is as long as a chunk: a cache with something in it.
@@ -139,7 +139,7 @@ def _chunk(net, sizes):
     state = state.replace(sink=cache[0], previous=cache[1])
 
     def chunk(params, state, given, i):
-        return student.chunk_pass(
+        return causal.chunk_pass(
             net.model, params, state, 0, i["x"][:, 1:], i["sigma"][:, 0],
             given,
         )
@@ -158,7 +158,7 @@ def _gradient(net, sizes):
 
     def loss(params, inputs):
         out, _ = net.model.apply(
-            {"params": params}, **inputs, pattern=patterns.teacher_forcing(net.grid, 2),
+            {"params": params}, **inputs, pattern=attention_patterns.teacher_forcing(net.grid, 2),
             method=net.touch,
         )
         return jnp.mean(jnp.square(out))
@@ -229,7 +229,7 @@ def test_the_cache_is_placed_by_the_rules_and_donated(net, shape, heads):
         chunk = conditioning.Conditioning(
             channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
         )
-        return student.next_chunk(
+        return causal.next_chunk(
             net.model, params, state, chunk, context, (1.0,), "per_step",
         )
 
@@ -251,7 +251,7 @@ def test_heads_one_after_another_only_where_they_are_whole(monkeypatch, heads):
 
     def run(sizes):
         def attend(q):
-            pattern = patterns.bidirectional(patterns.Grid(4, 4, _C))
+            pattern = attention_patterns.bidirectional(attention_patterns.Grid(4, 4, _C))
             keys = attention.place_keys(q)
             return pattern(attention.place_queries(q), keys, keys), ()
 

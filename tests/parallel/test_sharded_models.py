@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from tm_jax.core import trees
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import patterns
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import causal
+from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import steps
 
@@ -23,7 +23,7 @@ _MESHES = {
     "fsdp-seq-tensor": dict(data=1, fsdp=2, seq=2, tensor=2),
     "data-seq-tensor": dict(data=2, fsdp=1, seq=2, tensor=2),
 }
-_GRID = patterns.Grid(4, 4, _C)
+_GRID = attention_patterns.Grid(4, 4, _C)
 
 
 def _mesh(name):
@@ -39,7 +39,7 @@ def _forward(pico, mesh):
     @jax.jit
     def forward(params, inputs):
         out, states = pico.model.apply(
-            {"params": params}, **inputs, pattern=patterns.bidirectional(_GRID),
+            {"params": params}, **inputs, pattern=attention_patterns.bidirectional(_GRID),
             method=pico.touch,
         )
         return out, states[0]
@@ -77,14 +77,14 @@ def _rollout(pico, mesh):
         context = model.apply(
             {"params": params}, i["text"], i["image"], i["face_mask"], method="context"
         )
-        state = student.begin(
+        state = causal.begin(
             model, params, i["x"][:, 0], i["condition"][:, 0], context, keys, _C, 2, "clean"
         )
         return context, state
 
     @jax.jit
     def chunk(params, state, context, i):
-        return student.next_chunk(
+        return causal.next_chunk(
             model, params, state, conditioning.Conditioning(
                 channels=i["condition"][:, 1:], audio=i["windows"][:, 1:], mode=i["mode"][:, 1:]
             ),
@@ -124,7 +124,7 @@ def _train(pico, mesh):
 
     def loss(params, frozen, batch, key):
         out, _ = model.apply(
-            {"params": params}, **batch, pattern=patterns.bidirectional(_GRID),
+            {"params": params}, **batch, pattern=attention_patterns.bidirectional(_GRID),
             method=pico.touch,
         )
         target = jax.random.normal(key, out.shape)

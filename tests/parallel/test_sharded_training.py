@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from tm_jax.checkpoint import store as store_lib
+from tm_jax.checkpoints import store as store_lib
 from tm_jax.core import axes
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib

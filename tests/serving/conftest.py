@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tm_jax.serving import config
-from tm_jax.serving import engine as engine_lib
-from tm_jax.serving import fake
-from tm_jax.serving import messages
-from tm_jax.serving import pictures
 from tm_jax.serving import security
+from tm_jax.serving.runtime import engine as engine_lib
+from tm_jax.serving.runtime import fake
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import pictures
 
 try:  # The extra `serve`; tests that need it skip themselves.
     from tm_jax.serving import app as app_lib
@@ -42,7 +42,7 @@ async def serve(
     chunk_frames=2, step_s=0.0, webrtc=False, requests=100000, uploads=100000,
 ):
     """Starts a server; chunks last 80 ms so that tests are quick."""
-    from tm_jax.serving import exchange as exchange_lib
+    from tm_jax.serving.calls import exchange as exchange_lib
 
     devices = fake.FakeBackend(side=SIDE, chunk_frames=chunk_frames, step_s=step_s)
     engine = engine_lib.Engine(devices, lanes=lanes, batch=batch, most=most)
@@ -59,7 +59,7 @@ async def serve(
     )
     peers = None
     if webrtc:
-        from tm_jax.serving import webrtc as webrtc_lib
+        from tm_jax.serving.transport import webrtc as webrtc_lib
 
         peers = webrtc_lib.Peers(exchange, loopback=True)
     page = {"index.html": app_lib.page_files.File(b"<p>page</p>", "text/html", "1")}

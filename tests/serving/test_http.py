@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 
 from tm_jax.serving import config
-from tm_jax.serving import messages
-from tm_jax.serving import pictures
-from tm_jax.serving import protocol
 from tm_jax.serving import security
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import pictures
+from tm_jax.serving.transport import protocol
 
 aiohttp = pytest.importorskip("aiohttp")
 from tm_jax.serving import client  # noqa: E402  Needs the extra.

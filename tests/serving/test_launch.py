@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tm_jax.serving import messages
+from tm_jax.serving.transport import messages
 
 pytest.importorskip("aiohttp")
 from tm_jax.serving import client  # noqa: E402  Needs the extra.

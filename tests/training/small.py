@@ -6,10 +6,10 @@ import functools
 import jax
 import numpy as np
 
-from tm_jax.models import components
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.wan import transformer
+from tm_jax.configs import components
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
+from tm_jax.models.dit import transformer
 from tm_jax.training import example_source
 
 LATENTS = 14  # Of every record, after the picture.

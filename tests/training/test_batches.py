@@ -7,7 +7,7 @@ import pytest
 
 from tests.training import small
 from tm_jax.core import trees
-from tm_jax.models.wan import conditioning
+from tm_jax.models.dit import conditioning
 from tm_jax.parallel import rules
 from tm_jax.training import batches
 from tm_jax.training import example_source

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from tests.training import small
+from tm_jax.checkpoints import files
+from tm_jax.checkpoints import parts
+from tm_jax.checkpoints import wan
 from tm_jax.configs import overrides
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.data import examples
 from tm_jax.data import shards
 from tm_jax.diffusion import guidance
-from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import batches
 from tm_jax.training import distill_stage
@@ -25,9 +28,6 @@ from tm_jax.training import sources
 from tm_jax.training import starts
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
-from tm_jax.weights import files
-from tm_jax.weights import parts
-from tm_jax.weights import wan
 
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 _COUNT, _LATENTS = 6, 9

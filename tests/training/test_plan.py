@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from tm_jax.models import presets
-from tm_jax.models.wan import transformer
+from tm_jax.configs import presets
+from tm_jax.models.dit import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import plan

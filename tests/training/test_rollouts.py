@@ -10,7 +10,7 @@ import pytest
 from tests.training import small
 from tm_jax.core import trees
 from tm_jax.diffusion import guidance as guidance_lib
-from tm_jax.models.wan import student as student_lib
+from tm_jax.models.dit import causal as student_lib
 from tm_jax.training import rollouts
 
 _B, _CHUNKS, _W, _C = 2, 4, 2, 3

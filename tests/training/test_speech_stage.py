@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tm_jax.configs import overrides
-from tm_jax.data import acoustics
-from tm_jax.data import speech
-from tm_jax.data import spoken
-from tm_jax.data import tracks
-from tm_jax.data import visemes
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import encoder
+from tm_jax.configs import presets
+from tm_jax.data.corpus import acoustics
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import spoken
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import visemes
+from tm_jax.models.audio.causal import encoder
 from tm_jax.training import run
 from tm_jax.training import speech_stage
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tm_jax.checkpoints import files
 from tm_jax.configs import overrides
-from tm_jax.data import characters
-from tm_jax.data import speech
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import speech
+from tm_jax.data.synthetic import characters
 from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
-from tm_jax.models import networks
-from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import run
-from tm_jax.weights import files
 
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 _DATA = ["data.clips=8", "data.latents=6", "batch=4", "previews=2"]

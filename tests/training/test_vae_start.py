@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tm_jax.models.small_vae import config as config_lib
-from tm_jax.models.small_vae import layers
-from tm_jax.models.small_vae import motion
-from tm_jax.models.small_vae import network
+from tm_jax.models.vae.small import config as config_lib
+from tm_jax.models.vae.small import layers
+from tm_jax.models.vae.small import motion
+from tm_jax.models.vae.small import network
 from tm_jax.training import vae_start
 from tm_jax.training import video_vae
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tm_jax.checkpoint import store as store_lib
+from tm_jax.checkpoints import store as store_lib
 from tm_jax.data import frame_store
 from tm_jax.evaluation import reconstruction
-from tm_jax.models.small_vae import config as config_lib
-from tm_jax.models.small_vae import network
+from tm_jax.models.vae.small import config as config_lib
+from tm_jax.models.vae.small import network
 from tm_jax.training import video_vae
 
 _SIDE = 64

@@ -1,1 +1,1 @@
-"""Typed overrides of frozen configurations."""
+"""Presets: the components of a model and their sizes; typed overrides; stored settings."""

@@ -8,7 +8,7 @@ exactly as high as `mouth_height(...)` says.
 from jax import lax
 import jax.numpy as jnp
 
-from tm_jax.data import drawing
+from tm_jax.data.synthetic import drawing
 
 INTERIOR = (0.15, 0.035, 0.055)
 TEETH = (0.965, 0.955, 0.93)

@@ -6,7 +6,7 @@ The path is x_sigma = (1 - sigma) x0 + sigma eps (`flow.py`); sigma falls from 1
 import jax
 import jax.numpy as jnp
 
-from tm_jax.diffusion import flow
+from tm_jax.diffusion import flow_matching
 
 
 def euler(velocity, noise: jax.Array, sigmas) -> jax.Array:
@@ -48,7 +48,7 @@ def few_step(predict, draw, sigmas):
     x0, extras = None, []
     for step, sigma in enumerate(sigmas):
         noise = draw(step)
-        x = noise if step == 0 else flow.corrupt(x0, noise, jnp.float32(sigma))
+        x = noise if step == 0 else flow_matching.corrupt(x0, noise, jnp.float32(sigma))
         x0, extra = predict(step, x, sigma)
         extras.append(extra)
     return x0, extras

@@ -12,7 +12,7 @@ import flax
 import jax
 import numpy as np
 
-from tm_jax.models import networks
+from tm_jax.configs import puppet as networks
 
 _BLOCK = 1 << 24  # Bytes read at once.
 

@@ -9,10 +9,10 @@ import functools
 import numpy as np
 
 from tm_jax.core import timing as timing_lib
-from tm_jax.data import characters
-from tm_jax.data import motion as motion_lib
-from tm_jax.data import speech
-from tm_jax.data import tracks
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import characters
+from tm_jax.data.synthetic import motion as motion_lib
 from tm_jax.evaluation import mouth
 
 _FIRST = 500  # Number of the first held-out character.

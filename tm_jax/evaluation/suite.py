@@ -12,7 +12,7 @@ from absl import logging
 import numpy as np
 
 from tm_jax.core import timing as timing_lib
-from tm_jax.data import speech
+from tm_jax.data.corpus import speech
 from tm_jax.evaluation import arms as arms_lib
 from tm_jax.evaluation import diversity
 from tm_jax.evaluation import endurance

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 import scipy.signal
 
+from tm_jax.checkpoints import pickled
 from tm_jax.core import trees
 from tm_jax.evaluation import mfcc
-from tm_jax.weights import pickled
 
 SIDE = 224
 FRAMES = 5

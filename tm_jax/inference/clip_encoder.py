@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.checkpoints import hub
+from tm_jax.configs import components as components_lib
+from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.core import trees
 from tm_jax.inference import loading
 from tm_jax.inference import part_files
 from tm_jax.inference import streams
-from tm_jax.models import components as components_lib
-from tm_jax.models import presets
-from tm_jax.models.clip import encoder as clip_encoder
-from tm_jax.models.clip import pictures as clip_pictures
+from tm_jax.models.image import encoder as clip_encoder
+from tm_jax.models.image import pictures as clip_pictures
 from tm_jax.parallel import rules
-from tm_jax.weights import hub
 
 
 class ClipEncoder:

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from tm_jax.checkpoints import hub
+from tm_jax.configs import presets
 from tm_jax.inference import part_files
 from tm_jax.inference import pictures
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
 from tm_jax.inference import streams
 from tm_jax.inference import teacher_session
-from tm_jax.models import presets
-from tm_jax.models.umt5 import encoder as umt5
+from tm_jax.models.text import encoder as umt5
 from tm_jax.parallel import rules
-from tm_jax.weights import hub
 
 DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")

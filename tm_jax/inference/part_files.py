@@ -14,9 +14,9 @@ import os
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tm_jax.models import presets
-from tm_jax.weights import loading
-from tm_jax.weights import parts
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import parts
+from tm_jax.configs import presets
 
 SETTINGS = "preset.json"
 TOKENIZERS = ("tokenizer", os.path.join("google", "umt5-xxl"))

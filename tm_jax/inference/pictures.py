@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
+from tm_jax.configs import presets
 from tm_jax.data import faces
-from tm_jax.models import presets
-from tm_jax.models.wan import patterns
+from tm_jax.models.dit import attention_patterns
 
 
 def with_aspect(preset: presets.Preset, aspect: float) -> presets.Preset:
@@ -26,7 +26,7 @@ def with_aspect(preset: presets.Preset, aspect: float) -> presets.Preset:
     return dataclasses.replace(preset, height=height, width=width)
 
 
-def face_mask(box: tuple[float, float, float, float], grid: patterns.Grid) -> np.ndarray:
+def face_mask(box: tuple[float, float, float, float], grid: attention_patterns.Grid) -> np.ndarray:
     """Share of every token that lies in a box, [1, P].
 
     Args:

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from tm_jax.configs import presets
 from tm_jax.core import axes
 from tm_jax.inference import programs
-from tm_jax.models import presets
 from tm_jax.parallel import rules
 
 

@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.checkpoints import files
+from tm_jax.configs import components
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
 from tm_jax.core import pixels
 from tm_jax.core import trees
 from tm_jax.inference import pipeline
-from tm_jax.models import components
-from tm_jax.models import face as face_lib
-from tm_jax.models import locator
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.motion import config as motion_config
-from tm_jax.models.motion import network as motion_network
-from tm_jax.models.motion import pose
-from tm_jax.models.vae import autoencoder
-from tm_jax.models.wan import conditioning
-from tm_jax.models.wan import student
-from tm_jax.weights import files
+from tm_jax.models.dit import causal as student
+from tm_jax.models.dit import conditioning
+from tm_jax.models.puppet import face as face_lib
+from tm_jax.models.puppet import locator
+from tm_jax.models.puppet.motion import config as motion_config
+from tm_jax.models.puppet.motion import network as motion_network
+from tm_jax.models.puppet.motion import pose
+from tm_jax.models.puppet.vae import autoencoder
 
 _MOTION = 0x6D6F  # Sets the keys of motion apart from those of the student's chunks.
 

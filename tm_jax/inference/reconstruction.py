@@ -8,8 +8,8 @@ import numpy as np
 from tm_jax.core import pixels as pixels_lib
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
-from tm_jax.models import face as face_lib
-from tm_jax.models.motion import config as motion_config
+from tm_jax.models.puppet import face as face_lib
+from tm_jax.models.puppet.motion import config as motion_config
 
 
 class Autoencoder:

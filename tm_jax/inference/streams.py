@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.checkpoints import parts as parts_lib
+from tm_jax.configs import components as components_lib
+from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.inference import pictures as picture_lib
 from tm_jax.inference import pipeline
-from tm_jax.models import components as components_lib
-from tm_jax.models import presets
-from tm_jax.models.clip import encoder as clip_encoder
-from tm_jax.models.clip import pictures as clip_pictures
-from tm_jax.models.wan import conditioning as conditioning_lib
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import causal
+from tm_jax.models.dit import conditioning as conditioning_lib
+from tm_jax.models.dit import transformer
+from tm_jax.models.image import encoder as clip_encoder
+from tm_jax.models.image import pictures as clip_pictures
 from tm_jax.parallel import rules
-from tm_jax.weights import parts as parts_lib
 
 CONSTANTS = "constants"  # What is computed once: prompt features, latents of empty frames.
 
@@ -117,7 +117,7 @@ class StreamFunctions:
         reference = parts.vae.begin(params, params[CONSTANTS], picture)
         context = self.context(params, inputs, "prompt")
         sink = conditioning_lib.channels(preset.conditioning, reference.condition, 1)
-        state = student.begin(
+        state = causal.begin(
             parts.dit, params["transformer"], reference.latent, sink[:, 0], context,
             pipeline.keys_of(keys), preset.timing.latents_per_chunk, preset.student.num_steps,
             preset.student.policy, preset.student.view,
@@ -161,7 +161,7 @@ class StreamFunctions:
             preset.conditioning, start.condition, mode.shape[1], first=1
         )
         given = conditioning_lib.Conditioning(channels=channels, audio=windows, mode=mode)
-        return student.next_chunk(
+        return causal.next_chunk(
             self.components.dit, params["transformer"], state, given, start.context,
             preset.sigmas, preset.student.policy, preset.student.temperature,
         )

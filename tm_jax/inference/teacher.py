@@ -17,8 +17,8 @@ import numpy as np
 from tm_jax.diffusion import samplers
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
-from tm_jax.models.motion import config as motion_config
-from tm_jax.models.motion import network as motion_network
+from tm_jax.models.puppet.motion import config as motion_config
+from tm_jax.models.puppet.motion import network as motion_network
 
 _NOISE = 0x7EAC  # Sets the teacher's noise apart from the student's.
 

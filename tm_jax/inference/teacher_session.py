@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.configs import components
 from tm_jax.core import pixels
 from tm_jax.diffusion import samplers
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
 from tm_jax.inference import streams
-from tm_jax.models import components
-from tm_jax.models.wan import conditioning as conditioning_lib
-from tm_jax.models.wan import patterns
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import conditioning as conditioning_lib
 from tm_jax.parallel import rules
 
 _MOST_DECODED = 4  # Latents of a clip that are decoded at once.
@@ -186,7 +186,7 @@ def sample(
         level = sigma * (1 - known) if pinned else jnp.full_like(known, sigma)
         velocity, _ = parts.dit.apply(
             variables, x, jnp.broadcast_to(level, x.shape[:2]), embedded,
-            lambda layer: patterns.bidirectional(grid),
+            lambda layer: attention_patterns.bidirectional(grid),
         )
         return velocity.at[:, 0].set(0.0) if pinned else velocity
 

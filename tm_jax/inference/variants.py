@@ -5,10 +5,10 @@ import os
 
 import jax
 
+from tm_jax.checkpoints import files
+from tm_jax.configs import puppet as networks
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import puppet
-from tm_jax.models import networks
-from tm_jax.weights import files
 
 
 def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pipeline:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tm_jax.models.motion import config as motion_config
+from tm_jax.models.puppet.motion import config as motion_config
 
 _RANGE_DB = motion_config.LOUDNESS_DB
 

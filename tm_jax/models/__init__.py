@@ -1,1 +1,1 @@
-"""The networks: video transformer, video autoencoder, audio encoder; and their presets."""
+"""The networks: video transformer, video autoencoders, encoders of audio, text and pictures."""

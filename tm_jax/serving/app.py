@@ -11,14 +11,14 @@ import weakref
 from absl import logging
 from aiohttp import web
 
-from tm_jax.serving import codec
-from tm_jax.serving import exchange as exchange_lib
-from tm_jax.serving import metrics as metrics_lib
 from tm_jax.serving import page_files
-from tm_jax.serving import pictures
-from tm_jax.serving import protocol
 from tm_jax.serving import security
-from tm_jax.serving import websocket
+from tm_jax.serving.calls import exchange as exchange_lib
+from tm_jax.serving.runtime import metrics as metrics_lib
+from tm_jax.serving.transport import codec
+from tm_jax.serving.transport import pictures
+from tm_jax.serving.transport import protocol
+from tm_jax.serving.transport import websocket
 
 _JSON_BYTES = 256 * 1024  # A WebRTC offer has 10 KB or so.
 _BODY_S = 30.0  # Time for a request to deliver its body.

@@ -15,9 +15,9 @@ import urllib.parse
 
 import aiohttp
 
-from tm_jax.serving import codec
-from tm_jax.serving import messages
-from tm_jax.serving import protocol
+from tm_jax.serving.transport import codec
+from tm_jax.serving.transport import messages
+from tm_jax.serving.transport import protocol
 
 
 class Closed(ConnectionError):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tm_jax.serving import protocol
+from tm_jax.serving.transport import protocol
 
 VERSION = "tm_jax 0.1.0"
 

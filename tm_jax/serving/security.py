@@ -7,7 +7,7 @@ import ipaddress
 import time
 import urllib.parse
 
-from tm_jax.serving import pacing
+from tm_jax.serving.runtime import pacing
 
 LEAST_TOKEN = 16  # Characters; 16 random letters and digits are 95 bits.
 _MOST_ADDRESSES = 4096  # Whose rates are remembered.

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.core import pixels as pixels_lib
-from tm_jax.data import characters
-from tm_jax.data import motion as motion_lib
-from tm_jax.models import face as face_lib
-from tm_jax.models.vae import autoencoder
-from tm_jax.models.vae import config as vae_config
+from tm_jax.data.synthetic import characters
+from tm_jax.data.synthetic import motion as motion_lib
+from tm_jax.models.puppet import face as face_lib
+from tm_jax.models.puppet.vae import autoencoder
+from tm_jax.models.puppet.vae import config as vae_config
 
 # Root mean square of how far columns of motion are from a portrait's, over speech; blinks, which
 # are rare, over twice their mean.

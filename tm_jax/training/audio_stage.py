@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import tracks
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import encoder
+from tm_jax.configs import presets
+from tm_jax.data.corpus import tracks
+from tm_jax.models.audio.causal import encoder
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 

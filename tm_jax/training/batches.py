@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from tm_jax.models.wan import conditioning as conditioning_lib
+from tm_jax.models.dit import conditioning as conditioning_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tm_jax.diffusion import flow
+from tm_jax.diffusion import dmd
+from tm_jax.diffusion import flow_matching
 from tm_jax.diffusion import guidance as guidance_lib
 from tm_jax.training import alternating
 from tm_jax.training import batches
-from tm_jax.training import dmd
 from tm_jax.training import example_source
 from tm_jax.training import groups
 from tm_jax.training import latents as latents_lib
@@ -210,7 +210,7 @@ def losses(
 
         def estimate(params, guidance):
             velocity = rollouts.teacher_velocity(models, params, batch, noisy, sigma, guidance)
-            return flow.to_x0(noisy, velocity, sigma)[:, 1:]
+            return flow_matching.to_x0(noisy, velocity, sigma)[:, 1:]
 
         real = estimate(frozen["teacher"], config.score_guidance)
         fake = estimate(frozen["critic"], guidance_lib.Guidance())

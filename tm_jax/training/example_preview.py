@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.configs import components
+from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.media import video
-from tm_jax.models import components
-from tm_jax.models import presets
 from tm_jax.training import example_source
 from tm_jax.training import sources
 

@@ -7,8 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tm_jax.models import components
-from tm_jax.models import presets
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import parts
+from tm_jax.configs import components
+from tm_jax.configs import presets
 from tm_jax.training import distill_stage
 from tm_jax.training import example_preview
 from tm_jax.training import example_source
@@ -18,8 +20,6 @@ from tm_jax.training import starts
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import trajectories
-from tm_jax.weights import loading
-from tm_jax.weights import parts
 
 STAGES = ("teacher", "student", "distill")
 PART = "transformer"

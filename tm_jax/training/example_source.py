@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.configs import presets
 from tm_jax.data import shards
-from tm_jax.models import presets
-from tm_jax.models.wan import conditioning as conditioning_lib
+from tm_jax.models.dit import conditioning as conditioning_lib
 from tm_jax.training import batches
 
 # A clip after encoding, by name. The optional parts are there where the preset has them.

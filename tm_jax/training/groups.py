@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from tm_jax.checkpoints import wan
 from tm_jax.core import trees
-from tm_jax.weights import wan
 
 NEW, BASE = "new", "base"
 

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from tm_jax.data import characters
-from tm_jax.data import drawn
-from tm_jax.data import motion as motion_lib
-from tm_jax.data import tracks
-from tm_jax.models import networks
-from tm_jax.models.audio_encoder import encoder
-from tm_jax.models.vae import autoencoder
-from tm_jax.models.wan import audio as dit_audio
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import characters
+from tm_jax.data.synthetic import drawn
+from tm_jax.data.synthetic import motion as motion_lib
+from tm_jax.models.audio.causal import encoder
+from tm_jax.models.dit import audio_projection as dit_audio
+from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.training import aligned
 from tm_jax.training import sources
 

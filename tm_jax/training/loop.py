@@ -15,7 +15,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from tm_jax.checkpoint import store as store_lib
+from tm_jax.checkpoints import store as store_lib
 from tm_jax.core import trees
 from tm_jax.parallel import mesh_flag
 from tm_jax.parallel import rules

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.data import backchannel
-from tm_jax.data import motion as motion_lib
-from tm_jax.data import tracks
-from tm_jax.diffusion import flow
+from tm_jax.configs import puppet as networks
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import backchannel
+from tm_jax.data.synthetic import motion as motion_lib
+from tm_jax.diffusion import flow_matching
 from tm_jax.media import overheard
-from tm_jax.models import networks
-from tm_jax.models.audio_encoder import encoder
-from tm_jax.models.motion import config as motion_config
-from tm_jax.models.motion import heard as heard_lib
-from tm_jax.models.motion import network
-from tm_jax.models.wan import audio as dit_audio
+from tm_jax.models.audio.causal import encoder
+from tm_jax.models.dit import audio_projection as dit_audio
+from tm_jax.models.puppet.motion import config as motion_config
+from tm_jax.models.puppet.motion import heard as heard_lib
+from tm_jax.models.puppet.motion import network
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -282,10 +282,10 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
         sigma = jax.random.uniform(keys[0], (len(x0),))
         noise = jax.random.normal(keys[1], x0.shape)
         velocity = model.apply(
-            variables, flow.corrupt(x0, noise, sigma), sigma, past, batch["window"],
+            variables, flow_matching.corrupt(x0, noise, sigma), sigma, past, batch["window"],
             batch["mode"], batch["heard"],
         )
-        error = jnp.square(velocity - flow.velocity(x0, noise)).mean()
+        error = jnp.square(velocity - flow_matching.velocity(x0, noise)).mean()
         return error, {"flow": error}
 
     def batches(seed):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
 from tm_jax.core import axes
 from tm_jax.core import trees
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.wan import student
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import causal
+from tm_jax.models.dit import transformer
 from tm_jax.parallel import rules
 from tm_jax.training import optimizer as optimizer_lib
 
@@ -133,7 +133,7 @@ def _cache(preset, settings, sizes: Mapping[str, int]) -> list[Row]:
     def begin(params, reference, condition, text, image, face_mask):
         context = model.apply({"params": params}, text, image, face_mask, method="context")
         keys = jax.random.split(jax.random.key(0), batch)
-        return student.begin(
+        return causal.begin(
             model, params, reference, condition, context, keys,
             preset.timing.latents_per_chunk, preset.student.num_steps, preset.student.policy,
             preset.student.view,

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.core import pixels as pixels_lib
-from tm_jax.data import characters
-from tm_jax.data import tracks
+from tm_jax.data.corpus import tracks
+from tm_jax.data.synthetic import characters
 from tm_jax.evaluation import mouth
-from tm_jax.models.vae import config as vae_config
+from tm_jax.models.puppet.vae import config as vae_config
 from tm_jax.training import aligned
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import sources

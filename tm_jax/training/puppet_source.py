@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tm_jax.models import networks
-from tm_jax.models import presets
-from tm_jax.models.vae import config as vae_config
-from tm_jax.models.wan import conditioning as conditioning_lib
-from tm_jax.models.wan import transformer
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
+from tm_jax.models.dit import conditioning as conditioning_lib
+from tm_jax.models.dit import transformer
+from tm_jax.models.puppet.vae import config as vae_config
 from tm_jax.training import batches
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import rollouts

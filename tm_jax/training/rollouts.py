@@ -7,14 +7,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from tm_jax.diffusion import flow
+from tm_jax.configs import presets
+from tm_jax.diffusion import flow_matching
 from tm_jax.diffusion import guidance as guidance_lib
 from tm_jax.diffusion import samplers
-from tm_jax.models import presets
-from tm_jax.models.wan import conditioning as conditioning_lib
-from tm_jax.models.wan import patterns
-from tm_jax.models.wan import student as student_lib
-from tm_jax.models.wan import transformer
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import causal as student_lib
+from tm_jax.models.dit import conditioning as conditioning_lib
+from tm_jax.models.dit import transformer
 from tm_jax.training import batches
 
 
@@ -29,7 +29,7 @@ class Models(Protocol):
 
     preset: presets.Preset
     dit: transformer.DiT
-    grid: patterns.Grid
+    grid: attention_patterns.Grid
 
 
 def pinned(models: Models) -> bool:
@@ -49,7 +49,7 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def corrupt(models: Models, clip: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
     """Noisy clip for the teacher, [B, 1 + T, H, W, C], at the noise levels `sigma` [B]."""
-    x = flow.corrupt(clip, noise, sigma)
+    x = flow_matching.corrupt(clip, noise, sigma)
     return x.at[:, 0].set(clip[:, 0]) if pinned(models) else x
 
 
@@ -92,7 +92,7 @@ def score(
         def run(dropped):
             return models.dit.apply(
                 variables, x, level, embedded[dropped],
-                lambda layer: patterns.bidirectional(models.grid),
+                lambda layer: attention_patterns.bidirectional(models.grid),
             )[0]
 
         result = guidance_lib.guided(run, guidance)
@@ -167,11 +167,11 @@ def student_forward(
         variables, jnp.concatenate([batch.sink[:, None], context, x], 1),
         jnp.concatenate([clean, jnp.repeat(context_sigmas, c, 1), level], 1),
         models.dit.apply(variables, batch.streamed.at(order), method=models.dit.embed),
-        lambda layer: patterns.teacher_forcing(
+        lambda layer: attention_patterns.teacher_forcing(
             models.grid, frames // c, models.preset.student.view
         ),
     )
-    return flow.to_x0(x, velocity[:, -frames:], level)
+    return flow_matching.to_x0(x, velocity[:, -frames:], level)
 
 
 def student_sample(

@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 import ml_dtypes
 import numpy as np
 
+from tm_jax.checkpoints import files
+from tm_jax.checkpoints import sinks
+from tm_jax.configs import presets
+from tm_jax.configs import puppet as networks
 from tm_jax.core import trees
-from tm_jax.models import networks
-from tm_jax.models import presets
 from tm_jax.parallel import rules
 from tm_jax.training import audio_stage
 from tm_jax.training import distill_stage
@@ -30,8 +32,6 @@ from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import trajectories
 from tm_jax.training import vae_stage
-from tm_jax.weights import files
-from tm_jax.weights import sinks
 
 # The part that a stage trains, and parts that it reads.
 _TRAINS = {

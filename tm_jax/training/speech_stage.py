@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tm_jax.data import acoustics
-from tm_jax.data import speech
-from tm_jax.data import spoken
-from tm_jax.data import tracks
-from tm_jax.models import presets
-from tm_jax.models.audio_encoder import config as audio_config
-from tm_jax.models.audio_encoder import encoder
+from tm_jax.configs import presets
+from tm_jax.data.corpus import acoustics
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import spoken
+from tm_jax.data.corpus import tracks
+from tm_jax.models.audio.causal import config as audio_config
+from tm_jax.models.audio.causal import encoder
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tm_jax.weights import loading
-from tm_jax.weights import parts
+from tm_jax.checkpoints import loading
+from tm_jax.checkpoints import parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tm_jax.diffusion import flow
-from tm_jax.models.wan import preconditioning
-from tm_jax.models.wan import transformer
+from tm_jax.diffusion import flow_matching
+from tm_jax.models.dit import preconditioning
+from tm_jax.models.dit import transformer
 from tm_jax.training import batches
 from tm_jax.training import example_source
 from tm_jax.training import latents as latents_lib
@@ -70,7 +70,7 @@ def flow_loss(
     clip = batch.clip
     x = rollouts.corrupt(models, clip, noise, sigma)
     velocity = rollouts.teacher_velocity(models, params, batch, x, sigma)
-    error = jnp.square(velocity - flow.velocity(clip, noise)) * weight
+    error = jnp.square(velocity - flow_matching.velocity(clip, noise)) * weight
     if rollouts.pinned(models):
         error = error[:, 1:]
     per_sample = error.mean((1, 2, 3, 4))

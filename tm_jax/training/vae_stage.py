@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.configs import presets
 from tm_jax.core import pixels as pixels_lib
-from tm_jax.data import drawn
-from tm_jax.models import face as face_lib
-from tm_jax.models import presets
-from tm_jax.models.vae import autoencoder
+from tm_jax.data.synthetic import drawn
+from tm_jax.models.puppet import face as face_lib
+from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.training import aligned
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.core import pixels as pixels_lib
-from tm_jax.models.small_vae import config as config_lib
-from tm_jax.models.small_vae import layers
-from tm_jax.models.small_vae import motion
-from tm_jax.models.small_vae import network
+from tm_jax.models.vae.small import config as config_lib
+from tm_jax.models.vae.small import layers
+from tm_jax.models.vae.small import motion
+from tm_jax.models.vae.small import network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import optax
 
 from tm_jax.core import pixels as pixels_lib
 from tm_jax.evaluation import reconstruction
-from tm_jax.models.small_vae import motion
-from tm_jax.models.small_vae import network
+from tm_jax.models.vae.small import motion
+from tm_jax.models.vae.small import network
 from tm_jax.parallel import rules
 
 _HEADS = ("flow", "residual", "latent", "condition")  # Last layers: AdamW, not Muon.

@@ -1,1 +1,1 @@
-"""The causal video autoencoder of `nano`: clip form and chunk form."""
+"""Video autoencoders."""

@@ -1,0 +1,1 @@
+"""Weight files, the names of the published ones, and checkpoints of a run."""

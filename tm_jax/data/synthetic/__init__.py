@@ -1,0 +1,1 @@
+"""Drawn and rendered characters as a source of video."""

@@ -1,0 +1,24 @@
+"""Everything that is worn over the skin, chosen by the identity."""
+
+from tm_jax.data.synthetic.people import clothes
+from tm_jax.data.synthetic.people import hair
+from tm_jax.data.synthetic.people import headwear
+from tm_jax.data.synthetic.people import surfaces
+
+
+def build(figure) -> tuple[surfaces.Surface, ...]:
+    """Hair, beard, clothes, headwear and glasses of a person without them."""
+    identity = figure.identity
+    worn = list(clothes.build(figure))
+    if identity.hair == "hijab":
+        worn += headwear.hijab(figure)
+    elif identity.hair == "cap":
+        worn += headwear.cap(figure) + hair.build(figure, below=7.75)
+    elif identity.hair == "beanie":
+        worn += headwear.beanie(figure) + hair.build(figure, below=7.60)
+    else:
+        worn += hair.build(figure)
+    worn += hair.beard(figure)
+    if identity.glasses:
+        worn += headwear.glasses(figure)
+    return tuple(worn)

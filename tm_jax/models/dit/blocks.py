@@ -1,0 +1,195 @@
+"""One transformer block: self-attention, cross-attention to text, image and audio, MLP."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tm_jax.core import axes
+from tm_jax.models.dit import config as config_lib
+from tm_jax.nn import attention
+from tm_jax.nn import linear
+from tm_jax.nn import norms
+
+_TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
+_HEADS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.HEADS, None)
+_TEXT = (axes.BATCH, axes.TOKENS, axes.WIDTH)
+_AUDIO = (axes.BATCH, axes.FRAMES, axes.TOKENS, None)
+
+
+@flax.struct.dataclass
+class KeyValue:
+    """Keys and values of one layer.
+
+    Attributes:
+      k: Keys [..., N, K].
+      v: Values [..., N, K].
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+def _residual(x, update):
+    """Adds to the residual stream and writes the sum to memory.
+
+    Without such a border XLA's CPU backend fuses the sums of all layers into each of their
+    readers and computes them anew there: a gradient of seven layers took 14 s instead of
+    under 2. An optimization barrier is taken away before fusion runs; a branch on a value
+    that is only known at run time stays.
+    """
+    x = nn.with_logical_constraint((x + update).astype(x.dtype), _TOKENS)
+    if jax.default_backend() != "cpu":
+        return x
+    always = x[0, 0, 0, 0] < jnp.inf
+    return jax.lax.cond(always, lambda y: y, lambda y: -y, x)
+
+
+class CrossAttention(nn.Module):
+    """Attention of video tokens to text, image and audio with one query.
+
+    The results are summed before the output projection, as in Wan's image-to-video model.
+    Audio values start at zero: until they are trained the layer equals the video model's.
+
+    Attributes:
+      config: Sizes of the transformer.
+      dtype: Dtype of the projections.
+    """
+
+    config: config_lib.DiTConfig
+    dtype: jnp.dtype
+
+    def setup(self):
+        c, dtype = self.config, self.dtype
+
+        def heads(zero=False):
+            return linear.Dense(c.width, (axes.EMBED, axes.HEADS), dtype, zero=zero)
+
+        self.q, self.norm_q = heads(), norms.RMSNorm(logical=axes.HEADS)
+        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype)
+        if c.text_width is not None:
+            self.k, self.v, self.norm_k = heads(), heads(), norms.RMSNorm(logical=axes.HEADS)
+        if c.image_width is not None:
+            self.k_image, self.v_image = heads(), heads()
+            self.norm_k_image = norms.RMSNorm(logical=axes.HEADS)
+        self.k_audio, self.v_audio = heads(), heads(zero=True)
+        self.norm_k_audio = norms.RMSNorm(logical=axes.HEADS)
+
+    def split(self, x):
+        """[..., D] -> [..., N, K]."""
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_width)
+
+    def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
+        """Keys and values that never change in a stream, by source name."""
+        result = {}
+        if self.config.text_width is not None:
+            text = nn.with_logical_constraint(text, _TEXT)
+            result["text"] = self._keys(self.norm_k(self.k(text)), self.v(text))
+        if self.config.image_width is not None:
+            image = nn.with_logical_constraint(image, _TEXT)
+            keys = self.norm_k_image(self.k_image(image))
+            result["image"] = self._keys(keys, self.v_image(image))
+        return result
+
+    def audio(self, tokens: jax.Array) -> KeyValue:
+        """Keys and values of audio tokens [B, T, A, E] -> [B, T, A, N, K]."""
+        tokens = nn.with_logical_constraint(tokens, _AUDIO)
+        return self._keys(self.norm_k_audio(self.k_audio(tokens)), self.v_audio(tokens))
+
+    def _keys(self, k, v) -> KeyValue:
+        """Keys and values [..., D], made token by token, -> [..., N, K], whole for all queries."""
+        k, v = (attention.place_context(self.split(x)) for x in (k, v))
+        return KeyValue(k=k, v=v)
+
+    def __call__(self, x, context: dict, audio: KeyValue, face_mask) -> jax.Array:
+        """Residual update of tokens [B, T, P, D].
+
+        Args:
+          x: Normalised tokens.
+          context: Result of `context`.
+          audio: Result of `audio`; frame t sees only its own tokens.
+          face_mask: [B, P] in 0..1, how strongly a token listens to the audio.
+        """
+        q = self.split(self.norm_q(self.q(x)))  # [B, T, P, N, K]
+        q = nn.with_logical_constraint(q, _HEADS)
+        mixed = attention.attend(q, audio.k, audio.v)
+        mixed = mixed * face_mask[:, None, :, None, None].astype(mixed.dtype)
+        for source in context.values():
+            mixed = mixed + attention.attend(q, source.k[:, None], source.v[:, None])
+        return self.o(mixed.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Modulated transformer block.
+
+    Attributes:
+      config: Sizes of the transformer.
+      dtype: Dtype of the projections.
+    """
+
+    config: config_lib.DiTConfig
+    dtype: jnp.dtype
+
+    def setup(self):
+        c, dtype = self.config, self.dtype
+
+        def heads():
+            return linear.Dense(c.width, (axes.EMBED, axes.HEADS), dtype)
+
+        self.modulation = self.param(
+            "modulation",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)
+            ),
+            (6, c.width),
+        )
+        self.q, self.k, self.v = heads(), heads(), heads()
+        self.norm_q = norms.RMSNorm(logical=axes.HEADS)
+        self.norm_k = norms.RMSNorm(logical=axes.HEADS)
+        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype)
+        self.cross_norm = norms.LayerNorm()
+        self.cross = CrossAttention(c, dtype)
+        self.mlp_in = linear.Dense(c.mlp_width, (axes.EMBED, axes.MLP), dtype)
+        self.mlp_out = linear.Dense(c.width, (axes.MLP, axes.EMBED), dtype)
+
+    def context(self, text, image) -> dict:
+        """See `CrossAttention.context`."""
+        return self.cross.context(text, image)
+
+    def audio(self, tokens) -> KeyValue:
+        """See `CrossAttention.audio`."""
+        return self.cross.audio(tokens)
+
+    def __call__(self, x, time, pattern, context, audio, face_mask):
+        """Runs the block.
+
+        Args:
+          x: Tokens [B, T, P, D].
+          time: Time modulation [B, T, 6, D], float32.
+          pattern: Attention pattern (`patterns.py`).
+          context: Constant keys and values of this layer.
+          audio: Audio keys and values of this layer.
+          face_mask: [B, P].
+
+        Returns:
+          Tokens [B, T, P, D], and this layer's unrotated self-attention `KeyValue`
+          [B, T, P, N, K].
+        """
+        parts = (self.modulation + time)[:, :, None]  # [B, T, 1, 6, D]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (parts[..., i, :] for i in range(6))
+        split = self.cross.split
+
+        y = norms.modulate(x, shift1, scale1).astype(self.dtype)
+        q = nn.with_logical_constraint(split(self.norm_q(self.q(y))), _HEADS)
+        k = nn.with_logical_constraint(split(self.norm_k(self.k(y))), _HEADS)
+        v = nn.with_logical_constraint(split(self.v(y)), _HEADS)
+        q, k, v = attention.place_queries(q), attention.place_keys(k), attention.place_keys(v)
+        y = nn.with_logical_constraint(pattern(q, k, v), _HEADS)
+        y = self.o(y.reshape(x.shape))
+        x = _residual(x, gate1 * y)
+
+        x = _residual(x, self.cross(self.cross_norm(x), context, audio, face_mask))
+
+        y = norms.modulate(x, shift2, scale2).astype(self.dtype)
+        y = self.mlp_out(nn.gelu(self.mlp_in(y), approximate=True))
+        return _residual(x, gate2 * y), KeyValue(k=k, v=v)

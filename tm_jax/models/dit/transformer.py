@@ -1,0 +1,270 @@
+"""The audio-driven video transformer: teacher and student share these parameters."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tm_jax.core import axes
+from tm_jax.core import shapes
+from tm_jax.diffusion import flow_matching
+from tm_jax.models.dit import attention_patterns
+from tm_jax.models.dit import audio_projection as audio_lib
+from tm_jax.models.dit import blocks
+from tm_jax.models.dit import conditioning as conditioning_lib
+from tm_jax.models.dit import config as config_lib
+from tm_jax.models.dit import preconditioning
+from tm_jax.nn import embeddings
+from tm_jax.nn import linear
+from tm_jax.nn import norms
+
+_TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
+
+
+@flax.struct.dataclass
+class Context:
+    """Conditioning that is constant in a stream, ready for use in every layer.
+
+    Attributes:
+      layers: Per block: dictionary from "text" / "image" to keys and values.
+      face_mask: [B, P] in 0..1.
+    """
+
+    layers: list
+    face_mask: jax.Array
+
+
+@flax.struct.dataclass
+class Embedded:
+    """A `conditioning.Conditioning` ready for use in every layer.
+
+    Attributes:
+      channels: Conditioning channels [B, T, H, W, Cc].
+      mode: 0 listening, 1 speaking, [B, T] int32.
+      audio: Per block: audio keys and values [B, T, A, N, K].
+      context: What is constant in a stream.
+    """
+
+    channels: jax.Array
+    mode: jax.Array
+    audio: list
+    context: Context
+
+
+class Embedding(nn.Module):
+    """Two-layer perceptron of Wan's time and text embeddings.
+
+    Attributes:
+      width: Output width.
+      activation: Between the layers.
+      dtype: Dtype of the products.
+    """
+
+    width: int
+    activation: callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [..., in] to [..., width]."""
+        x = linear.Dense(self.width, (axes.EMBED, axes.MLP), self.dtype, name="in")(x)
+        x = self.activation(x)
+        return linear.Dense(self.width, (axes.MLP, axes.EMBED), self.dtype, name="out")(x)
+
+
+class ImageEmbedding(nn.Module):
+    """Perceptron between layer norms that maps image-encoder tokens to the token width.
+
+    Attributes:
+      width: Output width.
+      dtype: Dtype of the products.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, L, in] to [B, L, width]."""
+        inner = x.shape[-1]
+        x = norms.LayerNorm(epsilon=1e-5, name="norm_in")(x)
+        x = linear.Dense(inner, (axes.EMBED, axes.MLP), self.dtype, name="in")(x)
+        x = nn.gelu(x, approximate=False)
+        x = linear.Dense(self.width, (axes.MLP, axes.EMBED), self.dtype, name="out")(x)
+        return norms.LayerNorm(epsilon=1e-5, name="norm_out")(x)
+
+
+class DiT(nn.Module):
+    """Video transformer with per-latent-frame time.
+
+    Attributes:
+      config: Sizes.
+      dtype: Dtype of the projections; softmax, norms, modulation and time stay float32.
+      remat: Recompute every block in the backward pass.
+    """
+
+    config: config_lib.DiTConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        c, dtype = self.config, self.dtype
+        self.patch_embedding = linear.Dense(c.width, (axes.EMBED, axes.WIDTH), dtype)
+        self.time_embedding = Embedding(c.width, nn.silu, jnp.float32)
+        self.time_projection = linear.Dense(6 * c.width, (axes.EMBED, axes.MLP))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, axes.WIDTH))
+        self.mode_embedding = self.param("mode_embedding", zeros, (c.modes, c.width))
+        if c.text_width is not None:
+            self.text_embedding = Embedding(c.width, nn.gelu, dtype)
+        if c.image_width is not None:
+            self.image_embedding = ImageEmbedding(c.width, dtype)
+        self.audio_projection = audio_lib.AudioProjection(c, dtype)
+        block = nn.remat(blocks.Block, static_argnums=(3,)) if self.remat else blocks.Block
+        self.blocks = [block(c, dtype) for _ in range(c.num_layers)]
+        normal = nn.with_logical_partitioning(
+            nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)
+        )
+        self.head_modulation = self.param("head_modulation", normal, (2, c.width))
+        self.head = linear.Dense(
+            c.latent_channels * c.patch**2, (axes.EMBED, None), dtype, zero=True
+        )
+
+    def context(self, text=None, image=None, face_mask=None) -> Context:
+        """Embeds what never changes in a stream.
+
+        Args:
+          text: Text features [B, text_length, text_width], when the config has text.
+          image: Image-encoder tokens [B, image_length, image_width], likewise.
+          face_mask: [B, P] in 0..1.
+
+        Returns:
+          Context for `__call__`.
+
+        Raises:
+          ValueError: A shape differs from the config.
+        """
+        c = self.config
+        shapes.check(face_mask, "B P", "face_mask")
+        if c.text_width is not None:
+            shapes.check(text, "B L D", "text", L=c.text_length, D=c.text_width)
+            text = self.text_embedding(text)
+        if c.image_width is not None:
+            shapes.check(image, "B L D", "image", L=c.image_length, D=c.image_width)
+            image = self.image_embedding(image)
+        layers = [block.context(text, image) for block in self.blocks]
+        return Context(layers=layers, face_mask=face_mask)
+
+    def audio(self, windows) -> list:
+        """Audio keys and values of every layer from windows [B, T, R, U]."""
+        tokens = self.audio_projection(windows)
+        return [block.audio(tokens) for block in self.blocks]
+
+    def embed(
+        self, conditioning: conditioning_lib.Conditioning, context: Context | None = None
+    ) -> Embedded:
+        """Keys and values of a conditioning.
+
+        Args:
+          conditioning: Inputs of T latent frames.
+          context: Result of `context` where it is known already; `conditioning` then needs
+            no text, image and face mask.
+
+        Returns:
+          What `__call__` takes.
+        """
+        c = conditioning
+        if context is None:
+            context = self.context(c.text, c.image, c.face_mask)
+        return Embedded(
+            channels=c.channels, mode=c.mode, audio=self.audio(c.audio), context=context
+        )
+
+    def __call__(self, x, sigma, given: Embedded, pattern):
+        """Velocity of a few latent frames.
+
+        Args:
+          x: Noisy latents [B, T, H, W, C].
+          sigma: Noise level of each latent frame, [B, T], float32.
+          given: Result of `embed`.
+          pattern: Function (layer index) -> attention pattern (`patterns.py`).
+
+        Returns:
+          Velocity [B, T, H, W, C] in float32, and the unrotated self-attention
+          `blocks.KeyValue` of every layer, [B, T, P, N, K].
+
+        Raises:
+          ValueError: Shapes that do not fit the config or each other.
+        """
+        c = self.config
+        sizes = shapes.check(x, "B T H W C", "x", C=c.latent_channels)
+        shapes.check(
+            given.channels, "B T H W C", "channels", **{**sizes, "C": c.condition_channels}
+        )
+        shapes.check(sigma, "B T", "sigma", B=sizes["B"], T=sizes["T"])
+        shapes.check(given.mode, "B T", "mode", B=sizes["B"], T=sizes["T"])
+        x = x.astype(jnp.float32)
+        level = sigma[..., None, None, None]
+        inner = x
+        if c.reference_std is not None:
+            inner = preconditioning.scale_input(x, level, c.reference_std)
+        inner = jnp.concatenate([inner, given.channels.astype(jnp.float32)], -1)
+        tokens = self.patch_embedding(embeddings.patchify(inner, c.patch))
+        tokens = nn.with_logical_constraint(tokens, _TOKENS)
+
+        features = embeddings.sinusoid(flow_matching.model_time(sigma), c.frequency_width)
+        # The mode joins before the projection, so that it reaches every modulation.
+        time = self.time_embedding(features) + self.mode_embedding[given.mode]  # [B, T, D]
+        modulation = self.time_projection(nn.silu(time))
+        modulation = modulation.reshape(*sigma.shape, 6, c.width)
+
+        states = []
+        for i, block in enumerate(self.blocks):
+            tokens, state = block(
+                tokens, modulation, pattern(i), given.context.layers[i], given.audio[i],
+                given.context.face_mask,
+            )
+            states.append(state)
+
+        shift, scale = jnp.moveaxis(
+            (self.head_modulation + time[:, :, None])[:, :, None], -2, 0
+        )
+        out = self.head(norms.modulate(tokens, shift, scale).astype(self.dtype))
+        out = embeddings.unpatchify(
+            out.astype(jnp.float32), c.patch, sizes["H"] // c.patch, c.latent_channels
+        )
+        if c.reference_std is not None:
+            # Outside of the face the picture stays, exactly and at rest.
+            rows, columns = sizes["H"] // c.patch, sizes["W"] // c.patch
+            face = given.context.face_mask.reshape(-1, 1, rows, columns, 1)
+            face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
+            out = out * face
+            out = preconditioning.to_velocity(out, x, level, c.reference_std)
+        return out, states
+
+
+def touch(model: DiT):
+    """Runs a transformer once on zeros: `model.init(key, method=touch)` makes all parameters.
+
+    Parameters depend on no size of a picture, so the smallest one serves every preset.
+    """
+    c, side = model.config, 2 * model.config.patch
+    text = image = None
+    if c.text_width is not None:
+        text = jnp.zeros((1, c.text_length, c.text_width))
+    if c.image_width is not None:
+        image = jnp.zeros((1, c.image_length, c.image_width))
+    given = conditioning_lib.Conditioning(
+        channels=jnp.zeros((1, 1, side, side, c.condition_channels)),
+        audio=jnp.zeros((1, 1, c.audio_window, c.audio_feature_width)),
+        mode=jnp.zeros((1, 1), jnp.int32), face_mask=jnp.ones((1, 4)), text=text, image=image,
+    )
+    x = jnp.zeros((1, 1, side, side, c.latent_channels))
+    pattern = attention_patterns.bidirectional(attention_patterns.Grid(2, 2, 1))
+    return model(x, jnp.zeros((1, 1)), model.embed(given), lambda layer: pattern)
+
+
+def boxed_shapes(config: config_lib.DiTConfig) -> dict:
+    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
+    model = DiT(config)
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda key: model.init(key, method=touch)["params"], key)

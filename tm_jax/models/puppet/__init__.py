@@ -1,0 +1,1 @@
+"""Networks of the preset that moves a drawn face."""

@@ -1,1 +1,0 @@
-"""The avatar inside other people's frameworks, over the session interface alone."""

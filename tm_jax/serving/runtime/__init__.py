@@ -1,0 +1,1 @@
+"""Engine, streams, pacing and devices of the server."""

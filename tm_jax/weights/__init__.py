@@ -1,1 +1,0 @@
-"""Weight files: our own, and the names of the published ones."""
