@@ -25,6 +25,8 @@ from tm_jax.parallel import rules
 
 _FILES = (".safetensors", ".pth", ".pt")
 
+Opened = sources.Source | states.Renamed | orbax_tree.Tree
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -103,7 +105,9 @@ class Parameters(Mapping):
         return list(mapping.names(self._rows[path][0]))
 
 
-def open_any(path: str, part: parts.Part, layout: str = "auto", state: str | None = None):
+def open_any(
+    path: str, part: parts.Part, layout: str = "auto", state: str | None = None
+) -> tuple[str, Opened, Parameters]:
     """Opens weights in any layout and checks them by their headers.
 
     Args:
@@ -138,7 +142,9 @@ def open_any(path: str, part: parts.Part, layout: str = "auto", state: str | Non
     return layout, source, Parameters(source, rows)
 
 
-def table(source: Mapping, part: parts.Part, layout: str):
+def table(
+    source: Mapping, part: parts.Part, layout: str
+) -> tuple[list[mapping.Row], tuple[str, ...]]:
     """Rows and ignored names of a layout; ours may hold our own parameters or lack them."""
     if layout not in parts.OURS:
         return part.rows(layout), part.ignore(layout)
@@ -167,7 +173,7 @@ def detect(source: Mapping, part: parts.Part) -> str:
     """
     names = _names(part)
     found = {layout: len(wanted & set(source)) for layout, wanted in names.items()}
-    best = max(found, key=found.get)
+    best = max(found, key=lambda layout: found[layout])
     if not found[best]:
         raise ValueError(
             f"{mapping.origin(source)}: expected the {part.name} in layout "
@@ -209,7 +215,7 @@ def convert(
     if (to == "orbax" and ending in _FILES) or (to == "ours" and ending in _FILES[1:]):
         raise ValueError(f"{out}: layout {to} is not written as {ending}; name a folder.")
     layout, source, ours = open_any(path, part, layout, state)
-    facts = {"part": part.name, **(facts or {})}
+    facts = {"part": part.name} | dict(facts or {})
     if source.state is not None:
         facts["state"] = source.state
     rows = [(p, p, "copy") for p in ours]

@@ -17,6 +17,7 @@ import posixpath
 import re
 import shutil
 import types
+import typing
 from typing import Any
 
 from absl import logging
@@ -66,7 +67,7 @@ class Fetched:
     origin: str
 
 
-def is_spec(text: str | None) -> bool:
+def is_spec(text: str | None) -> typing.TypeGuard[str]:
     """Whether a place is on the Hub."""
     return isinstance(text, str) and text.startswith(PREFIX)
 
@@ -88,6 +89,12 @@ def parse(text: str) -> Spec:
     ):
         raise ValueError(f"expected hf:OWNER/NAME[/PATH][@REVISION], got {text!r}.")
     return Spec(repo=f"{owner}/{name}", path=path, revision=revision or None)
+
+
+@typing.overload
+def resolve(text: str, *, offline: bool = False) -> str: ...
+@typing.overload
+def resolve(text: None, *, offline: bool = False) -> None: ...
 
 
 def resolve(text: str | None, *, offline: bool = False) -> str | None:
@@ -300,7 +307,8 @@ class _Silent(tqdm.tqdm):
     """A progress bar that nobody sees."""
 
     def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, **{**settings, "disable": True})
+        settings["disable"] = True
+        super().__init__(*args, **settings)
 
 
 def _no_room(text: str, hub: types.ModuleType, what: str) -> str:

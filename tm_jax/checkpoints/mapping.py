@@ -112,19 +112,19 @@ def names(value: Names) -> tuple[str, ...]:
 
 def linear(source: str, target: str, bias: bool = True) -> list[Row]:
     """Rows of a torch.nn.Linear and one of our `Dense`."""
-    rows = [(f"{source}.weight", f"{target}/kernel", "matrix")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/kernel", "matrix")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
 def convolution(source: str, target: str, space: int, bias: bool = True) -> list[Row]:
     """Rows of a convolution over `space` axes."""
-    rows = [(f"{source}.weight", f"{target}/kernel", f"conv{space}d")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/kernel", f"conv{space}d")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
 def norm(source: str, target: str, bias: bool = True) -> list[Row]:
     """Rows of a norm with a scale and perhaps a bias."""
-    rows = [(f"{source}.weight", f"{target}/scale", "copy")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/scale", "copy")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
@@ -254,8 +254,9 @@ def check_parameters(rows: list[Row], flat: Mapping, own: Callable[[str], bool] 
     Raises:
       ValueError: A name stands twice, or table and parameters differ.
     """
-    for side, column in (("source", 0), ("target", 1)):
-        seen = [name for row in rows for name in names(row[column])]
+    sides = {"source": [row[0] for row in rows], "target": [row[1] for row in rows]}
+    for side, column in sides.items():
+        seen = [name for value in column for name in names(value)]
         if len(seen) != len(set(seen)):
             double = [name for name, n in collections.Counter(seen).items() if n > 1]
             raise ValueError(f"the table names the {side} {listed(double)} twice.")

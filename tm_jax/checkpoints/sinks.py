@@ -15,6 +15,7 @@ import pickle
 import shutil
 import struct
 import tempfile
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -71,7 +72,8 @@ class _File:
     """One safetensors file whose header is written and whose tensors come in any order."""
 
     def __init__(self, path: str, items: Mapping, metadata: dict[str, str]):
-        header, self._places, offset = {"__metadata__": metadata}, {}, 0
+        header: dict[str, dict[str, Any]] = {"__metadata__": metadata}
+        self._places, offset = {}, 0
         # Wide elements first: then every tensor stands at a multiple of its element.
         for name in sorted(items, key=lambda n: -np.dtype(items[n].dtype).itemsize):
             dtype, size = np.dtype(items[name].dtype), nbytes(items[name])

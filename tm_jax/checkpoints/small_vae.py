@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]
     facts = files.facts(path)
     if "config" not in facts or "statistics" not in facts:
         raise ValueError(f"{path}: not a file of the small video autoencoder (no config in it).")
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in json.loads(facts["config"]).items()
     }

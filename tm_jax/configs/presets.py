@@ -119,7 +119,7 @@ class Preset:
 
     def __post_init__(self):
         dit, vae = self.dit, self.vae
-        pairs = [
+        pairs: list[tuple[str, int | None, int | None]] = [
             ("dit.latent_channels", dit.latent_channels, vae.latent_channels),
             ("timing.frames_per_latent", self.timing.frames_per_latent, vae.frames_per_latent),
             ("dit.audio_feature_width", dit.audio_feature_width, self.audio.features),
@@ -157,6 +157,11 @@ class Preset:
         if self.conditioning == "first_frame":
             return conditioning_lib.MASK_CHANNELS + self.vae.latent_channels
         if self.conditioning == "reference":
+            if not isinstance(self.vae, small_vae_config.SmallVAEConfig):
+                raise ValueError(
+                    f"{self.name}: conditioning reference is made by the small autoencoder, got "
+                    f"{type(self.vae).__name__}."
+                )
             return self.vae.condition_channels
         if self.conditioning == "none":
             return 0
@@ -173,7 +178,7 @@ class Preset:
     @property
     def crop(self) -> int | None:
         """Side in pixels of the aligned face that is generated; None for the whole picture."""
-        return self.vae.side if self.motion is not None else None
+        return self.vae.side if isinstance(self.vae, vae_config.VAEConfig) else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -214,7 +219,7 @@ class Preset:
         Raises:
           ValueError: A sampler that does not exist.
         """
-        numbers = {}
+        numbers: dict[str, int | float] = {}
         for name in ("num_steps", "history", "keep"):
             if name in facts:
                 if not facts[name].isdigit():

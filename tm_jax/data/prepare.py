@@ -313,7 +313,7 @@ def _settings(preset: str, config: clips.Config, encoder: ClipEncoder, batch: in
 
 def versions() -> dict[str, str | None]:
     """Versions of the packages that an example's bits may depend on; None if one is missing."""
-    found = {"tm_jax": tm_jax.__version__}
+    found: dict[str, str | None] = {"tm_jax": tm_jax.__version__}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

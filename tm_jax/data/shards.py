@@ -190,6 +190,7 @@ class ExampleWriter:
 
     def _commit(self) -> None:
         """Gives the open shard its name, then writes the manifest that names it."""
+        assert self._shard is not None  # Called with an open one.
         with self._explained():
             entry = self._shard.close()
             self._shard = None

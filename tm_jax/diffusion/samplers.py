@@ -45,10 +45,10 @@ def few_step(predict, draw, sigmas):
     Returns:
       Estimate of x0 [B, ...] and the list of extras, one per step.
     """
-    x0, extras = None, []
-    for step, sigma in enumerate(sigmas):
-        noise = draw(step)
-        x = noise if step == 0 else flow_matching.corrupt(x0, noise, jnp.float32(sigma))
+    x0, extra = predict(0, draw(0), sigmas[0])
+    extras = [extra]
+    for step, sigma in enumerate(sigmas[1:], 1):
+        x = flow_matching.corrupt(x0, draw(step), jnp.float32(sigma))
         x0, extra = predict(step, x, sigma)
         extras.append(extra)
     return x0, extras

@@ -94,7 +94,7 @@ def quiet(scene: scenes.Scene, clip: arms_lib.Clip, speaking: dict) -> dict:
 
 def medians(rows: list[dict]) -> dict:
     """Medians over clips of numbers by name; shares are those of all closures together."""
-    result = {}
+    result: dict[str, float | int | None] = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], float)
         if key in _SHARES:

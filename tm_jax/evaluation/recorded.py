@@ -104,6 +104,7 @@ def measure(path: str | os.PathLike, syncnet_path: str | os.PathLike | None = No
             f"video: {path} shows a face in {int(seen.sum())} of {len(rows)} frames; a second "
             "or more is needed."
         )
+    assert shape is not None  # There are frames.
     points = _filled(rows, seen)
     samples = sound_of(path)
     minutes = len(rows) / _TIMING.fps / 60

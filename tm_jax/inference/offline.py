@@ -121,6 +121,7 @@ def generate(
     start_s = time.perf_counter()
     check(picture, audio, out, mode, seconds, other_audio)
     if seconds is None and audio is None:
+        assert other_audio is not None  # See `check`.
         seconds = _duration_s(other_audio)
     if session_factory is None:
         from tm_jax.inference import session  # Brings JAX in, which the rest can do without.
@@ -258,6 +259,7 @@ class _Sound:
         self.sample_rate, self.channels = _SILENCE_RATE, 1
         if self._other is not None:
             reader = self._other.reader
+            assert reader is not None
             self.sample_rate, self.channels = reader.sample_rate, reader.channels
         if self._reader is not None:
             self.sample_rate, self.channels = self._reader.sample_rate, self._reader.channels

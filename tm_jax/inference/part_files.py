@@ -80,6 +80,7 @@ def load(preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype=None)
     require(preset, folder, (name,))
     part = parts.of_preset(preset, name)
     path = find(folder, name, part)
+    assert path is not None  # Required above.
     return loading.load_part(part, path, mesh, dtype=None if dtype is None else jnp.dtype(dtype))
 
 

@@ -10,7 +10,7 @@ transformer and the encoders, the decode slice the pixel decoder. Latents travel
 by `device_put`, and nothing here waits for a device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -22,27 +22,37 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from tm_jax.configs import presets
-from tm_jax.core import axes
 from tm_jax.inference import programs
 from tm_jax.parallel import rules
 
 
 class Functions(Protocol):
-    """What the streams of a preset compute: pure functions of parameters by part.
+    """What the streams of a preset compute: pure functions of parameters by part."""
 
-    Attributes:
-      preset: Sizes and clocks.
-      before: Samples ahead of a chunk that `encode_audio` needs.
-      after: Samples after it: the look-ahead.
-      decoder_parts: Parts that `begin_decoder` and `decode` need.
-      partner: Whether `denoise` takes the other party's voice.
-    """
+    @property
+    def preset(self) -> presets.Preset:
+        """Sizes and clocks."""
+        ...
 
-    preset: presets.Preset
-    before: int
-    after: int
-    decoder_parts: tuple[str, ...]
-    partner: bool
+    @property
+    def before(self) -> int:
+        """Samples ahead of a chunk that `encode_audio` needs."""
+        ...
+
+    @property
+    def after(self) -> int:
+        """Samples after it: the look-ahead."""
+        ...
+
+    @property
+    def decoder_parts(self) -> tuple[str, ...]:
+        """Parts that `begin_decoder` and `decode` need."""
+        ...
+
+    @property
+    def partner(self) -> bool:
+        """Whether `denoise` takes the other party's voice."""
+        ...
 
     def boxed(self) -> dict:
         """Shapes of all parameters by part, boxed with their logical axes."""
@@ -179,7 +189,7 @@ class Pipeline:
         """Devices that share the streams of a batch: what its size must be a multiple of."""
         if self.denoise_mesh is None:
             return 1
-        return int(np.prod([self.denoise_mesh.shape[name] for name in _BATCH_AXES]))
+        return int(np.prod([self.denoise_mesh.shape[name] for name in rules.BATCH_AXES]))
 
     @functools.cached_property
     def _programs(self) -> programs.Programs:
@@ -251,6 +261,7 @@ class Pipeline:
     def _move(self, tree):
         if not self.apart:
             return tree
+        assert self.decode_mesh is not None  # Slices of different devices have meshes.
         return jax.device_put(tree, NamedSharding(self.decode_mesh, PartitionSpec()))
 
     @functools.cached_property
@@ -272,8 +283,8 @@ class Pipeline:
         many = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
         if mesh is None:
             return many
-        shared = int(np.prod([mesh.shape[name] for name in _BATCH_AXES]))
-        first = _BATCH_AXES if batch % shared == 0 else None
+        shared = int(np.prod([mesh.shape[name] for name in rules.BATCH_AXES]))
+        first = rules.BATCH_AXES if batch % shared == 0 else None
 
         def place(x, like):
             rest = like.sharding.spec[1:] if isinstance(like.sharding, NamedSharding) else ()
@@ -322,8 +333,6 @@ class Pipeline:
         )
 
 
-_BATCH_AXES = dict(rules.RULES)[axes.BATCH]
-
 
 def on_first_device(functions: Functions, params: dict) -> Pipeline:
     """A pipeline on one device, where kept programs are used."""
@@ -357,7 +366,7 @@ def keys_of(keys: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=8)
 def _programs(functions: Functions) -> programs.Programs:
     """The programs of these functions, shared by all pipelines that have them."""
-    table = {
+    table: dict[str, tuple[Callable, Sequence[int]]] = {
         "begin": (functions.begin, ()), "begin_decoder": (functions.begin_decoder, ()),
         "encode_audio": (functions.encode_audio, ()), "denoise": (functions.denoise, (1,)),
         "decode": (functions.decode, (2,)),

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import os
+import typing
+from typing import Any
 
 import flax.struct
 import jax
@@ -137,10 +139,11 @@ class PuppetFunctions:
         """See `pipeline.Functions`."""
         models, preset, pictures = self.models, self.preset, inputs["pictures"]
         frames = pixels.to_float(pictures)
-        face = locator.boxes(models.locator.apply({"params": params["locator"]}, frames))
+        numbers = models.locator.apply({"params": params["locator"]}, frames)
+        face = locator.boxes(typing.cast(jax.Array, numbers))
         place = Place(picture=pictures, face=face, square=face_lib.square(face))
-        aligned = face_lib.cut(frames[:, None], place.square, preset.crop)[:, 0]
-        reference = autoencoder.appearance(aligned, preset.vae)
+        aligned = face_lib.cut(frames[:, None], place.square, models.vae.config.side)[:, 0]
+        reference = autoencoder.appearance(aligned, models.vae.config)
         context = models.dit.apply(
             {"params": params["dit"]}, method=models.dit.context,
             face_mask=face_lib.tokens(face, place.square, models.grid.rows, models.grid.columns),
@@ -156,7 +159,7 @@ class PuppetFunctions:
         )
         motion_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MOTION))(keys)
         state = DenoiseState(
-            student=state, motion=motion_network.initial_state(preset.motion, motion_keys)
+            student=state, motion=motion_network.initial_state(models.motion.config, motion_keys)
         )
         start = Start(context=context, reference=reference, place=place)
         return start, state, aligned
@@ -193,12 +196,27 @@ class PuppetFunctions:
         """See `pipeline.Functions`."""
         models, place = self.models, latents.place
         opened = autoencoder.respond(latents.latents, models.preset.opening)
-        paint, hidden, state = models.vae.apply(
+        painted = models.vae.apply(
             {"params": params["vae"]}, opened, state, method=models.vae.paint_chunk
         )
+        paint, hidden, state = typing.cast(tuple[jax.Array, jax.Array, Any], painted)
         picture = pixels.to_float(place.picture)
         frames = face_lib.paste(paint, hidden, picture, place.square, place.face)
         return pixels.to_uint8(pose.warp(frames, latents.pose, place.face)), state
+
+
+def functions_of(model: pipeline.Pipeline) -> PuppetFunctions:
+    """The functions of a pipeline, where its preset has a motion model.
+
+    Raises:
+      ValueError: It has none.
+    """
+    functions = model.functions
+    if not isinstance(functions, PuppetFunctions):
+        raise ValueError(
+            f"expected a preset with a motion model, such as nano, got {functions.preset.name}."
+        )
+    return functions
 
 
 def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> pipeline.Pipeline:
@@ -241,7 +259,7 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> pi
 def _shapes(functions: PuppetFunctions) -> dict:
     """`networks.shapes`, which takes seconds to trace, kept beside the programs."""
     store = pipeline.kept_programs(functions)
-    kept = store and store.read("shapes")
+    kept = store.read("shapes") if store else None
     if kept:
         return {
             part: trees.unflatten({

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from typing import Any
 
 import flax.struct
@@ -101,7 +102,7 @@ class StreamFunctions:
         """See `pipeline.Functions`."""
         grid = self.components.grid
         if faces is None:
-            faces = [(0.0, 0.0, 1.0, 1.0)] * len(pictures)
+            faces = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
         masks = [picture_lib.face_mask(tuple(box), grid) for box in faces]
         result = {"pictures": pictures, "face_mask": np.concatenate(masks)}
         if self.preset.image is not None:
@@ -140,10 +141,11 @@ class StreamFunctions:
         if preset.image is not None:
             model = clip_encoder.CLIPVision(preset.image, jnp.dtype(preset.dtype))
             image = model.apply({"params": params["image"]}, inputs["image"])
-        return self.components.dit.apply(
+        context = self.components.dit.apply(
             {"params": params["transformer"]}, text, image, inputs["face_mask"],
             method="context",
         )
+        return typing.cast(transformer.Context, context)
 
     def begin_decoder(self, params: dict, given: DecoderInput):
         """See `pipeline.Functions`."""

@@ -25,9 +25,9 @@ def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pip
     if not found:
         names = ", ".join(f"{part}.safetensors" for part in networks.PARTS)
         raise FileNotFoundError(f"{folder}: expected one or more of {names}.")
-    shapes = networks.shapes(pipeline.functions.models)
+    functions = puppet.functions_of(pipeline)
+    shapes = networks.shapes(functions.models)
     params = {part: files.load(path, shapes[part]) for part, path in found.items()}
-    functions = pipeline.functions
     if "dit" in found:
         functions = puppet.PuppetFunctions(pipeline.preset.trained(files.facts(found["dit"])))
     placed = {**pipeline.params, **jax.device_put(params)}

@@ -11,6 +11,7 @@ tracks. Needs the extra `livekit`.
 
 import asyncio
 from collections.abc import AsyncIterator
+import typing
 
 from livekit import rtc
 from livekit.agents.voice import avatar as livekit_avatar
@@ -121,7 +122,8 @@ class _Ears:
     def _went(self, track: rtc.Track, *_) -> None:
         self._tracks = [other for other in self._tracks if other is not track]
         if track is self._heard:
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
             self._heard = None
             self._follow()
 
@@ -160,7 +162,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         super().__init__()
         self._avatar = avatar
         self._runner: livekit_avatar.AvatarRunner | None = None
-        self._output: livekit_avatar.QueueAudioOutput | None = None
+        self._speech_events: rtc.EventEmitter[str] | None = None  # Of the speech that goes in.
         self._ears: _Ears | None = None
         self._tasks: set[asyncio.Task] = set()
 
@@ -192,19 +194,22 @@ class AvatarSession(livekit_avatar.AvatarSession):
             video_width=width, video_height=height, video_fps=self._avatar.fps,
             audio_sample_rate=self._avatar.rate, audio_channels=1,
         )
-        self._output = livekit_avatar.QueueAudioOutput(
+        output = livekit_avatar.QueueAudioOutput(
             sample_rate=self._avatar.rate, wait_playback_start=True
         )
         self._runner = livekit_avatar.AvatarRunner(
-            room, audio_recv=self._output, video_gen=Generator(self._avatar), options=options
+            room, audio_recv=output, video_gen=Generator(self._avatar), options=options
         )
-        self._output.on("clear_buffer", self._on_clear)
-        agent_session.output.replace_audio_tail(self._output)
+        self._speech_events = typing.cast("rtc.EventEmitter[str]", output)
+        self._speech_events.on("clear_buffer", self._on_clear)
+        agent_session.output.replace_audio_tail(output)
         await self._runner.start()
         self._ears = _Ears(room, self._avatar)
 
     def _on_clear(self) -> None:
         """Throws away what the sources have not played; the runner itself does not."""
+        if self._runner is None:
+            return
         task = asyncio.create_task(self._runner.av_sync.clear_queue())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -216,7 +221,8 @@ class AvatarSession(livekit_avatar.AvatarSession):
         if ears is not None:
             await ears.aclose()
         if runner is not None:
-            self._output.off("clear_buffer", self._on_clear)
+            if self._speech_events is not None:
+                self._speech_events.off("clear_buffer", self._on_clear)
             await runner.aclose()
         await self._avatar.close()
         if self._room is not None:

@@ -104,7 +104,7 @@ class AvatarVideoService(ai_service.AIService):
         await self.push_frame(frame, direction)
 
     async def _speak(self, frame: pipecat_frames.TTSAudioRawFrame) -> None:
-        if frame.sample_rate != self._rate:
+        if self._resampler is None or frame.sample_rate != self._rate:
             self._rate = frame.sample_rate
             self._resampler = resampling.Resampler(self._rate, self._avatar.rate)
         samples = resampling.from_pcm16(frame.audio, frame.num_channels)

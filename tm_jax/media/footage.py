@@ -176,6 +176,7 @@ class Footage:
         end, trouble = fractions.Fraction(0), []
         with self._open() as container:
             stream = _pictures(container)
+            assert stream is not None  # Checked when the file was opened.
             rate = stream.average_rate or stream.guessed_rate or self.fps
             for frame in self._decode(container, stream, trouble):
                 start = _time(frame, stream, end + self._start) - self._start

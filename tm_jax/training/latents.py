@@ -8,6 +8,7 @@ it stopped.
 import dataclasses
 import json
 import os
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,8 @@ def sound_margins(models: networks.Models) -> tuple[int, int]:
     """Frames of sound before and after a clip that its audio windows depend on."""
     preset = models.preset
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
-    return before + preset.audio.history, after + preset.audio.future
+    audio = models.audio.config
+    return before + audio.history, after + audio.future
 
 
 def make_encoder(models: networks.Models, params: dict):
@@ -118,8 +120,10 @@ def make_encoder(models: networks.Models, params: dict):
     @jax.jit
     def encode(params, batch):
         seen = aligned.squares(preset, batch, still=True)
-        looks = autoencoder.appearance(seen["frames"][:, 0], preset.vae)
-        features = models.audio.apply({"params": params}, batch["samples"])
+        looks = autoencoder.appearance(seen["frames"][:, 0], models.vae.config)
+        features = typing.cast(
+            jax.Array, models.audio.apply({"params": params}, batch["samples"])
+        )
         expression = batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)]
         return {
             "latents": seen["latents"].astype(jnp.float16),
@@ -176,7 +180,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     }
 
 
-def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.ndarray:
+def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.memmap:
     """Memory-mapped array at `path` of at least `shape[0]` entries.
 
     One that is too short makes way for a longer one with the same first `made` entries.
@@ -192,7 +196,9 @@ def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.ndarray:
     return new
 
 
-def window(store: dict, index: int, start: int, latents: int, models: networks.Models):
+def window(
+    store: dict, index: int, start: int, latents: int, models: networks.Models
+) -> dict[str, np.ndarray]:
     """Cuts `latents` latent frames of clip `index` and what belongs to them.
 
     Returns:
@@ -212,6 +218,6 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
         "x0": np.asarray(store["latents"][index, start : start + latents], np.float32),
         "windows": features[offsets],
         "face": np.asarray(store["face"][index], np.float32) / 255,
-        "mode": np.int32(store["mode"][index]),
+        "mode": np.asarray(store["mode"][index], np.int32),
         "expression": expression.reshape(latents, -1),
     }

@@ -212,7 +212,9 @@ def check_files(stage: str, workdir: str | None, folders: Mapping[str, str | Non
     for flag, path in folders.items():
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"--{flag}: there is no {path}; name what exists.")
-    for earlier in _EARLIER.get(stage, ()) if workdir is not None else ():
+    if workdir is None:
+        return
+    for earlier in _EARLIER.get(stage, ()):
         place = os.path.join(workdir, earlier)
         names = os.listdir(place) if os.path.isdir(place) else []
         if not any(name.endswith(".safetensors") for name in names):
@@ -294,7 +296,7 @@ def _summary(rows: list[Row], mesh_sizes: Mapping[str, int]) -> list[str]:
     mesh = ", ".join(f"{name}={size}" for name, size in sizes.items())
     lines = [f"mesh {mesh}: {devices} device{'s' * (devices > 1)}"]
     found = totals(rows)
-    found["all"] = tuple(sum(x) for x in zip(*found.values()))
+    found["all"] = (sum(x for x, _ in found.values()), sum(x for _, x in found.values()))
     for name, (whole, device) in found.items():
         lines.append(f"  {name:<20} {_size(whole):>12} {_size(device):>12} a device")
     return [*lines, "Activations and temporaries of the programs come on top."]

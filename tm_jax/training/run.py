@@ -66,6 +66,7 @@ def config(stage: str, corpus: str, data: str | None = None) -> Any:
         return speech_stage.SpeechStageConfig(corpus=corpus)
     if stage == "motion":
         return motion_stage.MotionStageConfig(corpus=corpus)
+    clips: latents.LatentConfig | example_source.ExampleConfig
     clips = latents.LatentConfig(corpus=corpus)
     if data is not None:
         clips = example_source.ExampleConfig(path=data)
@@ -74,7 +75,11 @@ def config(stage: str, corpus: str, data: str | None = None) -> Any:
     if stage == "student":
         return student_stage.StudentStageConfig(data=clips)
     settings = distill_stage.DistillStageConfig(data=clips)
-    rollouts = dataclasses.replace(settings.rollouts, corpus=corpus) if data is None else clips
+    rollouts = settings.rollouts
+    if isinstance(rollouts, latents.LatentConfig) and data is None:
+        rollouts = dataclasses.replace(rollouts, corpus=corpus)
+    else:
+        rollouts = clips
     return dataclasses.replace(settings, rollouts=rollouts)
 
 

@@ -7,6 +7,7 @@ any. No face and nothing that was made for one has a part in it.
 """
 
 import dataclasses
+import typing
 
 import grain
 import jax
@@ -95,7 +96,7 @@ def example(voices, config, audio, rng, clean=False) -> dict:
     }
 
 
-def parts(out: jax.Array, recalled: int):
+def parts(out: jax.Array, recalled: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the encoder says, by kind.
 
     Args:
@@ -159,7 +160,7 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
       `phones`: share of right phones where one is spoken; `delayed`: the same, told as late
       as the encoder may; `voice`: mean of the shares of speech and of silence that are found.
     """
-    logits, _, voice = parts(np.asarray(out), recalled)
+    logits, _, voice = (np.asarray(x) for x in parts(jnp.asarray(out), recalled))
     truth, found = batch["phones"], logits.argmax(-1)  # [B, n, 1 + recalled, PARTS]
     silence, frames = speech.PHONE_ID["SIL"], truth.shape[1]
     spoke = (truth != silence) & (truth != spoken.UNKNOWN)
@@ -210,7 +211,9 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
         warp = None
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
-        out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
+        out = typing.cast(jax.Array, model.apply(
+            {"params": params}, batch["samples"], warp, method=model.train
+        ))  # fmt: skip
         found = losses(out, batch, audio.recalled)
         total = (
             found["phones"] + config.level_weight * found["level"]

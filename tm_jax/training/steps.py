@@ -135,10 +135,10 @@ def create(
         params = placing.parameters(start, target.params)
         # The parameters do not go through the program: they would come out as a second copy.
         rest = jax.jit(
-            lambda p: build(p).replace(params=None),
-            out_shardings=placement.replace(params=None),
+            lambda p: dataclasses.replace(build(p), params=None),
+            out_shardings=dataclasses.replace(placement, params=None),
         )(params)
-    return rest.replace(params=params), placement
+    return dataclasses.replace(rest, params=params), placement
 
 
 def make_step(

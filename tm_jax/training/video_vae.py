@@ -6,6 +6,7 @@ reference weigh more; the flow also has a loss of its own, on the picture that i
 
 from collections.abc import Iterable
 import dataclasses
+import typing
 
 import flax.struct
 import jax
@@ -146,7 +147,7 @@ def create(model: network.SmallVAE, config: VideoVAEConfig, key: jax.Array) -> T
 
 def restart(state: TrainState, params: dict) -> TrainState:
     """A fresh state with other parameters (`vae_start`)."""
-    return state.replace(params=params, average=jax.tree.map(jnp.copy, params))
+    return dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params))
 
 
 def _rounded(x, corner):
@@ -179,12 +180,14 @@ def loss(
     picture, frames = clips[:, 0], clips[:, 1:]
     variables = {"params": params}
     state = model.apply(variables, picture, method=model.look)
-    z = model.apply(variables, frames, state, method=model.encode_raw)
+    encoded = model.apply(variables, frames, state, method=model.encode_raw)
+    z = typing.cast(jax.Array, encoded)
     keys = jax.random.split(key)
     spread = jax.lax.stop_gradient(jnp.std(z, (0, 1, 2, 3)))
     level = config.noise * jax.random.uniform(keys[0], (len(z), 1, 1, 1, 1))
     z = z + level * spread * jax.random.normal(keys[1], z.shape)
-    warped, residual, flow = model.apply(variables, z, state, method=model.decode_raw)
+    decoded = model.apply(variables, z, state, method=model.decode_raw)
+    warped, residual, flow = typing.cast(tuple[jax.Array, jax.Array, jax.Array], decoded)
     change = jnp.abs(frames - picture[:, None]).mean(-1, keepdims=True)
     weight = 1 + config.moving_weight * jnp.minimum(4 * change, 1)
     error, moved = warped + residual - frames, warped - frames
@@ -220,11 +223,12 @@ def make_step(model: network.SmallVAE, config: VideoVAEConfig):
         (value, metrics), grads = gradient(state.params)
         for name in _STATISTICS:
             grads[name] = jnp.zeros_like(grads[name])
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        changes, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        updates = typing.cast(dict, changes)
         for name in _STATISTICS:
             updates[name] = jnp.zeros_like(updates[name])
         updates = jax.tree.map(lambda u: factor * u, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = typing.cast(dict, optax.apply_updates(state.params, updates))
         count = state.step.astype(jnp.float32) + 1
         decay = jnp.minimum(config.ema_decay, (1 + count) / (10 + count))
         average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params)
@@ -254,8 +258,10 @@ def with_statistics(
     def moments(params, clips):
         clips = pixels_lib.to_float(clips)
         variables = {"params": params}
-        state = model.apply(variables, clips[:, 0], method=model.look)
-        z = model.apply(variables, clips[:, 1:], state, method=model.encode_raw)
+        looked = model.apply(variables, clips[:, 0], method=model.look)
+        state = typing.cast(network.State, looked)
+        encoded = model.apply(variables, clips[:, 1:], state, method=model.encode_raw)
+        z = typing.cast(jax.Array, encoded)
         flat = [x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (z, state.coarse)]
         return [(x.mean(0), jnp.square(x).mean(0)) for x in flat]
 
@@ -330,9 +336,12 @@ def preview(model: network.SmallVAE, params: dict, clips: np.ndarray) -> np.ndar
       uint8 [2 N H, 4 W, 3].
     """
     shown = np.linspace(1, clips.shape[1] - 1, 3).astype(int)
-    made = jax.jit(lambda params, x: pixels_lib.to_uint8(
-        model.apply({"params": params}, pixels_lib.to_float(x))
-    ))
+
+    @jax.jit
+    def made(params, x):
+        frames = model.apply({"params": params}, pixels_lib.to_float(x))
+        return pixels_lib.to_uint8(typing.cast(jax.Array, frames))
+
     rows = []
     for clip in clips:
         again = np.asarray(made(params, clip[None]))[0]

@@ -192,6 +192,7 @@ class Offline:
     # Hearing.
 
     async def _listen(self) -> None:
+        assert self._ears is not None  # `start` has made it.
         while True:
             pcm = await self._sound.get()
             for event in await self._in(self._ears, self._detected, pcm):
@@ -308,7 +309,8 @@ class Offline:
 
     def _stop(self, reason: str) -> None:
         self._reason = reason
-        self._active.cancel()
+        if self._active is not None:
+            self._active.cancel()
 
     # Small things.
 

@@ -10,6 +10,7 @@ from tm_jax.models.dit import config as config_lib
 from tm_jax.nn import attention
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 _TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
 _HEADS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.HEADS, None)
@@ -80,12 +81,17 @@ class CrossAttention(nn.Module):
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_width)
 
     def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
-        """Keys and values that never change in a stream, by source name."""
+        """Keys and values that never change in a stream, by source name.
+
+        `transformer.DiT.context` has checked that what the config asks for is there.
+        """
         result = {}
         if self.config.text_width is not None:
+            assert text is not None
             text = nn.with_logical_constraint(text, _TEXT)
             result["text"] = self._keys(self.norm_k(self.k(text)), self.v(text))
         if self.config.image_width is not None:
+            assert image is not None
             image = nn.with_logical_constraint(image, _TEXT)
             keys = self.norm_k_image(self.k_image(image))
             result["image"] = self._keys(keys, self.v_image(image))
@@ -138,9 +144,7 @@ class Block(nn.Module):
 
         self.modulation = self.param(
             "modulation",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)
-            ),
+            parameters.named(nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)),
             (6, c.width),
         )
         self.q, self.k, self.v = heads(), heads(), heads()

@@ -1,5 +1,7 @@
 """What the video transformer is given beside the noisy latents, as one pytree."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -47,11 +49,11 @@ class Conditioning:
         """
         keep = 1 - jnp.asarray(drop, self.audio.dtype)
         keep = keep.reshape(-1, 1, 1, 1) if keep.ndim else keep
-        return self.replace(audio=self.audio * keep)
+        return dataclasses.replace(self, audio=self.audio * keep)
 
     def _per_frame(self, function) -> "Conditioning":
-        return self.replace(
-            channels=function(self.channels), audio=function(self.audio),
+        return dataclasses.replace(
+            self, channels=function(self.channels), audio=function(self.audio),
             mode=function(self.mode),
         )
 

@@ -57,7 +57,6 @@ class Call:
       id: Public identifier.
       secret: What `hello.resume` must name.
       address: Where the caller comes from; for limits only.
-      stream: The avatar.
       mode: What drives it, of `protocol.MODES`.
       started_s: When it began.
       lost_s: Since when nobody is connected, or None.
@@ -84,8 +83,9 @@ class Call:
         self.address = address
         self._limits, self._gallery, self._agents = limits, gallery, agents
         self._metrics, self._load, self._clock = metrics, load, clock
-        self.stream: stream_lib.Stream | None = None
-        self.mode, self._agent, self._character = "mirror", None, ""
+        self._stream: stream_lib.Stream | None = None
+        self.mode, self._character = "mirror", ""
+        self._agent: voice_lib.Agent | None = None
         self.started_s = self._alive_s = clock()
         self.lost_s: float | None = self.started_s
         self.ended: str | None = None
@@ -101,6 +101,12 @@ class Call:
         self._stats_s = 0.0
         self._warned_of: str | None = None
         self._chunk_frames = 1
+
+    @property
+    def stream(self) -> stream_lib.Stream:
+        """The avatar; there is one from `begin` on."""
+        assert self._stream is not None, "the call has not begun"
+        return self._stream
 
     # Its course.
 
@@ -126,7 +132,7 @@ class Call:
             except RuntimeError:  # The loop has ended; so has the call.
                 pass
 
-        self.stream = engine.open(
+        self._stream = engine.open(
             character.picture, mode=start.avatar, raw=raw, notify=notify
         )
         self._character = character.id
@@ -170,8 +176,8 @@ class Call:
             self._connection.send(messages.Ended(reason=reason))
             self._connection.close(protocol.ERRORS.get(reason, 1000) or 1000)
             self._connection = None
-        if self.stream is not None:
-            self.stream.close()
+        if self._stream is not None:
+            self._stream.close()
         for task in self._tasks:
             task.cancel()
         self._farewell = asyncio.get_running_loop().create_task(self._voicing.close())
@@ -224,7 +230,7 @@ class Call:
             return None
         if agent is None and self._agents:
             return next(iter(self._agents.values()))
-        if agent not in self._agents:
+        if agent is None or agent not in self._agents:
             known = ", ".join(self._agents) or "none is installed on this server"
             raise protocol.ProtocolError(
                 "unknown_agent", f"No such voice agent; there is: {known}."
@@ -263,6 +269,7 @@ class Call:
 
     def _make(self) -> voice_lib.Voice:
         if self.mode == "agent":
+            assert self._agent is not None  # `_choose` has found one.
             return self._agent.make()
         return voice_lib.Mirror() if self.mode == "mirror" else voice_lib.Player()
 
@@ -322,7 +329,7 @@ class Call:
         spans = {**chunk.spans, "send": send_ms}
         self._latencies.add(spans)
         self._metrics.add_spans(spans)
-        frames = len(chunk.jpegs) or len(chunk.frames)
+        frames = len(chunk.jpegs if chunk.frames is None else chunk.frames)
         self._metrics.frames.inc(frames)
         self._shown.add(self._clock())
         self._chunk_frames = frames
@@ -370,7 +377,7 @@ class Call:
             "idle": limits.idle_s - (now_s - self._alive_s),
             "lifetime": limits.lifetime_s - (now_s - self.started_s),
         }
-        reason = min(left, key=left.get)
+        reason = min(left, key=lambda name: left[name])
         if left[reason] <= 0:
             message = {
                 "idle": "Nothing was heard for a long time, so the call has ended.",

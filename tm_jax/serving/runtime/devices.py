@@ -7,6 +7,7 @@ slice by `device_put` while the host goes on.
 import dataclasses
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,19 @@ class _Lane:
 
     Attributes:
       batch: Slots.
+      shown: Chunks that each stream has shown, [B], on the host.
       start: Constant inputs of the streams, on the denoise slice; None before the first one.
       state: State of `denoise`, on the denoise slice.
       decoder: State of `decode`, on the decode slice.
       held: Chunks that each stream still speaks in pose auto, int32 [B].
-      shown: Chunks that each stream has shown, [B], on the host.
     """
 
     batch: int
-    start: object = None
-    state: object = None
-    decoder: object = None
-    held: object = None
-    shown: np.ndarray | None = None
+    shown: np.ndarray
+    start: Any = None
+    state: Any = None
+    decoder: Any = None
+    held: jax.Array | None = None
 
 
 class _Job:

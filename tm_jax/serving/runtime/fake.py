@@ -60,7 +60,8 @@ class FakeBackend:
         loud = np.abs(own.reshape(len(lane), self.chunk_frames, samples)).mean(-1)  # [B, F]
         frames = np.zeros((len(lane), self.chunk_frames, self.height, self.width, 3), np.uint8)
         half = self.height // 2
-        frames[:, :, :half] = np.uint8(np.clip(loud * 1000, 0, 255))[..., None, None, None]
+        level = np.clip(loud * 1000, 0, 255).astype(np.uint8)  # [B, F]
+        frames[:, :, :half] = level[..., None, None, None]
         for slot, stream in enumerate(lane):
             frames[slot, :, half:] = stream[0]
             frames[slot, :, half:, self.width // 2 :] = stream[1] * 8 % 256

@@ -91,7 +91,7 @@ class _Body:
         self.points = figure.rest[self.rows].astype(np.float64)
         self.normals = figure.vertex_normals(figure.rest)[self.rows].astype(np.float64)
         self.extra = cloth * surfaces.step(5.75, 5.45, figure.canon[self.rows, 1])
-        self.tree = spatial.cKDTree(self.points)
+        self.tree = spatial.KDTree(self.points)
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nearest row, smooth normal [P, 3], and height over the surface [P]."""

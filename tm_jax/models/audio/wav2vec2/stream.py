@@ -6,6 +6,8 @@ the start of a stream is hidden from the encoder, not heard as silence; features
 before the start are those of the first frame.
 """
 
+import typing
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -120,7 +122,8 @@ def whole(
       Features [B, n, U].
     """
     x = sound.normalise(samples, valid) if model.config.normalise else samples
-    hidden = model.apply({"params": params}, x, valid, padding_counts=False)
+    output = model.apply({"params": params}, x, valid, padding_counts=False)
+    hidden = typing.cast(encoder.Hidden, output)
     frames = samples.shape[1] // timing.samples_per_frame
     return sound.to_video(hidden.features(), model.config, timing, 0, frames)
 
@@ -142,9 +145,10 @@ def window_features(
       [B, window.kept, U].
     """
     age = window.samples - np.arange(window.samples)
-    valid = age <= heard[:, None]  # [B, window.samples]
+    valid = heard[:, None] >= age  # [B, window.samples]
     x = sound.normalise(samples, valid) if model.config.normalise else samples
-    hidden = model.apply({"params": params}, x, valid, padding_counts=False)
+    output = model.apply({"params": params}, x, valid, padding_counts=False)
+    hidden = typing.cast(encoder.Hidden, output)
     first = window.past_frames - window.before_frames
     features = sound.to_video(
         hidden.features(), model.config, window.timing, first, window.kept

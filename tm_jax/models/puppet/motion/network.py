@@ -10,6 +10,9 @@ blinks.
 Differs from the paper, whose 18 B transformer draws all motion itself.
 """
 
+import dataclasses
+import typing
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -143,7 +146,7 @@ def next_chunk(
     if other is None:
         other = jnp.zeros((mode.shape[0], mode.shape[1] * c.frames_per_latent))
     features, heard_state = heard_lib.hear(c, state.heard, other)
-    state = state.replace(heard=heard_state)
+    state = dataclasses.replace(state, heard=heard_state)
 
     def step(state, inputs):
         window, speaks, heard = inputs
@@ -155,10 +158,10 @@ def next_chunk(
             return model.apply(variables, x, level, state.history, window, speaks, heard)
 
         x = samplers.euler(velocity, noise, sigmas)[-1]
-        motion = model.apply(variables, x, state.history, method=model.restore)
-        motion = jnp.clip(motion, _LOW, 1.0)
+        restored = model.apply(variables, x, state.history, method=model.restore)
+        motion = jnp.clip(typing.cast(jax.Array, restored), _LOW, 1.0)
         history = jnp.concatenate([state.history, motion], 1)[:, c.frames_per_latent :]
-        return state.replace(history=history, latent=state.latent + 1), motion
+        return dataclasses.replace(state, history=history, latent=state.latent + 1), motion
 
     inputs = tuple(jnp.moveaxis(x, 1, 0) for x in (windows, mode, features))
     state, motion = jax.lax.scan(step, state, inputs)  # [T, B, 4, M]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tm_jax.core import shapes
 from tm_jax.models.puppet.vae import config as config_lib
 from tm_jax.nn import linear
+from tm_jax.nn import parameters
 
 _CELL = 4  # Pixels per side at the finest stride of the convolutions.
 _COLOURS = 3 * _CELL**2  # Numbers in a cell.
@@ -210,9 +211,7 @@ class Painter(nn.Module):
         x = z.reshape(b * t, h, w, c.frames_per_latent, -1)
         x = jnp.moveaxis(x, 3, 1).reshape(-1, h, w, x.shape[-1])  # One frame each.
         # The square is aligned: every place has a meaning, and weights of its own.
-        places = nn.with_logical_partitioning(
-            nn.initializers.normal(x.shape[-1] ** -0.5), (None, None, None, None)
-        )
+        places = parameters.named(nn.initializers.normal(x.shape[-1] ** -0.5), (None,) * 4)
         kernel = self.param("places", places, (c.rows, c.rows, x.shape[-1], coarse))
         bias = self.param("places_bias", places, (c.rows, c.rows, 1, coarse))
         x = jnp.einsum("bhwi,hwio->bhwo", x.astype(self.dtype), kernel) + bias[:, :, 0]

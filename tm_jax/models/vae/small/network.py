@@ -6,6 +6,8 @@ own four frames and decoded with the one before it as context, so a stream of an
 same as the whole clip. Everything is learned from pixels.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -289,7 +291,7 @@ class SmallVAE(nn.Module):
         raw = latents.astype(jnp.float32) * self.latent_std + self.latent_mean
         warped, residual, _ = self.decode_raw(raw, state)
         frames = jnp.clip(warped + residual, -1, 1)
-        return frames, state.replace(previous=raw[:, -1:])
+        return frames, dataclasses.replace(state, previous=raw[:, -1:])
 
     def look(self, picture: jax.Array) -> State:
         """The state of streams that begin with pictures [B, H, W, 3]."""
