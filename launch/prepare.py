@@ -151,8 +151,8 @@ def main() -> None:
     common.cache_compilations()
     from tm_jax.inference import clip_encoder
 
-    options = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
-    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
+    prompt = clip_encoder.loading.PROMPT if _PROMPT.value is None else _PROMPT.value
+    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, prompt=prompt)
     # Weights may be of another size than their preset.
     config = _config(encoder.height, encoder.width, preset.timing)
     side = max(64, min(encoder.height, encoder.width) // 2 * 2)

@@ -13,6 +13,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import orbax_tree
@@ -184,8 +185,8 @@ def detect(source: Mapping, part: parts.Part) -> str:
 
 def convert(
     part: parts.Part, path: str, out: str, *, layout: str = "auto", to: str = "ours",
-    dtype=None, shard_bytes: int = 5 * 10**9, dry_run: bool = False, state: str | None = None,
-    facts: Mapping[str, str] | None = None,
+    dtype: npt.DTypeLike | None = None, shard_bytes: int = 5 * 10**9, dry_run: bool = False,
+    state: str | None = None, facts: Mapping[str, str] | None = None
 ) -> Report:
     """Converts weights; headers are checked before anything is written.
 

@@ -3,18 +3,20 @@
 import contextlib
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
 from tm_jax.core import trees
 
 
-def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
+def save(path: str, params: Any, dtype: npt.DTypeLike = ml_dtypes.bfloat16, **facts: str) -> None:
     """Writes a tree, atomically.
 
     Args:
@@ -58,7 +60,7 @@ def _explained(path: str):
         ) from error
 
 
-def load(path: str, expected, dtype=jnp.float32) -> dict:
+def load(path: str, expected: Any, dtype: npt.DTypeLike = jnp.float32) -> dict:
     """Reads a tree strictly.
 
     Args:

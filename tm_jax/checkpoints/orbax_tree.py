@@ -96,7 +96,7 @@ def is_tree(path: str) -> bool:
     return os.path.isfile(os.path.join(path, _MARK))
 
 
-def write(folder: str, tensors: Mapping):
+def write(folder: str, tensors: Mapping) -> None:
     """Writes arrays by path as one tree.
 
     Args:

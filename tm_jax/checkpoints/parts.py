@@ -12,7 +12,12 @@ import jax.numpy as jnp
 
 from tm_jax.checkpoints import mapping
 from tm_jax.configs import presets
+from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.dit import config as dit_config
+from tm_jax.models.image import config as clip_config
+from tm_jax.models.text import config as umt5_config
+from tm_jax.models.vae.tiny import config as taehv_config
+from tm_jax.models.vae.wan import config as vae_config
 
 OURS = ("ours", "orbax")
 
@@ -80,7 +85,7 @@ def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     )
 
 
-def vae(config, name: str = "vae") -> Part:
+def vae(config: vae_config.WanVAEConfig, name: str = "vae") -> Part:
     """The Wan autoencoder of one size."""
     from tm_jax.checkpoints import wan_vae
     from tm_jax.models.vae.wan import autoencoder
@@ -93,7 +98,7 @@ def vae(config, name: str = "vae") -> Part:
     )
 
 
-def taehv(config, name: str = "taehv") -> Part:
+def taehv(config: taehv_config.TAEHVConfig, name: str = "taehv") -> Part:
     """The tiny autoencoder of one size."""
     from tm_jax.checkpoints import taehv as table
     from tm_jax.models.vae.tiny import autoencoder
@@ -106,7 +111,7 @@ def taehv(config, name: str = "taehv") -> Part:
     )
 
 
-def text(config, name: str = "text") -> Part:
+def text(config: umt5_config.UMT5Config, name: str = "text") -> Part:
     """The text encoder of one size."""
     from tm_jax.checkpoints import umt5
     from tm_jax.models.text import encoder
@@ -117,7 +122,7 @@ def text(config, name: str = "text") -> Part:
     )
 
 
-def image(config, name: str = "image") -> Part:
+def image(config: clip_config.CLIPConfig, name: str = "image") -> Part:
     """The image encoder of one size."""
     from tm_jax.checkpoints import clip
     from tm_jax.models.image import encoder
@@ -128,7 +133,7 @@ def image(config, name: str = "image") -> Part:
     )
 
 
-def audio(config, name: str = "audio") -> Part:
+def audio(config: wav2vec2_config.Wav2Vec2Config, name: str = "audio") -> Part:
     """The speech encoder of one size."""
     from tm_jax.checkpoints import wav2vec2
     from tm_jax.models.audio.wav2vec2 import encoder
@@ -166,12 +171,6 @@ def sizes(name: str) -> dict:
     Raises:
       ValueError: Unknown part.
     """
-    from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
-    from tm_jax.models.image import config as clip_config
-    from tm_jax.models.text import config as umt5_config
-    from tm_jax.models.vae.tiny import config as taehv_config
-    from tm_jax.models.vae.wan import config as vae_config
-
     tables = {
         "transformer": presets.PRESETS,
         "vae": {n: vae_config.PRESETS[n] for n in ("wan-2.1", "pico")},

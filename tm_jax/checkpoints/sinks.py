@@ -6,7 +6,7 @@ written beside the target under a temporary name and moved there at the end; an 
 interruption removes it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import json
 import math
@@ -27,7 +27,7 @@ _PIECE = 2**26  # Bytes that are made contiguous and written at once.
 
 
 @contextlib.contextmanager
-def replacing(path: str):
+def replacing(path: str) -> Iterator[str]:
     """A temporary path beside `path` that takes its place if all goes well.
 
     Raises:
@@ -51,7 +51,7 @@ def replacing(path: str):
         shutil.rmtree(inside, ignore_errors=True)
 
 
-def nbytes(item) -> int:
+def nbytes(item: Any) -> int:
     """Size of a tensor from its shape and dtype."""
     return math.prod(item.shape) * np.dtype(item.dtype).itemsize
 
@@ -117,9 +117,9 @@ def _write_array(stream, value: np.ndarray):
 
 
 def write_safetensors(
-    path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]], *,
-    stem: str = "model", limit: int | None = None, metadata: dict[str, str] | None = None,
-):
+    path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]], *, stem: str = "model",
+    limit: int | None = None, metadata: dict[str, str] | None = None
+) -> None:
     """Writes a file, or a folder of shards with their index.
 
     Args:
@@ -171,7 +171,7 @@ _TORCH = {
 }
 
 
-def write_pickled(path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]]):
+def write_pickled(path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes a PyTorch checkpoint (`.pth`) that `torch.load` reads, without PyTorch.
 
     Args:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.checkpoints import files
 from tm_jax.models.vae.small import config as config_lib
@@ -18,7 +19,8 @@ _STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
 
 
 def save(
-    path: str, params: dict, config: config_lib.SmallVAEConfig, dtype=ml_dtypes.bfloat16
+    path: str, params: dict, config: config_lib.SmallVAEConfig,
+    dtype: npt.DTypeLike = ml_dtypes.bfloat16
 ) -> None:
     """Writes parameters; the metadata holds the config and, in full precision, the statistics.
 
@@ -35,7 +37,7 @@ def save(
     )
 
 
-def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]:
+def load(path: str, dtype: npt.DTypeLike = jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]:
     """Reads a file of `save`.
 
     Args:

@@ -1,6 +1,7 @@
 """The table of presets: which components a model has, and their sizes."""
 
 import dataclasses
+from typing import Any
 
 from tm_jax.core import timing as timing_lib
 from tm_jax.diffusion import flow_matching
@@ -198,7 +199,7 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_student(self, **changes) -> "Preset":
+    def with_student(self, **changes: Any) -> "Preset":
         """This preset with another few-step sampler; None keeps what it has.
 
         Args:

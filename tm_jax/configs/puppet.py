@@ -1,5 +1,6 @@
 """The networks of a small preset."""
 
+from collections.abc import Mapping
 import dataclasses
 import os
 
@@ -49,7 +50,7 @@ class Models:
             height // patch, width // patch, self.preset.timing.latents_per_chunk
         )
 
-    def init(self, part: str, key):
+    def init(self, part: str, key: jax.Array) -> Mapping:
         """Boxed random parameters of one part (one of `PARTS`)."""
         c = self.preset.dit
         if part == "vae":

@@ -5,6 +5,7 @@ is. Loudness and opening go together only loosely, so the correlation compares v
 same clip; 0.3 to 0.6 is what people reach.
 """
 
+from collections.abc import Iterator
 import os
 
 import av
@@ -27,7 +28,7 @@ _EMPTY_S = 1.0  # Least time with a face.
 _SMOOTH = (0.25, 0.5, 0.25)
 
 
-def read(path: str | os.PathLike, fps: int = _TIMING.fps):
+def read(path: str | os.PathLike, fps: int = _TIMING.fps) -> Iterator[np.ndarray]:
     """Yields the frames of a video at a steady rate, uint8 [H, W, 3].
 
     Raises:

@@ -11,6 +11,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from tm_jax.checkpoints import hub
@@ -166,7 +167,8 @@ class ClipEncoder:
 
 
 def load(
-    preset: str, weights: str | os.PathLike | None, *, prompt: str = loading.PROMPT, mesh=None
+    preset: str, weights: str | os.PathLike | None, *, prompt: str = loading.PROMPT,
+    mesh: Mesh | None = None
 ) -> ClipEncoder:
     """Loads the encoders of a preset; the transformer is not needed.
 

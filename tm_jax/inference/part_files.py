@@ -13,6 +13,7 @@ import os
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy.typing as npt
 
 from tm_jax.checkpoints import loading
 from tm_jax.checkpoints import parts
@@ -70,7 +71,9 @@ def require(preset: presets.Preset, folder: str, names: tuple[str, ...]) -> None
             )
 
 
-def load(preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype=None) -> dict:
+def load(
+    preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype: npt.DTypeLike | None = None
+) -> dict:
     """Parameters of one part, each placed directly where the rules table says.
 
     Raises:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ import numpy as np
 from tm_jax.configs import presets
 from tm_jax.inference import programs
 from tm_jax.parallel import rules
+
+Tree = TypeVar("Tree")
 
 
 class Functions(Protocol):
@@ -118,7 +120,7 @@ class Placement:
         """Devices that it needs at least."""
         return int(np.prod(list(self.sizes.values()))) + (self.mode == "disaggregated")
 
-    def meshes(self, devices) -> tuple[Mesh, Mesh]:
+    def meshes(self, devices: Sequence[jax.Device]) -> tuple[Mesh, Mesh]:
         """The meshes of the denoise slice and of the decode slice.
 
         Raises:
@@ -233,7 +235,10 @@ class Pipeline:
         with _within(self.denoise_mesh):
             return self._programs["encode_audio"](self.params, samples, known)
 
-    def denoise(self, state, start, windows, mode, partner=None) -> tuple[Any, Any]:
+    def denoise(
+        self, state: Any, start: Any, windows: jax.Array, mode: jax.Array | np.ndarray,
+        partner: np.ndarray | None = None
+    ) -> tuple[Any, Any]:
         """Latents of the next chunk for `decode` alone, and the next state.
 
         Args:
@@ -249,11 +254,11 @@ class Pipeline:
         with _within(self.denoise_mesh):
             return self._programs["denoise"](self.params, state, start, windows, mode, partner)
 
-    def move(self, latents):
+    def move(self, latents: Any) -> Any:
         """Sends latents to the decode slice; returns before they have arrived."""
         return self._move(latents)
 
-    def decode(self, latents, state) -> tuple[jax.Array, Any]:
+    def decode(self, latents: Any, state: Any) -> tuple[jax.Array, Any]:
         """Frames uint8 [B, F, H, W, 3] of moved latents, and the next state."""
         with _within(self.decode_mesh):
             return self._programs["decode"](self.decoder_params, latents, state)
@@ -268,7 +273,7 @@ class Pipeline:
     def _insert(self) -> Callable:
         return jax.jit(_insert, donate_argnums=0)
 
-    def insert(self, batch, index: int, one, decoder: bool = False):
+    def insert(self, batch: Tree, index: int, one: Tree, decoder: bool = False) -> Tree:
         """The batch tree with another stream `index`; the tree handed in is used up.
 
         The trees are alike, with B streams and with one, such as what `begin` gave for each;
@@ -277,7 +282,7 @@ class Pipeline:
         with _within(self.decode_mesh if decoder else self.denoise_mesh):
             return self._insert(batch, index, one)
 
-    def spread(self, one, batch: int, decoder: bool = False):
+    def spread(self, one: Tree, batch: int, decoder: bool = False) -> Tree:
         """One stream copied into every slot of a batch, shared by devices as the rules say."""
         mesh = self.decode_mesh if decoder else self.denoise_mesh
         many = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
@@ -313,7 +318,9 @@ class Pipeline:
         latents, state = self.denoise(state, start, windows, np.zeros(voice.shape, np.int32))
         jax.block_until_ready(self.decode(self.move(latents), decoder))
 
-    def placed(self, placement: Placement, devices=None) -> "Pipeline":
+    def placed(
+        self, placement: Placement, devices: Sequence[jax.Device] | None = None
+    ) -> "Pipeline":
         """This pipeline on other devices.
 
         Args:

@@ -21,6 +21,7 @@ from tm_jax.core import trees
 from tm_jax.inference import pipeline
 from tm_jax.models.dit import causal as student
 from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import transformer
 from tm_jax.models.puppet import face as face_lib
 from tm_jax.models.puppet import locator
 from tm_jax.models.puppet.motion import config as motion_config
@@ -57,7 +58,7 @@ class Start:
       place: Where it is in the picture.
     """
 
-    context: object
+    context: transformer.Context
     reference: jax.Array
     place: Place
 
@@ -135,7 +136,9 @@ class PuppetFunctions:
         del faces
         return {"pictures": pictures}
 
-    def begin(self, params: dict, inputs: dict, keys: jax.Array):
+    def begin(
+        self, params: dict, inputs: dict, keys: jax.Array
+    ) -> tuple[Start, DenoiseState, jax.Array]:
         """See `pipeline.Functions`."""
         models, preset, pictures = self.models, self.preset, inputs["pictures"]
         frames = pixels.to_float(pictures)
@@ -144,10 +147,10 @@ class PuppetFunctions:
         place = Place(picture=pictures, face=face, square=face_lib.square(face))
         aligned = face_lib.cut(frames[:, None], place.square, models.vae.config.side)[:, 0]
         reference = autoencoder.appearance(aligned, models.vae.config)
-        context = models.dit.apply(
+        context = typing.cast(transformer.Context, models.dit.apply(
             {"params": params["dit"]}, method=models.dit.context,
             face_mask=face_lib.tokens(face, place.square, models.grid.rows, models.grid.columns),
-        )
+        ))  # fmt: skip
         keys = pipeline.keys_of(keys)
         neutral = jnp.zeros((len(pictures), 1, preset.dit.expression_channels))
         channels = conditioning.expression_channels(reference, neutral)
@@ -164,16 +167,21 @@ class PuppetFunctions:
         start = Start(context=context, reference=reference, place=place)
         return start, state, aligned
 
-    def begin_decoder(self, params: dict, given: jax.Array):
+    def begin_decoder(self, params: dict, given: jax.Array) -> Any:
         """See `pipeline.Functions`."""
         vae = self.models.vae
         return vae.apply({"params": params["vae"]}, given, method=vae.begin)
 
-    def encode_audio(self, params: dict, samples: jax.Array, known: jax.Array):
+    def encode_audio(
+        self, params: dict, samples: jax.Array, known: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """See `pipeline.Functions`."""
         return self.audio.encode(params, samples, known)
 
-    def denoise(self, params: dict, state, start, windows, mode, partner):
+    def denoise(
+        self, params: dict, state: DenoiseState, start: Start, windows: jax.Array, mode: jax.Array,
+        partner: jax.Array
+    ) -> tuple[Denoised, DenoiseState]:
         """See `pipeline.Functions`."""
         models, preset = self.models, self.preset
         motion, motion_state = motion_network.next_chunk(
@@ -192,7 +200,7 @@ class PuppetFunctions:
         denoised = Denoised(latents=latents, pose=moved, place=start.place)
         return denoised, DenoiseState(student=cache, motion=motion_state)
 
-    def decode(self, params: dict, latents, state):
+    def decode(self, params: dict, latents: Denoised, state: Any) -> tuple[jax.Array, Any]:
         """See `pipeline.Functions`."""
         models, place = self.models, latents.place
         opened = autoencoder.respond(latents.latents, models.preset.opening)

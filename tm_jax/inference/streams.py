@@ -111,7 +111,9 @@ class StreamFunctions:
             result["image"] = np.stack(fitted)
         return result
 
-    def begin(self, params: dict, inputs: dict, keys: jax.Array):
+    def begin(
+        self, params: dict, inputs: dict, keys: jax.Array
+    ) -> tuple[Start, causal.StreamState, DecoderInput]:
         """See `pipeline.Functions`."""
         parts, preset = self.components, self.preset
         picture = pixels.to_float(inputs["pictures"])
@@ -147,15 +149,20 @@ class StreamFunctions:
         )
         return typing.cast(transformer.Context, context)
 
-    def begin_decoder(self, params: dict, given: DecoderInput):
+    def begin_decoder(self, params: dict, given: DecoderInput) -> Any:
         """See `pipeline.Functions`."""
         return self.components.vae.begin_decoder(params, given.picture, given.latent)
 
-    def encode_audio(self, params: dict, samples: jax.Array, known: jax.Array):
+    def encode_audio(
+        self, params: dict, samples: jax.Array, known: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """See `pipeline.Functions`."""
         return self.components.audio.encode(params, samples, known)
 
-    def denoise(self, params: dict, state, start: Start, windows, mode, partner):
+    def denoise(
+        self, params: dict, state: causal.StreamState, start: Start, windows: jax.Array,
+        mode: jax.Array, partner: jax.Array
+    ) -> tuple[jax.Array, causal.StreamState]:
         """See `pipeline.Functions`."""
         del partner
         preset = self.preset
@@ -168,7 +175,7 @@ class StreamFunctions:
             preset.sigmas, preset.student.policy, preset.student.temperature,
         )
 
-    def decode(self, params: dict, latents: jax.Array, state: Any):
+    def decode(self, params: dict, latents: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """See `pipeline.Functions`."""
         frames, state = self.components.vae.decode_chunk(params, latents, state)
         return pixels.to_uint8(frames), state

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import jax
 
@@ -37,7 +38,7 @@ def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pip
     )
 
 
-def with_student(pipeline: pipeline_lib.Pipeline, **changes) -> pipeline_lib.Pipeline:
+def with_student(pipeline: pipeline_lib.Pipeline, **changes: Any) -> pipeline_lib.Pipeline:
     """The pipeline with another sampler of the student; `presets.StudentConfig` names the fields.
 
     Raises:

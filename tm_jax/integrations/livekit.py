@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator
 import typing
 
+from livekit import agents
 from livekit import rtc
 from livekit.agents.voice import avatar as livekit_avatar
 
@@ -176,7 +177,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         """Name in the metrics."""
         return "tm_jax"
 
-    async def start(self, agent_session, room: rtc.Room) -> None:
+    async def start(self, agent_session: agents.AgentSession, room: rtc.Room) -> None:
         """Warms the avatar up and takes the agent's speech from now on.
 
         Args:

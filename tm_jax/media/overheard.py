@@ -7,7 +7,7 @@ from tm_jax.models.puppet.motion import config as motion_config
 _RANGE_DB = motion_config.LOUDNESS_DB
 
 
-def loudness(samples, samples_per_frame: int) -> np.ndarray:
+def loudness(samples: np.ndarray, samples_per_frame: int) -> np.ndarray:
     """Loudness of every video frame, on the host.
 
     Args:

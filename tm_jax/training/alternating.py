@@ -96,7 +96,7 @@ class Order:
         return student, updates - student
 
 
-def prepare(stage, steps: int, mesh: Mesh) -> steps_lib.Training:
+def prepare(stage: Any, steps: int, mesh: Mesh) -> steps_lib.Training:
     """The training of a stage with a critic.
 
     Args:
@@ -126,7 +126,7 @@ def prepare(stage, steps: int, mesh: Mesh) -> steps_lib.Training:
     )
 
 
-def make(stage, steps: int, mesh: Mesh, key):
+def make(stage: Any, steps: int, mesh: Mesh, key: jax.Array) -> tuple[PairState, Any, Any]:
     """Creates both networks and compiles their steps.
 
     The arguments are those of `prepare`, and a random key.

@@ -49,7 +49,10 @@ class AudioStageConfig:
 _WEIGHTS = np.array([4.0, 0.5, 1.0, 1.0, 1.0, 0.0], np.float32)
 
 
-def example(voices, config, audio, rng, clean=False) -> dict:
+def example(
+    voices: tracks.Voices, config: AudioStageConfig, audio: audio_config.AudioEncoderConfig,
+    rng: np.random.Generator, clean: bool = False
+) -> dict:
     """Samples [640 (history + n + future) + margins], mouth [n, 6] and activity [n]."""
     before, after = audio.history, audio.future
     total = config.frames + before + after
@@ -72,10 +75,10 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     Raises:
       ValueError: The preset uses wav2vec2.
     """
-    audio = preset.audio
-    if not isinstance(audio, audio_config.AudioEncoderConfig):
+    if not isinstance(preset.audio, audio_config.AudioEncoderConfig):
         raise ValueError(f"preset {preset.name} uses wav2vec2; there is none to train.")
-    model = encoder.AudioEncoder(audio)
+    model = encoder.AudioEncoder(preset.audio)
+    audio = model.config
     voices = tracks.Voices(config.corpus, "train")
     frames = audio.history + audio.future + 1
 

@@ -5,14 +5,17 @@ is a folder of memory-mapped arrays and grows by whole blocks; a killed build go
 it stopped.
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 import os
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import tqdm
 
 from tm_jax.configs import puppet as networks
@@ -68,7 +71,10 @@ class LatentConfig:
         return {k: v for k, v in facts.items() if k not in ("mouth_weight", "opening_weight")}
 
 
-def describe(config: LatentConfig, models: networks.Models, voices, rng, character):
+def describe(
+    config: LatentConfig, models: networks.Models, voices: tracks.Voices, rng: np.random.Generator,
+    character: characters.Character
+) -> dict[str, Any]:
     """One clip: character, motion and the sound that drives it.
 
     Returns:
@@ -113,7 +119,7 @@ def sound_margins(models: networks.Models) -> tuple[int, int]:
     return before + audio.history, after + audio.future
 
 
-def make_encoder(models: networks.Models, params: dict):
+def make_encoder(models: networks.Models, params: dict) -> Callable[[dict], dict[str, jax.Array]]:
     """Compiles (batch of descriptions) -> arrays of the store, for `params` of audio."""
     preset = models.preset
 
@@ -135,7 +141,9 @@ def make_encoder(models: networks.Models, params: dict):
     return lambda batch: encode(params["audio"], batch)
 
 
-def build(folder: str, config: LatentConfig, models: networks.Models, params: dict):
+def build(
+    folder: str, config: LatentConfig, models: networks.Models, params: dict
+) -> dict[str, np.ndarray]:
     """Fills the store up to `config.clips`; returns its arrays, memory-mapped.
 
     Raises:
@@ -180,7 +188,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     }
 
 
-def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.memmap:
+def room(path: str, shape: tuple[int, ...], dtype: npt.DTypeLike, made: int) -> np.memmap:
     """Memory-mapped array at `path` of at least `shape[0]` entries.
 
     One that is too short makes way for a longer one with the same first `made` entries.

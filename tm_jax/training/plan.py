@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import re
+import typing
 from typing import Any
 
 import jax
@@ -131,7 +132,8 @@ def _cache(preset, settings, sizes: Mapping[str, int]) -> list[Row]:
     image = None if c.image_width is None else normal(c.image_length, c.image_width)
 
     def begin(params, reference, condition, text, image, face_mask):
-        context = model.apply({"params": params}, text, image, face_mask, method="context")
+        embedded = model.apply({"params": params}, text, image, face_mask, method="context")
+        context = typing.cast(transformer.Context, embedded)
         keys = jax.random.split(jax.random.key(0), batch)
         return causal.begin(
             model, params, reference, condition, context, keys,

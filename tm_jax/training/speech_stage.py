@@ -67,7 +67,10 @@ def sizes(audio: audio_config.AudioEncoderConfig) -> audio_config.AudioEncoderCo
     return dataclasses.replace(audio, outputs=COLUMNS + 1)
 
 
-def example(voices, config, audio, rng, clean=False) -> dict:
+def example(
+    voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    rng: np.random.Generator, clean: bool = False
+) -> dict:
     """One element of a batch.
 
     Args:
@@ -174,7 +177,10 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
     }
 
 
-def batches(voices, config, audio, seed: int) -> grain.IterDataset:
+def batches(
+    voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    seed: int
+) -> grain.IterDataset:
     """Endless batches of `example`."""
 
     def one(index):
@@ -265,7 +271,10 @@ def standardised(params: dict, features: jax.Array) -> dict:
     }
 
 
-def clean_batch(speaker, config, audio, count: int = _HELD_OUT_TRACKS) -> dict:
+def clean_batch(
+    speaker: speech.Speaker, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    count: int = _HELD_OUT_TRACKS
+) -> dict:
     """A batch of one speaker's speech as it was recorded, the same at every call."""
     one = tracks.Voices.of([speaker])
     rng = np.random.default_rng(5)

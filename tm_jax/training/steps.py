@@ -55,7 +55,7 @@ class Training:
     step: Any
 
 
-def prepare(network, steps: int, mesh: Mesh, average: bool = True) -> Training:
+def prepare(network: Any, steps: int, mesh: Mesh, average: bool = True) -> Training:
     """The training of one network.
 
     Args:
@@ -94,7 +94,9 @@ def _builder(optimizer, average: bool) -> Callable:
     return build
 
 
-def layout(init: Callable, optimizer, mesh: Mesh, average: bool = True) -> TrainState:
+def layout(
+    init: Callable, optimizer: optax.GradientTransformation, mesh: Mesh, average: bool = True
+) -> TrainState:
     """Shapes and shardings of a state, a tree of `jax.ShapeDtypeStruct`; nothing is made.
 
     The arguments are those of `create`.
@@ -109,7 +111,8 @@ def layout(init: Callable, optimizer, mesh: Mesh, average: bool = True) -> Train
 
 
 def create(
-    init: Callable, optimizer, mesh: Mesh, key, average: bool = True, start: Any = None
+    init: Callable, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array,
+    average: bool = True, start: Any = None
 ) -> tuple[TrainState, TrainState]:
     """Creates the state, every leaf directly in its sharding.
 
@@ -142,7 +145,8 @@ def create(
 
 
 def make_step(
-    loss: Callable, optimizer, ema_decay: float, mesh: Mesh, placement, accumulate: int = 1
+    loss: Callable, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh,
+    placement: TrainState, accumulate: int = 1
 ) -> "Step":
     """Compiles one update.
 
@@ -232,7 +236,9 @@ class Step:
         del count
         return self._accumulate
 
-    def flops(self, count: int, state, frozen, batch, key) -> float:
+    def flops(
+        self, count: int, state: TrainState, frozen: Any, batch: Any, key: jax.Array
+    ) -> float:
         """Floating-point operations of an update on all devices; loops but the micro-batches'
         count once."""
         del count
@@ -243,6 +249,6 @@ class Step:
         return self._flops
 
 
-def place_batch(batch, mesh: Mesh):
+def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch of host arrays on the mesh, split along its first axis."""
     return placing.batch(batch, mesh)

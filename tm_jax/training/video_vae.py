@@ -4,7 +4,7 @@ A batch is clips of a reference picture and frames, nothing else. Pixels that di
 reference weigh more; the flow also has a loss of its own, on the picture that it moves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
 import typing
 
@@ -206,7 +206,7 @@ def loss(
     return total, {"psnr": psnr(error), "psnr_warped": psnr(moved)}
 
 
-def make_step(model: network.SmallVAE, config: VideoVAEConfig):
+def make_step(model: network.SmallVAE, config: VideoVAEConfig) -> Callable:
     """Compiles one update.
 
     Returns:

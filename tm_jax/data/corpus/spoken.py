@@ -42,7 +42,9 @@ class Spoken:
     level: np.ndarray
 
 
-def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0) -> Spoken:
+def track(
+    speaker: speech.Speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0
+) -> Spoken:
     """A track of one speaker, laid out as in `tracks.track`.
 
     Args:

@@ -91,7 +91,7 @@ def attention(other: np.ndarray, fps: int = 25) -> np.ndarray:
     return attends
 
 
-def answers(rng, other: np.ndarray, fps: int = 25) -> Answers:
+def answers(rng: np.random.Generator, other: np.ndarray, fps: int = 25) -> Answers:
     """Draws what a listener does.
 
     Args:

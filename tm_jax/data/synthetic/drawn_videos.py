@@ -4,6 +4,7 @@ A source of video like any other: what is learned from these files is in their p
 sound. Whole frames move: lips, lids, gaze, brows, head, shoulders.
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 import os
@@ -123,7 +124,8 @@ def draw(
 
 def draw_folder(
     folder: str | os.PathLike, count: int, speakers: list[speech.Speaker], *, seed: int = 0,
-    seconds: float = 6.0, size: int = 256, partner: bool = False, progress=None,
+    seconds: float = 6.0, size: int = 256, partner: bool = False,
+    progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Draws videos into a folder; those that are there already are kept.
 

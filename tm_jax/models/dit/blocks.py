@@ -76,7 +76,7 @@ class CrossAttention(nn.Module):
         self.k_audio, self.v_audio = heads(), heads(zero=True)
         self.norm_k_audio = norms.RMSNorm(logical=axes.HEADS)
 
-    def split(self, x):
+    def split(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., N, K]."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_width)
 
@@ -156,11 +156,11 @@ class Block(nn.Module):
         self.mlp_in = linear.Dense(c.mlp_width, (axes.EMBED, axes.MLP), dtype)
         self.mlp_out = linear.Dense(c.width, (axes.MLP, axes.EMBED), dtype)
 
-    def context(self, text, image) -> dict:
+    def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
         """See `CrossAttention.context`."""
         return self.cross.context(text, image)
 
-    def audio(self, tokens) -> KeyValue:
+    def audio(self, tokens: jax.Array) -> KeyValue:
         """See `CrossAttention.audio`."""
         return self.cross.audio(tokens)
 

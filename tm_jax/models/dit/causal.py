@@ -57,8 +57,9 @@ def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
 
 
 def begin(
-    model: transformer.DiT, params, reference, channels, context, keys,
-    latents_per_chunk: int, num_steps: int, policy: str, view: config.View = config.View(),
+    model: transformer.DiT, params: dict, reference: jax.Array, channels: jax.Array,
+    context: transformer.Context, keys: jax.Array, latents_per_chunk: int, num_steps: int,
+    policy: str, view: config.View = config.View()
 ) -> StreamState:
     """Starts streams from reference pictures.
 
@@ -139,9 +140,9 @@ def embed(
 
 
 def chunk_pass(
-    model: transformer.DiT, params, state: StreamState, level: int, x, sigma,
-    given: transformer.Embedded,
-):
+    model: transformer.DiT, params: dict, state: StreamState, level: int, x: jax.Array,
+    sigma: jax.Array, given: transformer.Embedded
+) -> tuple[jax.Array, list[blocks.KeyValue]]:
     """One pass over the current chunk, which sees itself, the chunk before and the sink.
 
     Args:
@@ -176,11 +177,11 @@ def chunk_pass(
 
 
 def make_chunk(
-    model: transformer.DiT, params, state: StreamState,
+    model: transformer.DiT, params: dict, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
-    teacher_forced: tuple[jax.Array, jax.Array] | None = None,
-):
+    teacher_forced: tuple[jax.Array, jax.Array] | None = None
+) -> tuple[list[jax.Array], list[jax.Array], StreamState]:
     """Makes the next chunk of every stream and shows how it came about.
 
     Args:
@@ -227,10 +228,10 @@ def make_chunk(
 
 
 def next_chunk(
-    model: transformer.DiT, params, state: StreamState,
+    model: transformer.DiT, params: dict, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
-    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
-):
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
+) -> tuple[jax.Array, StreamState]:
     """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
 
     Returns:
@@ -243,9 +244,9 @@ def next_chunk(
 
 
 def given_chunk(
-    model: transformer.DiT, params, state: StreamState, x0,
+    model: transformer.DiT, params: dict, state: StreamState, x0: jax.Array,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
-    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 

@@ -31,17 +31,17 @@ class Conditioning:
     text: jax.Array | None = None
     image: jax.Array | None = None
 
-    def frames(self, start, count: int) -> "Conditioning":
+    def frames(self, start: jax.Array | int, count: int) -> "Conditioning":
         """`count` latent frames from frame `start`, which may be traced."""
         return self._per_frame(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1)
         )
 
-    def at(self, order) -> "Conditioning":
+    def at(self, order: jax.Array) -> "Conditioning":
         """The frames with the indices `order`, in that order."""
         return self._per_frame(lambda x: x[:, order])
 
-    def without_audio(self, drop=True) -> "Conditioning":
+    def without_audio(self, drop: jax.Array | bool = True) -> "Conditioning":
         """Audio replaced by silent features (zeros), as condition dropout does it.
 
         Args:

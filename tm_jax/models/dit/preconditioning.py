@@ -19,16 +19,18 @@ import jax.numpy as jnp
 _SMALLEST = 1e-3  # A velocity at sigma = 0 is never used, but must be finite.
 
 
-def scale_input(x, sigma, std) -> jax.Array:
+def scale_input(x: jax.Array, sigma: jax.Array | float, std: jax.Array | float) -> jax.Array:
     """Network input of unit variance. All arguments broadcast to `x`."""
     return x / jnp.sqrt(jnp.square(1 - sigma) * std**2 + jnp.square(sigma))
 
 
-def to_velocity(output, x, sigma, std) -> jax.Array:
+def to_velocity(
+    output: jax.Array, x: jax.Array, sigma: jax.Array | float, std: jax.Array | float
+) -> jax.Array:
     """Velocity from the network's unit-scale output. All arguments broadcast to `x`."""
     return (x - std * output) / jnp.maximum(sigma, _SMALLEST)
 
 
-def loss_weight(sigma, std) -> jax.Array:
+def loss_weight(sigma: jax.Array | float, std: jax.Array | float) -> jax.Array:
     """Weight that turns a squared velocity error into one of the network's output."""
     return jnp.square(jnp.maximum(sigma, _SMALLEST) / std)

@@ -164,7 +164,7 @@ class DiT(nn.Module):
         layers = [block.context(text, image) for block in self.blocks]
         return Context(layers=layers, face_mask=face_mask)
 
-    def audio(self, windows) -> list:
+    def audio(self, windows: jax.Array) -> list[blocks.KeyValue]:
         """Audio keys and values of every layer from windows [B, T, R, U]."""
         tokens = self.audio_projection(windows)
         return [block.audio(tokens) for block in self.blocks]
@@ -252,7 +252,7 @@ class DiT(nn.Module):
         return out, states
 
 
-def touch(model: DiT):
+def touch(model: DiT) -> Output:
     """Runs a transformer once on zeros: `model.init(key, method=touch)` makes all parameters.
 
     Parameters depend on no size of a picture, so the smallest one serves every preset.

@@ -15,6 +15,7 @@ import numpy as np
 from tm_jax.serving import config as config_lib
 from tm_jax.serving.calls import voice as voice_lib
 from tm_jax.serving.calls import voicing
+from tm_jax.serving.runtime import engine as engine_lib
 from tm_jax.serving.runtime import metrics as metrics_lib
 from tm_jax.serving.runtime import pacing
 from tm_jax.serving.runtime import stream as stream_lib
@@ -33,7 +34,7 @@ _COMPLAIN_S = 5.0  # The same complaint is not repeated sooner.
 class Connection(Protocol):
     """What carries a call to its client."""
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Queues a message of `protocol`; never waits."""
 
     def show(self, chunk: stream_lib.Chunk, own_voice: bool) -> None:
@@ -110,7 +111,7 @@ class Call:
 
     # Its course.
 
-    def begin(self, engine, start: messages.Start, raw: bool = False) -> None:
+    def begin(self, engine: engine_lib.Engine, start: messages.Start, raw: bool = False) -> None:
         """Opens the stream and starts the voice.
 
         Args:
@@ -185,7 +186,7 @@ class Call:
 
     # Messages of the client.
 
-    def receive(self, message) -> None:
+    def receive(self, message: messages.Message) -> None:
         """Does what a message of the client asks.
 
         Raises:
@@ -298,7 +299,7 @@ class Call:
 
     # What goes to the client.
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Sends a message if somebody is connected."""
         if self._connection is not None:
             self._connection.send(message)

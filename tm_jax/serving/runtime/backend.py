@@ -54,7 +54,7 @@ class Backend(Protocol):
     def lane(self, batch: int) -> Any:
         """Makes a lane of `batch` slots; what it is concerns the backend alone."""
 
-    def begin(self, lane: Any, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: Any, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """Puts a new stream into a slot, whatever was there before."""
 
     def step(

@@ -82,7 +82,7 @@ class PipelineBackend:
             )
         return _Lane(batch, shown=np.zeros(batch, np.int64))
 
-    def begin(self, lane: _Lane, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: _Lane, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """See `backend.Backend`."""
         pipeline = self._pipeline
         keys = pipeline_lib.stream_key(seed, chunk)[None]
@@ -98,7 +98,10 @@ class PipelineBackend:
         lane.state = pipeline.insert(lane.state, slot, state)
         lane.decoder = pipeline.insert(lane.decoder, slot, decoder, decoder=True)
 
-    def step(self, lane: _Lane, sounds, poses, clear, others=None) -> _Job:
+    def step(
+        self, lane: _Lane, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
+        others: np.ndarray | None = None
+    ) -> _Job:
         """See `backend.Backend`."""
         pipeline = self._pipeline
         lane.shown += 1

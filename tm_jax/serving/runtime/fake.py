@@ -42,15 +42,15 @@ class FakeBackend:
         """A list of streams: [red level, chunk]."""
         return [[0, 0] for _ in range(batch)]
 
-    def begin(self, lane: list, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: list, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """See `backend.Backend`."""
         self._work(self.begin_s)
         lane[slot] = [int(picture[..., 0].mean()), 0]
 
     def step(
         self, lane: list, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
-        others: np.ndarray | None = None,
-    ):
+        others: np.ndarray | None = None
+    ) -> backend.Job:
         """See `backend.Backend`."""
         self._work(0)
         self.steps += 1

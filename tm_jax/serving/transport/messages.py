@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 from tm_jax.serving.transport import protocol
 
@@ -389,6 +389,11 @@ def _table(*kinds):
     return dict(zip(names, kinds))
 
 
+Message: TypeAlias = (
+    Hello | Start | Mode | Avatar | Character | Interrupt | SpeechEnd | Reset | Played | Ping
+    | Stop | Welcome | Started | State | Caption | Interrupted | Timing | Stats | Pong | Ending
+    | Ended | Error | Sound | Frames
+)  # fmt: skip
 FROM_CLIENT = _table(
     Hello, Start, Mode, Avatar, Character, Interrupt, SpeechEnd, Reset, Played, Ping, Stop
 )

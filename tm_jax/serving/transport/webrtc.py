@@ -148,7 +148,7 @@ class PeerConnection:
 
     # What goes out.
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """See `call.Connection`."""
         text = codec.to_text(message)
         if self._channel is None:
@@ -215,6 +215,7 @@ class PeerConnection:
         asyncio.get_running_loop().call_later(_FAREWELL_S, self.end)
 
     def end(self) -> None:
+        """Closes the connection; may be called twice."""
         if not self._closed:
             self._closed = True
             self._timer.cancel()

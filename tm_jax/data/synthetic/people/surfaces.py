@@ -72,8 +72,8 @@ def grid_normals(points: np.ndarray, wrap: bool) -> np.ndarray:
 
 def from_grid(
     points: np.ndarray, weights: np.ndarray, uniforms: dict, *, wrap: bool,
-    uv: np.ndarray | None = None, edge: np.ndarray | None = None, occlusion=1.0, flip=False,
-    casts: bool = True,
+    uv: np.ndarray | None = None, edge: np.ndarray | None = None,
+    occlusion: np.ndarray | float = 1.0, flip: bool = False, casts: bool = True
 ) -> Surface:  # fmt: skip
     """A cloth surface from a grid of points [R, C, 3] with weights [R, C, 4].
 

@@ -51,8 +51,8 @@ def begin(window: config_lib.WindowConfig, first: jax.Array) -> SoundState:
 
 
 def step(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, state: SoundState,
-    samples: jax.Array,
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, state: SoundState,
+    samples: jax.Array
 ) -> tuple[jax.Array, SoundState]:
     """Features of the next chunk.
 
@@ -77,7 +77,7 @@ def step(
 
 
 def windowed(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, samples: jax.Array
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, samples: jax.Array
 ) -> jax.Array:
     """What a stream computes, for a whole clip at once; silence follows the clip.
 
@@ -106,8 +106,8 @@ def windowed(
 
 
 def whole(
-    model: encoder.Wav2Vec2, params, timing: timing_lib.Timing, samples: jax.Array,
-    valid: jax.Array | None = None,
+    model: encoder.Wav2Vec2, params: dict, timing: timing_lib.Timing, samples: jax.Array,
+    valid: jax.Array | None = None
 ) -> jax.Array:
     """Features of a clip without a window: every state may depend on all of the sound.
 
@@ -129,8 +129,8 @@ def whole(
 
 
 def window_features(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, samples: jax.Array,
-    heard: jax.Array,
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, samples: jax.Array,
+    heard: jax.Array
 ) -> jax.Array:
     """Features of the chunk in the middle of a window of sound.
 

@@ -60,7 +60,9 @@ def initial_state(config: config_lib.MotionConfig, batch: int) -> HeardState:
     )
 
 
-def hear(config: config_lib.MotionConfig, state: HeardState, other):
+def hear(
+    config: config_lib.MotionConfig, state: HeardState, other: jax.Array
+) -> tuple[jax.Array, HeardState]:
     """Features of latent frames.
 
     Args:

@@ -75,11 +75,11 @@ class MotionModel(nn.Module):
         self.second = [linear.Dense(c.width, plain, zero=True) for _ in range(c.layers)]
         self.head = linear.Dense(c.frames_per_latent * _COLUMNS, plain, zero=True)
 
-    def normalise(self, motion, history):
+    def normalise(self, motion: jax.Array, history: jax.Array) -> jax.Array:
         """Motion [B, 4, M] as its change since the last frame of `history`, in unit scale."""
         return (motion - history[:, -1:]) / jax.lax.stop_gradient(self.change)
 
-    def restore(self, x, history):
+    def restore(self, x: jax.Array, history: jax.Array) -> jax.Array:
         """Inverse of `normalise`."""
         return history[:, -1:] + x * jax.lax.stop_gradient(self.change)
 
@@ -112,7 +112,7 @@ class MotionModel(nn.Module):
         return self.head(nn.silu(y)).reshape(x.shape)
 
 
-def initial_state(config: config_lib.MotionConfig, keys) -> MotionState:
+def initial_state(config: config_lib.MotionConfig, keys: jax.Array) -> MotionState:
     """State of streams that begin at rest; keys [B]."""
     batch = keys.shape[0]
     return MotionState(
@@ -123,8 +123,9 @@ def initial_state(config: config_lib.MotionConfig, keys) -> MotionState:
 
 
 def next_chunk(
-    model: MotionModel, params, state: MotionState, windows, mode, other=None
-):
+    model: MotionModel, params: dict, state: MotionState, windows: jax.Array, mode: jax.Array,
+    other: jax.Array | None = None
+) -> tuple[jax.Array, MotionState]:
     """Draws the motion of a chunk.
 
     Args:
@@ -155,7 +156,8 @@ def next_chunk(
 
         def velocity(x, sigma):
             level = jnp.full((x.shape[0],), sigma)
-            return model.apply(variables, x, level, state.history, window, speaks, heard)
+            output = model.apply(variables, x, level, state.history, window, speaks, heard)
+            return typing.cast(jax.Array, output)
 
         x = samplers.euler(velocity, noise, sigmas)[-1]
         restored = model.apply(variables, x, state.history, method=model.restore)

@@ -94,7 +94,9 @@ class VideoAutoencoder(nn.Module):
         paint, cover = self.painter(zero, looks)
         return DecoderState(picture=picture, looks=looks, rest=(paint[:, :1], cover[:, :1]))
 
-    def paint_chunk(self, z: jax.Array, state: DecoderState):
+    def paint_chunk(
+        self, z: jax.Array, state: DecoderState
+    ) -> tuple[jax.Array, jax.Array, DecoderState]:
         """What hides the picture in the next frames of a stream.
 
         Args:
@@ -110,7 +112,7 @@ class VideoAutoencoder(nn.Module):
         # With latents of zero nothing changes.
         return paint - state.rest[0], cover - state.rest[1], state
 
-    def decode_chunk(self, z: jax.Array, state: DecoderState):
+    def decode_chunk(self, z: jax.Array, state: DecoderState) -> tuple[jax.Array, DecoderState]:
         """Next frames of a stream.
 
         Args:

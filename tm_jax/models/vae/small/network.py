@@ -322,7 +322,7 @@ class SmallVAE(nn.Module):
         z = self.encoder(change, flow, jnp.repeat(state.fine, t, 0))
         return z.astype(jnp.float32).reshape(b, t, *z.shape[1:])
 
-    def decode_raw(self, raw: jax.Array, state: State):
+    def decode_raw(self, raw: jax.Array, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Latents before normalisation to the decoder's parts; see `Decoder`."""
         previous = jnp.concatenate([state.previous, raw[:, :-1]], 1)
         return self.decoder(raw.astype(self.dtype), previous.astype(self.dtype), state)

@@ -6,6 +6,8 @@ network was trained on groups 4k ... 4k+3, so latent k sees three frames that co
 its own.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,11 +151,11 @@ class TAEHV(nn.Module):
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
 
-    def encode_first(self, frames: jax.Array):
+    def encode_first(self, frames: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of frames; see `encode_chunk`."""
         return self._encode(frames, None)
 
-    def encode_chunk(self, frames: jax.Array, state):
+    def encode_chunk(self, frames: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of frames on.
 
         Args:
@@ -174,7 +176,7 @@ class TAEHV(nn.Module):
         frames = jnp.concatenate([frames, jnp.repeat(frames[:, -1:], short, 1)], 1)
         return self._encode(frames, None)[0]
 
-    def decode_first(self, z: jax.Array):
+    def decode_first(self, z: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of latents.
 
         Args:
@@ -187,7 +189,7 @@ class TAEHV(nn.Module):
         frames, state = self._decode(z, None)
         return frames[:, self.config.frames_per_latent - 1 :], state
 
-    def decode_chunk(self, z: jax.Array, state):
+    def decode_chunk(self, z: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of latents on.
 
         Args:
