@@ -1,6 +1,6 @@
 """What a component of a preset offers, and the components of every preset behind it.
 
-A pipeline knows three protocols: `VideoVAE`, `AudioEncoder` and the transformer's
+A pipeline uses three protocols: `VideoVAE`, `AudioEncoder` and the transformer's
 `conditioning.Conditioning`. Their parameters are one dictionary of trees by the name of the
 part; each component takes what it needs from it.
 """
@@ -92,7 +92,7 @@ class AudioEncoder(Protocol):
     def encode(
         self, params: dict, samples: jax.Array, known: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Audio windows of a chunk and where somebody speaks.
+        """Audio windows of a chunk and its voice activity.
 
         Args:
           params: Parameters by part.
@@ -185,7 +185,7 @@ class WanVideoVAE:
 
     def begin_decoder(self, params: dict, picture: jax.Array, latent: jax.Array) -> Any:
         """See `VideoVAE`."""
-        del picture  # The latent says all of it.
+        del picture  # The latent determines all of it.
         [part] = self.decoder_parts
         _, state = self.decoder.apply(
             {"params": params[part]}, latent[:, None], method="decode_first"
@@ -203,8 +203,8 @@ class WanVideoVAE:
 
 
 def settled_latents(config: wan_vae_config.WanVAEConfig) -> int:
-    """Latents after which the encoder has forgotten the first frame of a clip."""
-    past, frames = 2, 1  # The entry sees 2 frames before its own.
+    """Latents after which the encoder's output no longer depends on a clip's first frame."""
+    past, frames = 2, 1  # The entry reads 2 frames before its own.
     for level in range(len(config.multipliers)):
         past += 4 * config.num_res_blocks * frames  # Two convolutions of three taps each.
         if level < len(config.temporal_strides) and config.temporal_strides[level]:
@@ -309,7 +309,7 @@ class Wav2Vec2Audio:
 
 @dataclasses.dataclass(frozen=True)
 class CausalAudio:
-    """The small convolutional speech encoder, which tells voice itself.
+    """The small convolutional speech encoder, which detects voice itself.
 
     Attributes:
       preset: Sizes.

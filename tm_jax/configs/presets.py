@@ -59,7 +59,7 @@ class StudentConfig:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a weight file says of a student that was trained so; `Preset.trained` reads it."""
+        """Metadata of a weight file of such a student; `Preset.trained` reads it."""
         facts = {
             "num_steps": str(self.num_steps), "policy": self.policy,
             "temperature": f"{self.temperature:g}",
@@ -90,7 +90,7 @@ class Preset:
       image: Image encoder; None where the transformer takes none of its tokens.
       conditioning: What the conditioning channels hold, one of `conditioning.KINDS`.
       motion: Motion model; None where the transformer makes all motion.
-      opening: Openings of the mouth that latents of `vae` tell and what its painter is given
+      opening: Openings of the mouth that latents of `vae` encode and what its painter is given
         for them (`autoencoder.respond`), by `experiments/nano/opening.py`.
       audio_future_frames: Frames of sound after a chunk that a speech encoder which attends
         in both directions is given: its look-ahead. A causal one has its own.
@@ -215,7 +215,7 @@ class Preset:
         """This preset with the sampler that weights were trained for.
 
         Args:
-          facts: What their file says, `StudentConfig.facts` among it; what is not said stays.
+          facts: Metadata of their file, with `StudentConfig.facts`; what is missing stays.
 
         Raises:
           ValueError: A sampler that does not exist.

@@ -14,7 +14,7 @@ Time = TypeVar("Time", float, jax.Array)
 
 
 def model_time(sigma: jax.Array | float) -> jax.Array:
-    """The time that the network is told, 1000 * sigma as in Wan."""
+    """The time that the network is conditioned on, 1000 * sigma as in Wan."""
     return 1000.0 * jnp.asarray(sigma, jnp.float32)
 
 

@@ -2,7 +2,7 @@
 
 The folder holds every part under its name, as launch/convert.py writes it (`transformer`,
 `vae`, `image`, `audio`, `text`, `taehv`; a folder or a `.safetensors` file), or as it is
-published. A file `preset.json` beside them tells sizes that differ from the preset's: weights
+published. A file `preset.json` beside them states sizes that differ from the preset's: weights
 of reduced depth then run through the same code.
 """
 

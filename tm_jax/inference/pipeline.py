@@ -277,13 +277,13 @@ class Pipeline:
         """The batch tree with another stream `index`; the tree handed in is used up.
 
         The trees are alike, with B streams and with one, such as what `begin` gave for each;
-        `decoder` tells that they are states of `decode`.
+        `decoder` marks them as states of `decode`.
         """
         with _within(self.decode_mesh if decoder else self.denoise_mesh):
             return self._insert(batch, index, one)
 
     def spread(self, one: Tree, batch: int, decoder: bool = False) -> Tree:
-        """One stream copied into every slot of a batch, shared by devices as the rules say."""
+        """One stream copied into every slot of a batch, sharded by the rules."""
         mesh = self.decode_mesh if decoder else self.denoise_mesh
         many = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
         if mesh is None:
@@ -298,7 +298,7 @@ class Pipeline:
         return jax.tree.map(place, many, one)  # The heads of a cache stay apart.
 
     def warm(self, batch: int = 1) -> None:
-        """Makes a chunk of silence with `batch` streams and forgets it.
+        """Makes a chunk of silence with `batch` streams and discards it.
 
         After that nothing is left to compile or load for that many streams, and the first
         chunk of a client takes no longer than the others.
@@ -348,7 +348,7 @@ def on_first_device(functions: Functions, params: dict) -> Pipeline:
 
 
 def place(mesh: Mesh, boxed: dict, params: dict) -> dict:
-    """Puts parameters on a mesh, each as the rules say."""
+    """Puts parameters on a mesh, each sharded by the rules."""
     return {
         part: jax.device_put(tree, rules.shardings(mesh, boxed[part]))
         for part, tree in params.items()

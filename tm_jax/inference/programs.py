@@ -6,7 +6,7 @@ before is loaded without looking at the model.
 
 A kept program belongs to everything that it was made from (`fingerprint`): this package's
 source, the preset, library versions, the device and JAX's configuration. If any of it
-differs the file is not looked at, and a file that cannot be used is replaced.
+differs the file is not read, and a file that cannot be used is replaced.
 
 Executables are machine code and their description is pickled, so a file is read only if
 nobody but its owner, who must be this user or the administrator, can have written it.
@@ -151,7 +151,7 @@ def open_store(*identity: str) -> Store | None:
     """The store of this machine, or None with a warning where there can be none.
 
     Args:
-      *identity: What the programs are made from, besides what `fingerprint` knows.
+      *identity: What the programs are made from, besides what `fingerprint` covers.
     """
     if jax.process_count() > 1:  # A program of several hosts is no single file.
         return None
@@ -308,7 +308,7 @@ def _compile_anew(function: Callable, donate: tuple[int, ...], args):
     once.__name__ = f"once_{secrets.token_hex(8)}"
     compiled = jax.jit(once, donate_argnums=donate).lower(*args).compile()
     folder = _SETTINGS.jax_compilation_cache_dir
-    if folder:  # Nobody will ask for it again.
+    if folder:  # It is never used again.
         for path in pathlib.Path(folder).glob(f"*{once.__name__}*"):
             path.unlink(missing_ok=True)
     return compiled
@@ -335,7 +335,7 @@ class Programs:
 
         Args:
           functions: By name: the function and the arguments that it may overwrite.
-          identity: Tells these functions from others of the same names.
+          identity: Distinguishes these functions from others of the same names.
         """
         self._identity = identity
         self._opening = threading.Lock()

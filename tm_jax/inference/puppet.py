@@ -228,7 +228,7 @@ def functions_of(model: pipeline.Pipeline) -> PuppetFunctions:
 
 
 def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> pipeline.Pipeline:
-    """Loads a preset; the student samples in the way that its weights say it was trained for.
+    """Loads a preset, with the student's sampler that the weights' metadata names.
 
     Programs that were compiled by an earlier process are loaded in the background, while
     weights are read.

@@ -14,7 +14,7 @@ from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.media import overheard
 
 MODES = ("auto", "speak", "listen")
-VOICE = 0.5  # probability above which somebody is heard
+VOICE = 0.5  # probability of a voice above which the stream speaks
 HOLD = 1  # chunks that `auto` goes on speaking after the last voice
 
 
@@ -146,10 +146,10 @@ class Session:
         self._sound = np.concatenate([self._sound, _checked_sound(samples)])
 
     def push_other(self, samples: np.ndarray) -> None:
-        """Appends sound of the other party, which the character answers while it listens.
+        """Appends sound of the other party, to which the character reacts while it listens.
 
         It sounds on the clock of the pushed sound: sample 0 with the first frame. A chunk does
-        not wait for it: what is missing is silence, and what comes late is heard late. It may
+        not wait for it: what is missing is silence, and what comes late is used late. It may
         go on after `end_audio`, and `interrupt` leaves it alone.
 
         Args:
@@ -167,11 +167,11 @@ class Session:
         self._partner.push(_checked_sound(samples))
 
     def end_audio(self) -> None:
-        """Says that no more sound will come: what is missing is silence."""
+        """Ends the sound: what is missing is silence."""
         self._ended = True
 
     def interrupt(self) -> None:
-        """Forgets sound that has not been shown yet; the clock goes on."""
+        """Discards sound that has not been shown yet; the clock goes on."""
         self._sound = self._sound[: self._around[0]]
         self._held = 0
 

@@ -15,7 +15,7 @@ from tm_jax.inference import puppet
 def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pipeline:
     """The pipeline with the parts that a folder holds: that of a stage of training, say.
 
-    A student among them samples in the way that its file says it was trained for.
+    A student among them gets the sampler that its file's metadata names.
 
     Raises:
       FileNotFoundError: The folder holds none of `networks.PARTS`.

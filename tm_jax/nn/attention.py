@@ -30,7 +30,7 @@ def attend(
       k: Keys [*, S, N, K].
       v: Values [*, S, N, K].
       valid: Optional boolean mask that broadcasts to [*, N, L, S]; False is not seen. Every
-        query must see at least one key.
+        query must attend to at least one key.
       bias: Optional float32 term of the logits that broadcasts to [*, N, L, S].
       scale: Factor of the products; 1 / sqrt(K) by default.
 

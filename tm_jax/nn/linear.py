@@ -18,7 +18,7 @@ class Dense(nn.Module):
       logical: Logical axis names of the kernel, (input, output).
       dtype: Dtype of the product.
       bias: Whether to add a bias.
-      zero: Start at zero, so that the layer is silent until trained.
+      zero: Start at zero, so that the layer's output is zero until trained.
     """
 
     features: int

@@ -113,7 +113,7 @@ class CrossAttention(nn.Module):
         Args:
           x: Normalised tokens.
           context: Result of `context`.
-          audio: Result of `audio`; frame t sees only its own tokens.
+          audio: Result of `audio`; frame t attends to its own tokens alone.
           face_mask: [B, P] in 0..1, how strongly a token listens to the audio.
         """
         q = self.split(self.norm_q(self.q(x)))  # [B, T, P, N, K]

@@ -143,7 +143,7 @@ def chunk_pass(
     model: transformer.DiT, params: dict, state: StreamState, level: int, x: jax.Array,
     sigma: jax.Array, given: transformer.Embedded
 ) -> tuple[jax.Array, list[blocks.KeyValue]]:
-    """One pass over the current chunk, which sees itself, the chunk before and the sink.
+    """One pass over the current chunk, which attends to itself, the chunk before and the sink.
 
     Args:
       model: Transformer.

@@ -89,7 +89,7 @@ class DiTConfig:
       image_width: Width of image-encoder tokens, None without them.
       image_length: Image-encoder tokens.
       audio_feature_width: Width U of one audio feature frame.
-      audio_window: Feature frames R that one latent frame looks at.
+      audio_window: Feature frames R that one latent frame attends to.
       audio_hidden: Hidden width of the audio projection.
       audio_tokens: Audio tokens A per latent frame.
       audio_width: Width E of an audio token.

@@ -5,7 +5,7 @@ network predicts the clean latent in units of s:
 
   x0 = s F,   so   v = (x - s F) / sigma,
 
-and it sees the noisy latent at unit variance, x / sqrt((1 - sigma)^2 s^2 + sigma^2).
+and its input is the noisy latent at unit variance, x / sqrt((1 - sigma)^2 s^2 + sigma^2).
 
 An untrained network (F = 0) shows the still picture at every noise level. Scaled outputs go
 back to EDM (Karras et al. 2022, eq. 7). Differs from it: nothing of the noise is passed

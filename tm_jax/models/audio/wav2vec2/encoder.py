@@ -93,7 +93,7 @@ class TimeNorm(nn.Module):
 
 
 class PositionConv(nn.Module):
-    """Grouped convolution over time that tells the layers where a token stands.
+    """Grouped convolution over time: a positional embedding of the tokens.
 
     Its kernel is stored as published: a direction, and a length for every tap.
 
@@ -119,7 +119,7 @@ class PositionConv(nn.Module):
         bias = self.param("bias", zeros, (width,))
         length = jnp.sqrt(jnp.square(direction).sum((1, 2), keepdims=True))
         kernel = direction * (scale[:, None, None] / length)
-        # An even kernel looks one token further back than ahead.
+        # An even kernel reaches one token further back than ahead.
         before = c.position_taps // 2
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), (1,),
@@ -188,7 +188,7 @@ class Wav2Vec2(nn.Module):
         """Runs the encoder.
 
         Args:
-          samples: Sound, [B, samples]; normalised (`sound.normalise`) if the config says so.
+          samples: Sound, [B, samples]; normalised (`sound.normalise`) if `config.normalise`.
           valid: Optional boolean [B, samples], False for padding in front or behind; states
             of padding are hidden from the others.
           padding_counts: Whether statistics over time (`feature_norm="group"`) include the

@@ -2,7 +2,7 @@
 
 The encoder is not causal. In a stream it runs on a window of fixed length that slides by one
 chunk; the window's sound after the chunk is latency (`WindowConfig.lookahead_s`). Sound before
-the start of a stream is hidden from the encoder, not heard as silence; features of frames
+the start of a stream is masked from the encoder, not treated as silence; features of frames
 before the start are those of the first frame.
 """
 
@@ -22,7 +22,7 @@ from tm_jax.models.audio.wav2vec2 import sound
 
 @flax.struct.dataclass
 class SoundState:
-    """What a stream remembers between chunks.
+    """State of a stream between chunks.
 
     Attributes:
       samples: The sound before the next chunk's last part arrives: past and look-ahead,

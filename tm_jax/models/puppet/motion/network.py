@@ -1,9 +1,9 @@
 """Draws the motion of the next latent frame from the past, the sound and chance.
 
-Who speaks moves with its own voice; who listens answers the other party's, if there is one.
+A speaker's motion follows its own voice; a listener's reacts to the other party's, if any.
 What the voice does not determine (when to blink, where to look, how the head drifts and
 nods) is drawn here, four pixel frames at a time, by flow matching in a space of 48 numbers.
-The transformer is told the expression and so has nothing left to guess, which matters for a
+The transformer is conditioned on the expression, so its output is nearly determined: a
 few-step student: one that must guess shows the average of all guesses, and an average never
 blinks.
 
@@ -41,7 +41,7 @@ class MotionState:
 
     Attributes:
       history: Last frames of motion [B, history_frames, M], oldest first.
-      heard: What was heard of the other party.
+      heard: State of the features of the other party's voice.
       key: Key of every stream, [B].
       latent: Latent frames drawn so far, int32 [B].
     """

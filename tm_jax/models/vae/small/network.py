@@ -1,4 +1,4 @@
-"""Video autoencoder with a reference picture: a latent says how 4 frames differ from it.
+"""Video autoencoder with a reference picture: a latent encodes how 4 frames differ from it.
 
 The decoder warps the reference picture by a flow that it predicts, and adds a residual. Identity,
 background and clothes come from the picture and need no latents. Every latent is encoded from its

@@ -2,7 +2,7 @@
 
 It reads and makes the normalised latents that the video transformer works on, without any
 further scale. Decoding is causal: latent k makes frames 4k-3 ... 4k. Encoding is not quite: the
-network was trained on groups 4k ... 4k+3, so latent k sees three frames that come after
+network was trained on groups 4k ... 4k+3, so latent k depends on three frames that come after
 its own.
 """
 
@@ -19,7 +19,7 @@ from tm_jax.nn import linear
 
 
 class MemoryBlock(nn.Module):
-    """Three 3x3 convolutions that see this frame and the one before it.
+    """Three 3x3 convolutions over this frame and the one before it.
 
     Attributes:
       dtype: Dtype of the products.
@@ -221,7 +221,7 @@ class TAEHV(nn.Module):
                 f"frames: height and width must be multiples of {stride}, "
                 f"got {sizes['H']}x{sizes['W']}."
             )
-        z, state = self.encoder((frames + 1) / 2, state)  # The weights see 0..1.
+        z, state = self.encoder((frames + 1) / 2, state)  # The weights expect 0..1.
         return z.astype(frames.dtype), state
 
     def _decode(self, z, state):

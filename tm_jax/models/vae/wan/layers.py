@@ -57,9 +57,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, H, W, in]; taps over time see only what `x` holds (no zeros added).
+        """Maps [B, T, H, W, in]; taps over time cover only what `x` holds (no zeros added).
 
-        A single frame under a window over time meets the last tap, the others see zeros.
+        A single frame under a window over time meets the last tap, the others meet zeros.
         """
         names = (None,) * len(self.window) + (axes.CHANNELS_IN, axes.CHANNELS_OUT)
         kernel = self.param(

@@ -2,8 +2,8 @@
 
 All tiles have one size, so one compiled program serves them; they are run one after another
 and blended by linear ramps over their overlap. The result is not that of the whole frame:
-convolutions near the inner border of a tile see zeros, and the attention in the middle of
-encoder and decoder sees one tile only. The ramps give such pixels little weight; what remains
+convolutions near the inner border of a tile meet zeros, and the attention in the middle of
+encoder and decoder covers one tile only. The ramps give such pixels little weight; what remains
 is the tolerance of blending, smaller with more overlap. Frames that fit into one tile are
 computed as without tiling.
 
