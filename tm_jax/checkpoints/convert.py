@@ -1,6 +1,6 @@
 """Conversion of weights from one layout to another, tensor by tensor.
 
-Whatever comes in is looked at as our parameters, one at a time, through the table of its
+Whatever comes in is read as our parameters, one at a time, through the table of its
 layout; whatever goes out is made from those through another table. `ours` is a safetensors
 file (or shards) with the paths of our parameters, `orbax` the same tree as a checkpoint.
 """
@@ -52,7 +52,7 @@ class Report:
       target: Path and layout of the result.
       read: Tensors and bytes of the source.
       written: Tensors and bytes of the result.
-      notes: What else is to be said, a sentence each.
+      notes: Further remarks, a sentence each.
     """
 
     part: str
@@ -194,7 +194,7 @@ def convert(
       part: What is converted.
       path: What to read, see `open_any`.
       out: What to write: a folder, or a `.safetensors` or `.pth` file.
-      layout: Layout of `path`, "auto" to tell it by its names.
+      layout: Layout of `path`, "auto" to recognise it by its names.
       to: "ours", "orbax" or a layout of the part.
       dtype: Dtype of floating-point tensors; None keeps them.
       shard_bytes: Size of one file in a folder.
@@ -310,7 +310,7 @@ def _write(path, part, to, items, ours, rows, shard_bytes, facts):
 
 
 def _write_orbax(path, items, ours, rows):
-    """Orbax wants the whole tree at once: it gets one that is mapped from a file."""
+    """Orbax takes the whole tree at once: it gets one that is mapped from a file."""
     interim = f"{path}.safetensors"
     sinks.write_safetensors(interim, items, _tensors(ours, rows, items))
     orbax_tree.write(path, sources.open_source(interim))

@@ -49,7 +49,7 @@ def facts(path: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _explained(path: str):
-    """Says in words what is wrong with a file."""
+    """A description of what is wrong with a file."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such weight file.")
     try:

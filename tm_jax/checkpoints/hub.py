@@ -37,7 +37,7 @@ _SHOWN = 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What `hf:OWNER/NAME[/PATH][@REVISION]` says.
+    """The fields of `hf:OWNER/NAME[/PATH][@REVISION]`.
 
     Attributes:
       repo: OWNER/NAME.
@@ -145,7 +145,7 @@ def fetch(
             # hours perhaps, before Ctrl-C ends it.
             for name in missing:
                 hub.hf_hub_download(spec.repo, name, revision=commit)
-        # All is here now: this keeps the list of files for later, or sees what is missing.
+        # All is here now: this keeps the list of files for later, or finds what is missing.
         folder = hub.snapshot_download(
             spec.repo, revision=commit, local_files_only=offline, tqdm_class=_Silent,
             allow_patterns=[glob.escape(name) for name in names],
@@ -304,7 +304,7 @@ def _check_room(hub: types.ModuleType, text: str, sizes: dict[str, int]) -> None
 
 
 class _Silent(tqdm.tqdm):
-    """A progress bar that nobody sees."""
+    """A progress bar that is never shown."""
 
     def __init__(self, *args: Any, **settings: Any):
         settings["disable"] = True
@@ -320,7 +320,7 @@ def _no_room(text: str, hub: types.ModuleType, what: str) -> str:
 
 @contextlib.contextmanager
 def _explained(text: str, hub: types.ModuleType, offline: bool) -> Iterator[None]:
-    """Says in one line why something cannot be fetched."""
+    """Turns errors of a fetch into one line with the reason."""
     errors, where = hub.errors, hub.constants.ENDPOINT
     spec = parse(text)
     try:

@@ -19,14 +19,14 @@ def load(
     preset: str, path: str, mesh: Mesh | None = None, *, part: str = "transformer",
     layout: str = "auto", dtype: npt.DTypeLike | None = None, seed: int = 0
 ) -> dict:
-    """Loads weights in any layout, each tensor placed directly where the rules table says.
+    """Loads weights in any layout, each tensor placed directly in the sharding of the rules table.
 
     Args:
       preset: Name of the preset that gives the sizes.
       path: File or folder in the layout of this package or a published one.
       mesh: Device mesh; None: the default device.
       part: Name in `parts.PARTS`.
-      layout: Layout of the files, "auto" to tell it by their names.
+      layout: Layout of the files, "auto" to recognise it by their names.
       dtype: Dtype of floating-point parameters; None keeps that of the files, and what no
         file fills gets the dtype that most parameters have.
       seed: Seed of parameters that no file fills, such as new audio layers.

@@ -115,7 +115,7 @@ def write(folder: str, tensors: Mapping) -> None:
 
 
 class _ReadOnly(np.ndarray):
-    """A view that nobody writes to, so that a copy of it would be a waste of memory."""
+    """A view that is never written to, so that a copy of it would be a waste of memory."""
 
     def __deepcopy__(self, memo):
         """Orbax copies host arrays before it writes them; this one need not be."""

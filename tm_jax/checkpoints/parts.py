@@ -1,6 +1,6 @@
 """Every part of the system that has published weights: its tables, sizes and file names.
 
-A part is imported when it is asked for: the registry itself knows only names.
+A part's tables and modules are imported when they are asked for.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Weight files written tensor by tensor, and nothing half-written.
 
-A sink is told all names, shapes and dtypes first, so that every header is on disk before the
+A sink is given all names, shapes and dtypes first, so that every header is on disk before the
 first tensor comes; each tensor then goes to its place and is forgotten. Everything is
 written beside the target under a temporary name and moved there at the end; an error or an
 interruption removes it.

@@ -56,7 +56,7 @@ def choose(file: str, found: Collection[str], wanted: str | None = None) -> str:
 class Renamed(Mapping):
     """Tensors of a source by other names.
 
-    `removed` says what was taken off its own.
+    `removed` lists what was taken off its own.
     """
 
     def __init__(self, source: sources.Source, names: dict[str, str], removed: tuple[str, ...]):

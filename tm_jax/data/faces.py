@@ -142,11 +142,11 @@ class Choice:
     """When the faces of a clip's frames are one face.
 
     Attributes:
-      seen: Least part of the looked-at frames in which a face must be found.
+      seen: Least part of the sampled frames in which a face must be found.
       comparable: Area of a second face over the first's above which both count.
       doubled: Part of the frames with two comparable faces above which a clip is refused; a
         detector now and then takes something else for a face.
-      jump: Widths of the face that it may move between two looked-at frames.
+      jump: Widths of the face that it may move between two sampled frames.
       smallest: Least height of the face over that of the picture.
     """
 
@@ -160,7 +160,7 @@ class Choice:
         """Chooses the face of a clip.
 
         Args:
-          frames: Boxes of the frames that were looked at, in order of time.
+          frames: Boxes of the sampled frames, in order of time.
 
         Returns:
           The middle of the face's boxes (medians), the box that holds all of them, and the

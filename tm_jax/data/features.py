@@ -2,7 +2,7 @@
 
 Coordinates are those of the head (origin at the face's centre, picture units), already
 shifted by yaw and pitch. The mouth's geometry is the label of the data set: its interior is
-exactly as high as `mouth_height(...)` says.
+exactly as high as `mouth_height(...)`.
 """
 
 import types

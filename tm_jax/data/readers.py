@@ -130,4 +130,4 @@ def _work(paths: Sequence[str], make: Callable[[], Read], pipe) -> None:
                 pipe.send(item)
             pipe.send(_End())
     except (BrokenPipeError, ConnectionResetError):
-        pass  # Nobody reads on.
+        pass  # The reader has stopped.

@@ -1,4 +1,4 @@
-"""What every result file says about itself: machine, versions, weights; and how it is written."""
+"""Provenance of every result file: machine, versions, weights; and how it is written."""
 
 import hashlib
 import json

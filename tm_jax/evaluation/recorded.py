@@ -20,7 +20,7 @@ from tm_jax.media import audio as audio_files
 
 _TIMING = timing_lib.Timing()
 _RANGE_DB = 40.0  # Below the loudest speech nothing counts.
-_VOICE_DB = 30.0  # Below the loudest speech nobody speaks.
+_VOICE_DB = 30.0  # Below the loudest speech it counts as silence.
 _QUIET_DB = -60.0  # Below full scale there is no voice at all.
 _SYNC_S = 60.0  # SyncNet looks at the first minute.
 _REACH = 8  # Frames of lag.

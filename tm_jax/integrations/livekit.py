@@ -27,7 +27,7 @@ _HEARING_RATE = 16000
 class Generator(livekit_avatar.VideoGenerator):
     """Gives an avatar's frames to an `AvatarRunner`.
 
-    No sound of an interrupted utterance leaves it: the generation is looked at when the
+    No sound of an interrupted utterance leaves it: the generation is checked when the
     consumer comes back for the next frame, before every one.
     """
 
@@ -42,7 +42,7 @@ class Generator(livekit_avatar.VideoGenerator):
     async def push_audio(
         self, frame: rtc.AudioFrame | livekit_avatar.AudioSegmentEnd
     ) -> None:
-        """Takes speech, or hears that an utterance is complete."""
+        """Takes speech, or the end of an utterance."""
         if isinstance(frame, livekit_avatar.AudioSegmentEnd):
             await self._pass_on(b"", 1, last=True)
             self._avatar.end()
@@ -58,7 +58,7 @@ class Generator(livekit_avatar.VideoGenerator):
             await self._avatar.push(self._resampler.push(samples, last=last))
 
     async def clear_buffer(self) -> None:
-        """Forgets all speech at once.
+        """Discards all speech at once.
 
         Returns when the sound that the consumer may still hold has been counted by it: the
         runner takes whatever it counts later for the beginning of another utterance.
@@ -100,7 +100,7 @@ class Generator(livekit_avatar.VideoGenerator):
 
 
 class _Ears:
-    """Lets an avatar hear who is in the room: one microphone at a time, the longest there."""
+    """Feeds a room's sound to an avatar: one microphone at a time, the longest there."""
 
     def __init__(self, room: rtc.Room, avatar: avatar_lib.Avatar):
         """Listens from now on."""

@@ -24,7 +24,7 @@ from tm_jax.integrations import avatar as avatar_lib
 from tm_jax.media import resampling
 
 _DRAIN_S = 2.0  # How much longer than its sound an ending call may take.
-_AFTERWARDS_S = 0.5  # Silence after speech; by it the transport hears that the bot has stopped.
+_AFTERWARDS_S = 0.5  # Silence after speech; by it the transport detects that the bot has stopped.
 
 
 class AvatarVideoService(ai_service.AIService):

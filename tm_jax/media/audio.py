@@ -1,7 +1,7 @@
 """Reads speech from any sound file, block by block, for the models and for the result.
 
-One decoding pass makes both: 16 kHz mono, which the models hear, and mono or stereo at
-about the file's own rate, which the viewer hears. Memory does not grow with the length.
+One decoding pass makes both: 16 kHz mono, the models' input, and mono or stereo at
+about the file's own rate, for the video's track. Memory does not grow with the length.
 """
 
 from collections.abc import Generator, Iterator
@@ -27,8 +27,8 @@ class Block(NamedTuple):
     """A stretch of sound.
 
     Attributes:
-      speech: What the models hear, float32 mono at 16 kHz, [samples].
-      sound: What the viewer hears, float32 at the reader's `sample_rate`,
+      speech: Input of the models, float32 mono at 16 kHz, [samples].
+      sound: The video's track, float32 at the reader's `sample_rate`,
         [samples, channels]. Over the whole file both last equally long; in one block
         they may differ by the delay of the resamplers.
     """
@@ -48,7 +48,7 @@ def open_speech(path: str | os.PathLike) -> "Reader":
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: The file cannot be used; the text says why, in one line.
+      ValueError: The file cannot be used; the text gives the reason in one line.
     """
     path = check_path(path)
     try:

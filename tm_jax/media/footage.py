@@ -89,7 +89,7 @@ class Footage:
         """Opens a file.
 
         Raises:
-          ValueError: It cannot be used; the text says why, in a few words.
+          ValueError: It cannot be used; the text gives the reason in a few words.
         """
         self.path, self.fps, self.notes = pathlib.Path(path), fps, []
         try:

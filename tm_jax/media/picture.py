@@ -43,7 +43,7 @@ def load(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: The file cannot be used; the text says why, in one line.
+      ValueError: The file cannot be used; the text gives the reason in one line.
     """
     path = check_path(path)
     image = _decode(path, str(path), _MAX_PIXELS)
@@ -67,7 +67,7 @@ def from_bytes(
       The picture as uint8 RGB, [height, width, 3].
 
     Raises:
-      ValueError: The data cannot be used; the text says why, in one line.
+      ValueError: The data cannot be used; the text gives the reason in one line.
     """
     if not data:
         raise ValueError("image: the picture is empty (0 bytes).")

@@ -179,7 +179,7 @@ class Writer:
             if file is not None:
                 file.close()
         except (av.FFmpegError, ValueError):
-            pass  # The first error, which led here, says more than this one.
+            pass  # The first error, which led here, is the cause.
         finally:
             self._part.unlink(missing_ok=True)
 

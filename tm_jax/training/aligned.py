@@ -1,4 +1,4 @@
-"""Drawn clips as the networks of a small preset see them: the square around the face."""
+"""Drawn clips as the inputs of a small preset's networks: the square around the face."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def squares(preset: presets.Preset, batch: dict[str, Any], still: bool = False) 
     Returns:
       Dictionary of `frames` [B, 1 + F, S, S, 3] in -1..1, of the boxes `mouth` and `eyes`
       [B, 1 + F, 4] in coordinates of the square, of `face` [B, P], how much of each token
-      is face, and of `latents` [B, F / 4, h, w, C], what labels say of the frames.
+      is face, and of `latents` [B, F / 4, h, w, C] from the labels of the frames.
     """
     vae = preset.vae
     if not isinstance(vae, vae_config.VAEConfig):

@@ -45,7 +45,7 @@ class LatentConfig:
       clips: Number of clips.
       latents: Latent frames per clip.
       listening: Fraction of listening clips.
-      overheard: Fraction of listening clips in which somebody else is heard.
+      overheard: Fraction of listening clips whose sound holds another voice.
       sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
         hardest to learn.
       seed: Seed of all of it.

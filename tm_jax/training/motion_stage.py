@@ -2,8 +2,8 @@
 
 A clip is one of four kinds: somebody talks all the time; listens to another voice; listens
 while nobody speaks, in silence or noise, so that a listener without a second sound is at
-rest; or talks and listens by turns, so that the model knows every change from one to the
-other. The other voice is heard as it comes from a microphone: with damage.
+rest; or talks and listens by turns, so that the data hold every change from one to the
+other. The other voice is damaged as by a microphone.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ class Clips:
       modes: 1 where the character speaks, [N, T].
       heard: Features of the other party's voice, [N, T, heard_width].
       other: Whether the other party speaks, [N, F].
-      level: Loudness of what is heard of it, [N, F].
+      level: Loudness of its sound, [N, F].
     """
 
     motion: np.ndarray
@@ -109,7 +109,7 @@ def _turns(rng, num_frames: int, fps: int, holders) -> np.ndarray:
 
 
 def _gated(track: tracks.Track, gate: np.ndarray, fps: int) -> tracks.Track:
-    """A track that is heard only where `gate`, bool [n], is set."""
+    """A track that is silent but where `gate`, bool [n], is set."""
     samples = np.repeat(gate.astype(np.float32), encoder.FRAME)
     ramp = np.ones(int(_RAMP_S * fps * encoder.FRAME))
     samples = np.convolve(samples, ramp / len(ramp), "same")
@@ -198,7 +198,7 @@ def draw_clips(
         samples = np.pad(sound, encoder.MARGIN).astype(np.float32)[None]
         windows = np.asarray(windows_of(params["audio"], samples))[0].astype(np.float16)
         level = overheard.loudness(heard, encoder.FRAME)
-        # What was heard before the clip begins counts.
+        # Sound before the clip counts.
         start = before // group * group
         lead = level[before - start : before + frames]
         features = np.asarray(hear(lead[None]))[0, start // group :].astype(np.float16)

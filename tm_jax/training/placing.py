@@ -17,7 +17,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
     """Puts frozen values on a mesh.
 
     Args:
-      tree: Tree of arrays. Leaves in flax's boxes go where the rules table says; device arrays
+      tree: Tree of arrays. Leaves in flax's boxes are sharded by the rules table; device arrays
         that are on this mesh already stay where they are; all others are replicated.
       mesh: Device mesh.
 

@@ -208,7 +208,7 @@ def check_files(stage: str, workdir: str | None, folders: Mapping[str, str | Non
 
     Args:
       stage: Name of the stage.
-      workdir: Work directory; None: earlier stages are not looked for.
+      workdir: Work directory; None: earlier stages are not checked.
       folders: Flag -> file or folder that it names, or None.
     """
     for flag, path in folders.items():

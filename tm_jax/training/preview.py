@@ -83,7 +83,7 @@ class Preview:
         return result
 
     def _told(self, x0) -> dict:
-        """How well latents themselves tell the opening of the mouth, whatever is painted."""
+        """How well latents themselves encode the opening of the mouth, whatever is painted."""
         at = vae_config.LOWER.index("mouth_open")
 
         def opening(z):

@@ -155,7 +155,7 @@ def student_forward(
       models: Networks.
       params: Parameters of the transformer.
       batch: Clips; only the sink is read of their latents.
-      context: What the next chunk sees of all chunks but the last, [B, T - c, H, W, C].
+      context: All chunks but the last as the next chunk attends to them, [B, T - c, H, W, C].
       context_sigmas: Noise level of each of them, [B, T / c - 1]: 0 with the policy `clean`.
       x: Noisy latents of all chunks, [B, T, H, W, C].
       sigmas: Noise level of each chunk, [B, T / c].
@@ -200,7 +200,7 @@ class RolloutWindow:
 
     Attributes:
       sink: Keys and values of the reference picture, as in `StreamState`.
-      previous: Per layer, keys and values of the chunk before each, which that pass sees,
+      previous: Per layer, keys and values of the chunk before each, which that pass reads,
         [B, W, S, N, K]; W chunks make the window.
       chunk: Index of each chunk in its stream, [B, W].
       points: What goes into the pass, [B, W, c, H, W, C].

@@ -1,8 +1,8 @@
 """Stage `speech`: the speech encoder of a small preset learns phones from sound alone.
 
 What wav2vec2's pre-training is for the large presets, this is for the small ones: the
-transformer later reads the frozen features. From every feature a linear layer tells which
-phones are said in its frame and in some before it, how loud speech is and whether there is
+transformer later reads the frozen features. From every feature a linear layer predicts which
+phones are in its frame and in some before it, how loud speech is and whether there is
 any. No face and nothing that was made for one has a part in it.
 """
 
@@ -100,14 +100,14 @@ def example(
 
 
 def parts(out: jax.Array, recalled: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the encoder says, by kind.
+    """The encoder's predictions, by kind.
 
     Args:
       out: [..., COLUMNS * (1 + recalled) + 1].
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
-      Logits of phones [..., 1 + recalled, PARTS, CLASSES], of which entry k tells of the
+      Logits of phones [..., 1 + recalled, PARTS, CLASSES], of which entry k is of the
       frame k before; level [..., 1 + recalled]; logit of voice activity [...].
     """
     told = out[..., :-1].reshape(*out.shape[:-1], 1 + recalled, COLUMNS)
@@ -127,7 +127,7 @@ def losses(out: jax.Array, batch: dict, recalled: int) -> dict:
     Args:
       out: [B, n, COLUMNS * (1 + recalled) + 1].
       batch: As `example` gives it.
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
       Scalars `phones`, `level` and `voice`, and `right`, the share of known parts of a
@@ -157,10 +157,10 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
     Args:
       out: [B, n, COLUMNS * (1 + recalled) + 1].
       batch: As `example` gives it.
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
-      `phones`: share of right phones where one is spoken; `delayed`: the same, told as late
+      `phones`: share of right phones where one is spoken; `delayed`: the same, predicted as late
       as the encoder may; `voice`: mean of the shares of speech and of silence that are found.
     """
     logits, _, voice = (np.asarray(x) for x in parts(jnp.asarray(out), recalled))
@@ -254,7 +254,7 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
 
 
 def standardised(params: dict, features: jax.Array) -> dict:
-    """Parameters whose features have zero mean and unit deviation; what they tell is the same.
+    """Parameters whose features have zero mean and unit deviation; predictions stay the same.
 
     Args:
       params: Parameters of the encoder.

@@ -22,8 +22,8 @@ class TrainState:
     Attributes:
       step: Updates so far, int32 scalar; the key of an update is fold_in(seed key, step).
       params: Parameters.
-      average: Exponential moving average of the parameters; None for a network of which
-        nobody asks for it.
+      average: Exponential moving average of the parameters; None for a network that needs
+        none.
       optimizer: Optimiser state.
       skipped: Updates that were skipped because a gradient was not finite, int32 scalar.
       streak: How many of them were the latest updates, int32 scalar.
@@ -45,9 +45,9 @@ class Training:
       target: The state's shapes and shardings, a tree of `jax.ShapeDtypeStruct`.
       create: Function (key) -> state before the first update, every leaf made in its sharding.
       step: Function (state, frozen, batch, key) -> (state, metrics), an update; the old state
-        is donated. `step.micro_batches(count)` says how many batches update `count`, from 0,
+        is donated. `step.micro_batches(count)` is how many batches update `count`, from 0,
         takes; from two on they come stacked along a first axis. `step.flops(count, ...)`, with
-        the same arguments, says how many floating-point operations it takes.
+        the same arguments, is how many floating-point operations it takes.
     """
 
     target: Any

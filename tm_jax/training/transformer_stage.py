@@ -43,7 +43,7 @@ class TransformerStageConfig:
 
 def trained(models: rollouts.Models, config: TransformerStageConfig) -> rollouts.Models:
     """The networks as the stage runs them: with or without rematerialisation."""
-    # Both kinds of networks are dataclasses, which the protocol does not say.
+    # Both kinds of networks are dataclasses, which the protocol cannot express.
     fields = typing.cast(Any, models)
     return dataclasses.replace(fields, dit=models.dit.clone(remat=config.remat))
 

@@ -2,7 +2,7 @@
 
   hmm   forced alignment by pocketsphinx's English acoustic model. English words take their
         pronunciation from its dictionary. Words of another language are spelt in ARPAbet from
-        what espeak-ng says, which the English model then aligns as the nearest sounds it knows;
+        phones of espeak-ng, which the English model then aligns as its nearest sounds;
   dtw   dynamic time warping of the recording onto the espeak-ng rendering of the same text. It
         knows nothing of the hmm, so where the two disagree the transcript or the alignment is
         wrong: `disagreement` measures that.

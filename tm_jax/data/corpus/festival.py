@@ -106,7 +106,7 @@ def speak(text: str, name: str, stretch: float = 1.0) -> tuple[np.ndarray, list[
       Audio float32 [samples] at 16 kHz and its phones, as `synthesis.flite` gives them.
 
     Raises:
-      Unalignable: Festival could not say it.
+      Unalignable: Festival could not speak it.
     """
     language = name[:2]
     voice, _ = VOICES[name]

@@ -23,7 +23,7 @@ _HEAD = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y")]
 
 BODY = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y", "breath")]
 
-# Eyes, brows and smile: what speech does not tell of a face at rest.
+# Eyes, brows and smile: what speech does not determine of a face at rest.
 EXPRESSION = [
     _AT[name] for name in ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 ]

@@ -1,6 +1,6 @@
 """One call: a stream, the voice that drives it, and whoever is connected at the moment.
 
-Lives in the event loop. It knows no transport: a `Connection` takes messages and chunks.
+Lives in the event loop. It depends on no transport: a `Connection` takes messages and chunks.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Call:
           gallery: Characters.
           agents: Voices for mode "agent", by identifier.
           metrics: Where figures go.
-          load: Says how many callers there are, and how many there can be.
+          load: Returns how many callers there are, and how many there can be.
           clock: Seconds.
         """
         self.id, self.secret = secrets.token_urlsafe(9), secrets.token_urlsafe(24)
@@ -117,7 +117,7 @@ class Call:
         Args:
           engine: The engine.
           start: What the caller asked for.
-          raw: Whether the connection wants frames as arrays.
+          raw: Whether the connection takes frames as arrays.
 
         Raises:
           engine.Full: No slot is free.
@@ -326,7 +326,7 @@ class Call:
             self._connection.show(chunk, self._voicing.echo)
 
     def sent(self, chunk: stream_lib.Chunk, send_ms: float) -> None:
-        """Is told by the connection that a chunk has left."""
+        """Called by the connection when a chunk has left."""
         spans = {**chunk.spans, "send": send_ms}
         self._latencies.add(spans)
         self._metrics.add_spans(spans)

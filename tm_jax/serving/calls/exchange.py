@@ -61,7 +61,7 @@ class Exchange:
         return [m for m in protocol.MODES if m != "agent" or self.agents]
 
     def welcome(self) -> messages.Welcome:
-        """What the server says to a new connection."""
+        """The server's first message to a new connection."""
         backend, limits = self.engine.backend, self.limits
         return messages.Welcome(
             version=protocol.VERSION, server=config_lib.VERSION, fps=backend.fps,

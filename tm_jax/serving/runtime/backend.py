@@ -1,4 +1,4 @@
-"""What the engine needs from devices; plain code that knows no model."""
+"""What the engine needs from devices; plain code, independent of any model."""
 
 from typing import Any, NamedTuple, Protocol
 

@@ -1,4 +1,4 @@
-"""Devices for tests: frames whose pixels say what was heard, after a chosen time."""
+"""Devices for tests: frames whose pixels encode the input, after a chosen time."""
 
 import threading
 import time

@@ -25,7 +25,7 @@ _PLAYED_S = 1.0
 
 @dataclasses.dataclass
 class Report:
-    """What one caller saw; times in milliseconds.
+    """What one caller measured; times in milliseconds.
 
     Attributes:
       connect_ms: Until `welcome`.
@@ -103,14 +103,14 @@ async def visit(
 
     Args:
       url: Address of the server.
-      speech: What the caller says, int16 [n] at 24 kHz; repeated.
+      speech: Sound that the caller sends, int16 [n] at 24 kHz; repeated.
       seconds: Length of the call.
       token: Access token of the server.
       mode: "mirror", or another one of `protocol.MODES`.
       buffer_s: Play-out buffer.
 
     Returns:
-      What the caller saw; `error` is set if the server refused or broke off.
+      What the caller measured; `error` is set if the server refused or broke off.
     """
     report = Report()
     started_s = time.monotonic()

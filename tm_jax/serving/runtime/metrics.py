@@ -85,7 +85,7 @@ class Metrics:
             self.voice_to_lips.observe(played.voice_to_lips_ms / 1000)
 
     def forget(self, session: str) -> None:
-        """Forgets a session that has ended."""
+        """Drops the figures of a session that has ended."""
         self._late.pop(session, None)
 
     def percentiles(self) -> dict[str, dict[str, float]]:

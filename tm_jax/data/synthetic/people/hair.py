@@ -227,7 +227,7 @@ def ribbons(
     shape = 1 - (1 - taper) * np.clip((t - 0.6) / 0.4, 0, 1) ** 1.5
     half = 0.5 * width[None, :, None] * shape[:, None, None]
     position = np.stack([lines - across * half, lines + across * half], 2)  # [S+1, P, 2, 3]
-    # A ribbon is rounded: its sides look aside.
+    # A ribbon is rounded: the normals of its sides turn outward.
     normal = surfaces.unit(np.stack([outward - 0.35 * across, outward + 0.35 * across], 2))
     uv = np.empty(position.shape[:3] + (4,))
     uv[..., 0] = np.array([0.0, 1.0])

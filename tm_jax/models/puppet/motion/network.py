@@ -3,9 +3,8 @@
 A speaker's motion follows its own voice; a listener's reacts to the other party's, if any.
 What the voice does not determine (when to blink, where to look, how the head drifts and
 nods) is drawn here, four pixel frames at a time, by flow matching in a space of 48 numbers.
-The transformer is conditioned on the expression, so its output is nearly determined: a
-few-step student: one that must guess shows the average of all guesses, and an average never
-blinks.
+The transformer is conditioned on the expression, so its output is nearly determined. A few-step
+student returns about the mean of what its conditions leave open, and a mean never blinks.
 
 Differs from the paper, whose 18 B transformer draws all motion itself.
 """
