@@ -4,6 +4,7 @@
   python launch/bench_server.py --callers=2 --seconds=60 --out=bench.json
 """
 
+from typing import Any
 import asyncio
 import json
 import os
@@ -43,7 +44,7 @@ def main() -> None:
             stagger_s=_STAGGER.value, buffer_s=_BUFFER.value,
         )
     )
-    figures = {
+    figures: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "mode": _MODE.value,
         "seconds": _SECONDS.value, "buffer_ms_set": 1000 * _BUFFER.value, **figures,
     }

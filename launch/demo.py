@@ -201,6 +201,7 @@ def film(sessions, turns: Sequence[Turn], timing: timing_lib.Timing, writer, pro
         at += tiles.shape[1]
         if progress is not None:
             progress(tiles.shape[1])
+    assert first_s is not None  # There is at least one turn.
     return rows, first_s, time.perf_counter() - start - first_s
 
 

@@ -96,7 +96,7 @@ def _place(text: str) -> tuple[str, str]:
         return place, at + how
     how = _HOW.search(text)  # A revision stands behind an @ too.
     how = how[0] if how else ""
-    return weights.local(text.removesuffix(how)), how
+    return weights.fetch(text.removesuffix(how), None).path, how
 
 
 def _sampled(bundle, folder: str | None):
@@ -114,9 +114,9 @@ def _sampled(bundle, folder: str | None):
     )
 
 
-def _folder(text: str | None) -> str | None:
+def _folder(text: str) -> str:
     """The folder of FOLDER@STEPS,POLICY."""
-    return text and text.partition("@")[0]
+    return text.partition("@")[0]
 
 
 def _small(labels: dict) -> tuple:
@@ -129,15 +129,19 @@ def _small(labels: dict) -> tuple:
     from tm_jax.inference import variants
     from tm_jax.training import puppet_source
 
-    bundle = loading.load(_PRESET.value, _folder(labels["student"]))
-    student = _sampled(bundle, labels["student"])
-    made = {"student": arms.Streamed(functools.partial(session.Session, student))}
-    if _TEACHER.value:
+    own = labels["student"]
+    bundle = loading.load(_PRESET.value, own and _folder(own))
+    student = _sampled(bundle, own)
+    made: dict[str, arms.Streamed | arms.Drawn] = {
+        "student": arms.Streamed(functools.partial(session.Session, student))
+    }
+    teacher_folder = weights.local(_TEACHER.value)
+    if teacher_folder:
         plan = teacher.Plan(
             chunks=_CHUNKS.value, steps=_STEPS.value, guidance=_GUIDANCE.value
         )
         made["teacher"] = arms.Streamed(functools.partial(
-            teacher.Session, variants.with_parts(bundle, weights.local(_TEACHER.value)),
+            teacher.Session, variants.with_parts(bundle, teacher_folder),
             velocity=puppet_source.teacher_velocity, plan=plan,
         ))  # fmt: skip
     for label, folder in labels.items():
@@ -155,7 +159,7 @@ def _full(labels: dict) -> tuple:
 
     made, student = {}, None
     for label, folder in labels.items():
-        bundle, make = loading.prepare(_PRESET.value, _folder(folder), {})
+        bundle, make = loading.prepare(_PRESET.value, folder and _folder(folder), {})
         made[label] = arms.Streamed(functools.partial(make, bundle))
         student = student or bundle
     if _TEACHER.value:
@@ -239,9 +243,8 @@ def _drawn() -> None:
             "teacher_chunks": _CHUNKS.value,
         }
     out = pathlib.Path(_OUT.value)
-    known = {} if full and not labels["student"] else facts.collect(
-        _folder(labels["student"]), **settings
-    )
+    own = labels["student"]
+    known = {} if full and not own else facts.collect(own and _folder(own), **settings)
     found = suite.run(made, speakers, config, _Recorder(out, config.timing.fps))
     student = {key: found["arms"]["student"][key] for key in suite.KEYS}
     results = facts.plain(student | known | found)
@@ -255,14 +258,14 @@ def _drawn() -> None:
     print((out / "quality.md").read_text())
 
 
-def _recorded() -> None:
+def _recorded(path: str) -> None:
     """Measures one video of a face."""
     import json
 
     from tm_jax.evaluation import facts
     from tm_jax.evaluation import recorded
 
-    found = facts.plain(recorded.measure(_VIDEO.value, _SYNCNET.value))
+    found = facts.plain(recorded.measure(path, _SYNCNET.value))
     print(json.dumps(found, indent=1))
 
 
@@ -272,7 +275,7 @@ def main() -> None:
         raise ValueError("--syncnet needs --video.")
     logging.set_verbosity(logging.INFO)
     if _VIDEO.value:
-        _recorded()
+        _recorded(_VIDEO.value)
     else:
         _drawn()
 

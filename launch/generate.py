@@ -13,6 +13,7 @@ Presets other than nano take a folder of converted weights:
     --audio=speech.wav --out=clip.mp4 [--sampler=teacher --steps=50 --guidance=5]
 """
 
+from typing import Any
 import pathlib
 import sys
 
@@ -78,7 +79,9 @@ _FULL = {
 
 def _options() -> dict:
     """The given options of presets with a text encoder."""
-    options = {name: flag.value for name, flag in _FULL.items() if flag.value is not None}
+    options: dict[str, Any] = {
+        name: flag.value for name, flag in _FULL.items() if flag.value is not None
+    }
     if "face" in options:
         options["face"] = common.numbers("face", options["face"], ",", 4)
     if "aspect" in options:

@@ -105,14 +105,14 @@ class _Bar:
         self._bar.close()
 
 
-def _draw(size: int) -> pathlib.Path:
+def _draw(out: str, count: int, size: int) -> pathlib.Path:
     from tm_jax.data.synthetic import drawn_videos
 
-    folder = pathlib.Path(_OUT.value) / manifest.SYNTHETIC
+    folder = pathlib.Path(out) / manifest.SYNTHETIC
     bar = _Bar("drawn")
     try:
         drawn_videos.draw_folder(
-            folder, _SYNTHETIC.value, drawn_videos.voices(_CORPUS.value), seed=_SEED.value,
+            folder, count, drawn_videos.voices(_CORPUS.value), seed=_SEED.value,
             seconds=_DRAWN.value, size=size, partner=_PARTNER.value == "right",
             people=_PEOPLE.value, progress=bar,
         )
@@ -156,11 +156,12 @@ def main() -> None:
     common.cache_compilations()
     from tm_jax.inference import clip_encoder
 
-    options = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
-    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
+    prompt = clip_encoder.loading.PROMPT if _PROMPT.value is None else _PROMPT.value
+    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, prompt=prompt)
     # Weights may be of another size than their preset.
     config = _config(encoder.height, encoder.width, preset.timing)
-    videos = _VIDEOS.value or _draw(max(64, min(encoder.height, encoder.width) // 2 * 2))
+    side = max(64, min(encoder.height, encoder.width) // 2 * 2)
+    videos = _VIDEOS.value or _draw(_OUT.value, _SYNTHETIC.value or 0, side)
     bar = _Bar("file")
     try:
         summary = prepare.prepare(

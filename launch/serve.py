@@ -163,7 +163,7 @@ def _tls():
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(_TLS_CERT.value, _TLS_KEY.value)
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:
         raise ValueError(f"--tls_cert, --tls_key: cannot be used ({error}).") from error
     return context
 

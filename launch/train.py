@@ -153,14 +153,15 @@ def main() -> None:
         return
     from tm_jax.training import run
 
-    stage, steps = record["stage"], record["steps"]
+    stage, steps, workdir = record["stage"], record["steps"], _WORKDIR.value
+    assert workdir is not None  # Checked by `_resolve`.
     record["loop"].make_mesh()  # Refuses what does not fit the devices before any work.
-    folder = pathlib.Path(_WORKDIR.value) / (_NAME.value or stage)
+    folder = pathlib.Path(workdir) / (_NAME.value or stage)
     _keep(record, folder / "config.json")
     logging.set_verbosity(logging.WARNING)
     common.cache_compilations()
     finished = run.train(
-        presets.get(record["preset"]), stage, record["settings"], _WORKDIR.value, steps,
+        presets.get(record["preset"]), stage, record["settings"], workdir, steps,
         record["loop"], _EXPORT.value, _NAME.value, weights.local(_START.value),
     )
     if finished:

@@ -1,6 +1,6 @@
 """Conversion of weights from one layout to another, tensor by tensor.
 
-Whatever comes in is looked at as our parameters, one at a time, through the table of its
+Whatever comes in is read as our parameters, one at a time, through the table of its
 layout; whatever goes out is made from those through another table. `ours` is a safetensors
 file (or shards) with the paths of our parameters, `orbax` the same tree as a checkpoint.
 """
@@ -13,6 +13,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import orbax_tree
@@ -24,6 +25,8 @@ from tm_jax.core import trees
 from tm_jax.parallel import rules
 
 _FILES = (".safetensors", ".pth", ".pt")
+
+Opened = sources.Source | states.Renamed | orbax_tree.Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Report:
       target: Path and layout of the result.
       read: Tensors and bytes of the source.
       written: Tensors and bytes of the result.
-      notes: What else is to be said, a sentence each.
+      notes: Further remarks, a sentence each.
     """
 
     part: str
@@ -103,7 +106,9 @@ class Parameters(Mapping):
         return list(mapping.names(self._rows[path][0]))
 
 
-def open_any(path: str, part: parts.Part, layout: str = "auto", state: str | None = None):
+def open_any(
+    path: str, part: parts.Part, layout: str = "auto", state: str | None = None
+) -> tuple[str, Opened, Parameters]:
     """Opens weights in any layout and checks them by their headers.
 
     Args:
@@ -138,7 +143,9 @@ def open_any(path: str, part: parts.Part, layout: str = "auto", state: str | Non
     return layout, source, Parameters(source, rows)
 
 
-def table(source: Mapping, part: parts.Part, layout: str):
+def table(
+    source: Mapping, part: parts.Part, layout: str
+) -> tuple[list[mapping.Row], tuple[str, ...]]:
     """Rows and ignored names of a layout; ours may hold our own parameters or lack them."""
     if layout not in parts.OURS:
         return part.rows(layout), part.ignore(layout)
@@ -167,7 +174,7 @@ def detect(source: Mapping, part: parts.Part) -> str:
     """
     names = _names(part)
     found = {layout: len(wanted & set(source)) for layout, wanted in names.items()}
-    best = max(found, key=found.get)
+    best = max(found, key=lambda layout: found[layout])
     if not found[best]:
         raise ValueError(
             f"{mapping.origin(source)}: expected the {part.name} in layout "
@@ -178,8 +185,8 @@ def detect(source: Mapping, part: parts.Part) -> str:
 
 def convert(
     part: parts.Part, path: str, out: str, *, layout: str = "auto", to: str = "ours",
-    dtype=None, shard_bytes: int = 5 * 10**9, dry_run: bool = False, state: str | None = None,
-    facts: Mapping[str, str] | None = None,
+    dtype: npt.DTypeLike | None = None, shard_bytes: int = 5 * 10**9, dry_run: bool = False,
+    state: str | None = None, facts: Mapping[str, str] | None = None
 ) -> Report:
     """Converts weights; headers are checked before anything is written.
 
@@ -187,7 +194,7 @@ def convert(
       part: What is converted.
       path: What to read, see `open_any`.
       out: What to write: a folder, or a `.safetensors` or `.pth` file.
-      layout: Layout of `path`, "auto" to tell it by its names.
+      layout: Layout of `path`, "auto" to recognise it by its names.
       to: "ours", "orbax" or a layout of the part.
       dtype: Dtype of floating-point tensors; None keeps them.
       shard_bytes: Size of one file in a folder.
@@ -209,7 +216,7 @@ def convert(
     if (to == "orbax" and ending in _FILES) or (to == "ours" and ending in _FILES[1:]):
         raise ValueError(f"{out}: layout {to} is not written as {ending}; name a folder.")
     layout, source, ours = open_any(path, part, layout, state)
-    facts = {"part": part.name, **(facts or {})}
+    facts = {"part": part.name} | dict(facts or {})
     if source.state is not None:
         facts["state"] = source.state
     rows = [(p, p, "copy") for p in ours]
@@ -303,7 +310,7 @@ def _write(path, part, to, items, ours, rows, shard_bytes, facts):
 
 
 def _write_orbax(path, items, ours, rows):
-    """Orbax wants the whole tree at once: it gets one that is mapped from a file."""
+    """Orbax takes the whole tree at once: it gets one that is mapped from a file."""
     interim = f"{path}.safetensors"
     sinks.write_safetensors(interim, items, _tensors(ours, rows, items))
     orbax_tree.write(path, sources.open_source(interim))

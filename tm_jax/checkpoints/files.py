@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
@@ -15,7 +17,8 @@ from tm_jax.core import trees
 
 
 def save(
-    path: str, params, dtype=ml_dtypes.bfloat16, exact: tuple[str, ...] = (), **facts: str
+    path: str, params: Any, dtype: npt.DTypeLike = ml_dtypes.bfloat16,
+    exact: tuple[str, ...] = (), **facts: str,
 ) -> None:
     """Writes a tree, atomically.
 
@@ -53,7 +56,7 @@ def facts(path: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _explained(path: str):
-    """Says in words what is wrong with a file."""
+    """A description of what is wrong with a file."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such weight file.")
     try:
@@ -64,7 +67,7 @@ def _explained(path: str):
         ) from error
 
 
-def load(path: str, expected, dtype=jnp.float32) -> dict:
+def load(path: str, expected: Any, dtype: npt.DTypeLike = jnp.float32) -> dict:
     """Reads a tree strictly.
 
     Args:

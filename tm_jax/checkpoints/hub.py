@@ -17,6 +17,7 @@ import posixpath
 import re
 import shutil
 import types
+import typing
 from typing import Any
 
 from absl import logging
@@ -36,7 +37,7 @@ _SHOWN = 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What `hf:OWNER/NAME[/PATH][@REVISION]` says.
+    """The fields of `hf:OWNER/NAME[/PATH][@REVISION]`.
 
     Attributes:
       repo: OWNER/NAME.
@@ -66,7 +67,7 @@ class Fetched:
     origin: str
 
 
-def is_spec(text: str | None) -> bool:
+def is_spec(text: str | None) -> typing.TypeGuard[str]:
     """Whether a place is on the Hub."""
     return isinstance(text, str) and text.startswith(PREFIX)
 
@@ -88,6 +89,12 @@ def parse(text: str) -> Spec:
     ):
         raise ValueError(f"expected hf:OWNER/NAME[/PATH][@REVISION], got {text!r}.")
     return Spec(repo=f"{owner}/{name}", path=path, revision=revision or None)
+
+
+@typing.overload
+def resolve(text: str, *, offline: bool = False) -> str: ...
+@typing.overload
+def resolve(text: None, *, offline: bool = False) -> None: ...
 
 
 def resolve(text: str | None, *, offline: bool = False) -> str | None:
@@ -138,7 +145,7 @@ def fetch(
             # hours perhaps, before Ctrl-C ends it.
             for name in missing:
                 hub.hf_hub_download(spec.repo, name, revision=commit)
-        # All is here now: this keeps the list of files for later, or sees what is missing.
+        # All is here now: this keeps the list of files for later, or finds what is missing.
         folder = hub.snapshot_download(
             spec.repo, revision=commit, local_files_only=offline, tqdm_class=_Silent,
             allow_patterns=[glob.escape(name) for name in names],
@@ -297,10 +304,11 @@ def _check_room(hub: types.ModuleType, text: str, sizes: dict[str, int]) -> None
 
 
 class _Silent(tqdm.tqdm):
-    """A progress bar that nobody sees."""
+    """A progress bar that is never shown."""
 
     def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, **{**settings, "disable": True})
+        settings["disable"] = True
+        super().__init__(*args, **settings)
 
 
 def _no_room(text: str, hub: types.ModuleType, what: str) -> str:
@@ -312,7 +320,7 @@ def _no_room(text: str, hub: types.ModuleType, what: str) -> str:
 
 @contextlib.contextmanager
 def _explained(text: str, hub: types.ModuleType, offline: bool) -> Iterator[None]:
-    """Says in one line why something cannot be fetched."""
+    """Turns errors of a fetch into one line with the reason."""
     errors, where = hub.errors, hub.constants.ENDPOINT
     spec = parse(text)
     try:

@@ -1,12 +1,13 @@
 """Weights straight from disk into their sharding: no device or host holds a second copy."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.checkpoints import convert
 from tm_jax.checkpoints import parts
@@ -16,16 +17,16 @@ from tm_jax.parallel import rules
 
 def load(
     preset: str, path: str, mesh: Mesh | None = None, *, part: str = "transformer",
-    layout: str = "auto", dtype=None, seed: int = 0,
+    layout: str = "auto", dtype: npt.DTypeLike | None = None, seed: int = 0
 ) -> dict:
-    """Loads weights in any layout, each tensor placed directly where the rules table says.
+    """Loads weights in any layout, each tensor placed directly in the sharding of the rules table.
 
     Args:
       preset: Name of the preset that gives the sizes.
       path: File or folder in the layout of this package or a published one.
       mesh: Device mesh; None: the default device.
       part: Name in `parts.PARTS`.
-      layout: Layout of the files, "auto" to tell it by their names.
+      layout: Layout of the files, "auto" to recognise it by their names.
       dtype: Dtype of floating-point parameters; None keeps that of the files, and what no
         file fills gets the dtype that most parameters have.
       seed: Seed of parameters that no file fills, such as new audio layers.
@@ -44,7 +45,7 @@ def load(
 
 def load_part(
     part: parts.Part, path: str, mesh: Mesh | None = None, *, layout: str = "auto",
-    dtype=None, seed: int = 0,
+    dtype: npt.DTypeLike | None = None, seed: int = 0
 ) -> dict:
     """See `load`; for a part in a size of its own."""
     _, _, ours = convert.open_any(path, part, layout)
@@ -62,7 +63,10 @@ def load_part(
     return trees.unflatten({name: flat[name] for name in shapes})
 
 
-def place(ours, name: str, shape: tuple, sharding, dtype=None) -> jax.Array:
+def place(
+    ours: Mapping[str, np.ndarray], name: str, shape: tuple, sharding: jax.sharding.Sharding,
+    dtype: npt.DTypeLike | None = None
+) -> jax.Array:
     """One parameter as a sharded array; a device reads its own slice of the file only."""
     view = ours[name]  # Mapped from disk, axes already in our order.
     target = view.dtype

@@ -10,12 +10,14 @@ names and shapes of a file are enough to find a mistake, so nothing is read befo
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import fnmatch
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.core import trees
 
@@ -112,19 +114,19 @@ def names(value: Names) -> tuple[str, ...]:
 
 def linear(source: str, target: str, bias: bool = True) -> list[Row]:
     """Rows of a torch.nn.Linear and one of our `Dense`."""
-    rows = [(f"{source}.weight", f"{target}/kernel", "matrix")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/kernel", "matrix")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
 def convolution(source: str, target: str, space: int, bias: bool = True) -> list[Row]:
     """Rows of a convolution over `space` axes."""
-    rows = [(f"{source}.weight", f"{target}/kernel", f"conv{space}d")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/kernel", f"conv{space}d")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
 def norm(source: str, target: str, bias: bool = True) -> list[Row]:
     """Rows of a norm with a scale and perhaps a bias."""
-    rows = [(f"{source}.weight", f"{target}/scale", "copy")]
+    rows: list[Row] = [(f"{source}.weight", f"{target}/scale", "copy")]
     return rows + [(f"{source}.bias", f"{target}/bias", "copy")] * bias
 
 
@@ -139,8 +141,8 @@ def repeat(rows: list[Row], count: int) -> list[Row]:
 
 
 def read(
-    source: Mapping, rows: list[Row], shapes, *, own: Callable[[str], bool] | None = None,
-    ignore: tuple[str, ...] = (), dtype=None,
+    source: Mapping, rows: list[Row], shapes: Any, *, own: Callable[[str], bool] | None = None,
+    ignore: tuple[str, ...] = (), dtype: npt.DTypeLike | None = None
 ) -> dict:
     """Fills a parameter tree from published tensors.
 
@@ -163,7 +165,7 @@ def read(
     return trees.unflatten(dict(stream(source, rows, dtype=dtype)))
 
 
-def write(params, rows: list[Row], *, own: Callable[[str], bool] | None = None) -> dict:
+def write(params: Any, rows: list[Row], *, own: Callable[[str], bool] | None = None) -> dict:
     """Published tensors by name from a parameter tree, the exact inverse of `read`.
 
     Args:
@@ -182,7 +184,9 @@ def write(params, rows: list[Row], *, own: Callable[[str], bool] | None = None) 
     return dict(stream_back(flat, rows))
 
 
-def stream(source: Mapping, rows: list[Row], dtype=None) -> Iterator[tuple[str, np.ndarray]]:
+def stream(
+    source: Mapping, rows: list[Row], dtype: npt.DTypeLike | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameters one by one, (path, host array); assumes that `check` has passed."""
     for row in rows:
         arrays = [np.asarray(source[name]) for name in names(row[0])]
@@ -193,7 +197,9 @@ def stream(source: Mapping, rows: list[Row], dtype=None) -> Iterator[tuple[str, 
             yield target, value if dtype is None else value.astype(dtype, copy=False)
 
 
-def stream_back(flat: Mapping, rows: list[Row], dtype=None) -> Iterator[tuple[str, np.ndarray]]:
+def stream_back(
+    flat: Mapping, rows: list[Row], dtype: npt.DTypeLike | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Published tensors one by one, (name, host array), from our flat parameters."""
     for row in rows:
         arrays = [np.asarray(flat[name]) for name in names(row[1])]
@@ -215,9 +221,9 @@ def source_shapes(row: Row, shapes: Mapping) -> tuple[tuple[int, ...], ...]:
 
 
 def check(
-    source: Mapping, rows: list[Row], shapes, *, own: Callable[[str], bool] | None = None,
-    ignore: tuple[str, ...] = (),
-):
+    source: Mapping, rows: list[Row], shapes: Any, *, own: Callable[[str], bool] | None = None,
+    ignore: tuple[str, ...] = ()
+) -> None:
     """Whether names and shapes of a source fit table and model; reads no data.
 
     Raises:
@@ -248,14 +254,15 @@ def check(
                 )
 
 
-def check_parameters(rows: list[Row], flat: Mapping, own: Callable[[str], bool] | None):
+def check_parameters(rows: list[Row], flat: Mapping, own: Callable[[str], bool] | None) -> None:
     """Whether a table fills every parameter of a model once.
 
     Raises:
       ValueError: A name stands twice, or table and parameters differ.
     """
-    for side, column in (("source", 0), ("target", 1)):
-        seen = [name for row in rows for name in names(row[column])]
+    sides = {"source": [row[0] for row in rows], "target": [row[1] for row in rows]}
+    for side, column in sides.items():
+        seen = [name for value in column for name in names(value)]
         if len(seen) != len(set(seen)):
             double = [name for name, n in collections.Counter(seen).items() if n > 1]
             raise ValueError(f"the table names the {side} {listed(double)} twice.")
@@ -269,7 +276,7 @@ def check_parameters(rows: list[Row], flat: Mapping, own: Callable[[str], bool] 
         )
 
 
-def listed(items) -> str:
+def listed(items: Iterable[str]) -> str:
     """A few names in words, the rest as a number."""
     items = list(items)
     if not items:

@@ -96,7 +96,7 @@ def is_tree(path: str) -> bool:
     return os.path.isfile(os.path.join(path, _MARK))
 
 
-def write(folder: str, tensors: Mapping):
+def write(folder: str, tensors: Mapping) -> None:
     """Writes arrays by path as one tree.
 
     Args:
@@ -115,7 +115,7 @@ def write(folder: str, tensors: Mapping):
 
 
 class _ReadOnly(np.ndarray):
-    """A view that nobody writes to, so that a copy of it would be a waste of memory."""
+    """A view that is never written to, so that a copy of it would be a waste of memory."""
 
     def __deepcopy__(self, memo):
         """Orbax copies host arrays before it writes them; this one need not be."""

@@ -1,6 +1,6 @@
 """Every part of the system that has published weights: its tables, sizes and file names.
 
-A part is imported when it is asked for: the registry itself knows only names.
+A part's tables and modules are imported when they are asked for.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,13 @@ import jax.numpy as jnp
 from tm_jax.checkpoints import mapping
 from tm_jax.configs import presets
 from tm_jax.models.audio.causal import config as audio_config
+from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.dit import config as dit_config
+from tm_jax.models.image import config as clip_config
+from tm_jax.models.text import config as umt5_config
 from tm_jax.models.vae.small import config as small_vae_config
+from tm_jax.models.vae.tiny import config as taehv_config
+from tm_jax.models.vae.wan import config as vae_config
 
 OURS = ("ours", "orbax")
 
@@ -82,7 +87,9 @@ def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     )
 
 
-def vae(config, name: str = "vae") -> Part:
+def vae(
+    config: vae_config.WanVAEConfig | small_vae_config.SmallVAEConfig, name: str = "vae"
+) -> Part:
     """The video autoencoder of one size: Wan's, or the small one, which is ours alone."""
     if isinstance(config, small_vae_config.SmallVAEConfig):
         from tm_jax.models.vae.small import network
@@ -99,7 +106,7 @@ def vae(config, name: str = "vae") -> Part:
     )
 
 
-def taehv(config, name: str = "taehv") -> Part:
+def taehv(config: taehv_config.TAEHVConfig, name: str = "taehv") -> Part:
     """The tiny autoencoder of one size."""
     from tm_jax.checkpoints import taehv as table
     from tm_jax.models.vae.tiny import autoencoder
@@ -112,7 +119,7 @@ def taehv(config, name: str = "taehv") -> Part:
     )
 
 
-def text(config, name: str = "text") -> Part:
+def text(config: umt5_config.UMT5Config, name: str = "text") -> Part:
     """The text encoder of one size."""
     from tm_jax.checkpoints import umt5
     from tm_jax.models.text import encoder
@@ -123,7 +130,7 @@ def text(config, name: str = "text") -> Part:
     )
 
 
-def image(config, name: str = "image") -> Part:
+def image(config: clip_config.CLIPConfig, name: str = "image") -> Part:
     """The image encoder of one size."""
     from tm_jax.checkpoints import clip
     from tm_jax.models.image import encoder
@@ -134,7 +141,9 @@ def image(config, name: str = "image") -> Part:
     )
 
 
-def audio(config, name: str = "audio") -> Part:
+def audio(
+    config: wav2vec2_config.Wav2Vec2Config | audio_config.AudioEncoderConfig, name: str = "audio"
+) -> Part:
     """The speech encoder of one size: wav2vec2, or the causal one, which is ours alone."""
     if isinstance(config, audio_config.AudioEncoderConfig):
         from tm_jax.models.audio.causal import encoder as causal
@@ -184,12 +193,6 @@ def sizes(name: str) -> dict:
     Raises:
       ValueError: Unknown part.
     """
-    from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
-    from tm_jax.models.image import config as clip_config
-    from tm_jax.models.text import config as umt5_config
-    from tm_jax.models.vae.tiny import config as taehv_config
-    from tm_jax.models.vae.wan import config as vae_config
-
     tables = {
         "transformer": presets.PRESETS,
         "vae": {n: vae_config.PRESETS[n] for n in ("wan-2.1", "pico")},

@@ -1,8 +1,8 @@
 """PyTorch checkpoints read without running what is pickled in them.
 
 A checkpoint is a pickle that describes tensors and, beside it, their raw storages. A pickle
-may name any function to call; this reader knows the few names that rebuild a tensor, each as
-a harmless stand-in of its own, and refuses every other. Both containers are read: the zip
+may name any function to call; this reader has a harmless stand-in of its own for each of the
+few names that rebuild a tensor, and refuses every other. Both containers are read: the zip
 archive of today and the plain stream of PyTorch before 1.6.
 """
 
@@ -92,7 +92,7 @@ class _Rebuild:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of tensors and nothing else."""
+    """Resolves the names of tensors and nothing else."""
 
     def find_class(self, module: str, name: str):
         """The stand-in of a name."""

@@ -1,12 +1,12 @@
 """Weight files written tensor by tensor, and nothing half-written.
 
-A sink is told all names, shapes and dtypes first, so that every header is on disk before the
+A sink is given all names, shapes and dtypes first, so that every header is on disk before the
 first tensor comes; each tensor then goes to its place and is forgotten. Everything is
 written beside the target under a temporary name and moved there at the end; an error or an
 interruption removes it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import json
 import math
@@ -15,6 +15,7 @@ import pickle
 import shutil
 import struct
 import tempfile
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -26,7 +27,7 @@ _PIECE = 2**26  # Bytes that are made contiguous and written at once.
 
 
 @contextlib.contextmanager
-def replacing(path: str):
+def replacing(path: str) -> Iterator[str]:
     """A temporary path beside `path` that takes its place if all goes well.
 
     Raises:
@@ -50,7 +51,7 @@ def replacing(path: str):
         shutil.rmtree(inside, ignore_errors=True)
 
 
-def nbytes(item) -> int:
+def nbytes(item: Any) -> int:
     """Size of a tensor from its shape and dtype."""
     return math.prod(item.shape) * np.dtype(item.dtype).itemsize
 
@@ -71,7 +72,8 @@ class _File:
     """One safetensors file whose header is written and whose tensors come in any order."""
 
     def __init__(self, path: str, items: Mapping, metadata: dict[str, str]):
-        header, self._places, offset = {"__metadata__": metadata}, {}, 0
+        header: dict[str, dict[str, Any]] = {"__metadata__": metadata}
+        self._places, offset = {}, 0
         # Wide elements first: then every tensor stands at a multiple of its element.
         for name in sorted(items, key=lambda n: -np.dtype(items[n].dtype).itemsize):
             dtype, size = np.dtype(items[name].dtype), nbytes(items[name])
@@ -115,9 +117,9 @@ def _write_array(stream, value: np.ndarray):
 
 
 def write_safetensors(
-    path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]], *,
-    stem: str = "model", limit: int | None = None, metadata: dict[str, str] | None = None,
-):
+    path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]], *, stem: str = "model",
+    limit: int | None = None, metadata: dict[str, str] | None = None
+) -> None:
     """Writes a file, or a folder of shards with their index.
 
     Args:
@@ -169,7 +171,7 @@ _TORCH = {
 }
 
 
-def write_pickled(path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]]):
+def write_pickled(path: str, items: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes a PyTorch checkpoint (`.pth`) that `torch.load` reads, without PyTorch.
 
     Args:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+import numpy.typing as npt
 
 from tm_jax.checkpoints import files
 from tm_jax.models.vae.small import config as config_lib
@@ -14,7 +16,8 @@ from tm_jax.parallel import rules
 
 
 def save(
-    path: str, params: dict, config: config_lib.SmallVAEConfig, dtype=ml_dtypes.bfloat16
+    path: str, params: dict, config: config_lib.SmallVAEConfig,
+    dtype: npt.DTypeLike = ml_dtypes.bfloat16
 ) -> None:
     """Writes parameters; the statistics keep their precision, the metadata holds the config.
 
@@ -32,7 +35,7 @@ def facts(config: config_lib.SmallVAEConfig) -> dict[str, str]:
     return {"config": json.dumps(dataclasses.asdict(config))}
 
 
-def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]:
+def load(path: str, dtype: npt.DTypeLike = jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]:
     """Reads a file of `save`.
 
     Args:
@@ -49,7 +52,7 @@ def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]
     found = files.facts(path)
     if "config" not in found:
         raise ValueError(f"{path}: not a file of the small video autoencoder (no config in it).")
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in json.loads(found["config"]).items()
     }

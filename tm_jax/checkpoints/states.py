@@ -7,8 +7,10 @@ while it was saved shows the wrapper in its names (`model._fsdp_wrapped_module.`
 that stand the names of the original layout.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 import re
+
+from tm_jax.checkpoints import sources
 
 # A moving average makes the better pictures; a file may hold what it averages as well.
 PREFERRED = ("generator_ema", "model_ema", "ema", "generator", "model")
@@ -54,10 +56,10 @@ def choose(file: str, found: Collection[str], wanted: str | None = None) -> str:
 class Renamed(Mapping):
     """Tensors of a source by other names.
 
-    `removed` says what was taken off its own.
+    `removed` lists what was taken off its own.
     """
 
-    def __init__(self, source: Mapping, names: dict[str, str], removed: tuple[str, ...]):
+    def __init__(self, source: sources.Source, names: dict[str, str], removed: tuple[str, ...]):
         self._source = source
         self._names = names
         self.removed = removed
@@ -78,7 +80,7 @@ class Renamed(Mapping):
 
     def origin(self, name: str | None = None) -> str:
         """The file of a tensor, or the path that was opened."""
-        return self._source.origin(self._names.get(name))
+        return self._source.origin(None if name is None else self._names.get(name))
 
     @property
     def nbytes(self) -> int:
@@ -86,11 +88,11 @@ class Renamed(Mapping):
         return self._source.nbytes
 
 
-def unwrap(source: Mapping, known: Collection[str]) -> Mapping:
+def unwrap(source: sources.Source, known: Set[str]) -> sources.Source | Renamed:
     """A source without the wrappers in its names; one that has none comes back as it is.
 
     Args:
-      source: Tensors by name, a `sources.Source`.
+      source: Tensors by name.
       known: Names that the model may have; a prefix is taken off only if that leads to them.
 
     Raises:
@@ -118,7 +120,7 @@ def unwrap(source: Mapping, known: Collection[str]) -> Mapping:
     return Renamed(source, names, removed)
 
 
-def _prefix(names: Collection[str], known: Collection[str]) -> str:
+def _prefix(names: Collection[str], known: Set[str]) -> str:
     """The prefix behind which most of the known names stand, "" if there is none."""
 
     def hits(prefix: str) -> int:

@@ -55,7 +55,7 @@ def rows(config: config_lib.UMT5Config, layout: str = "original") -> list[mappin
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}.")
     own = layout == "original"
-    block = [
+    block: list[mapping.Row] = [
         (f"{wan if own else hf}.weight", f"blocks_*/{target}", kind)
         for hf, wan, target, kind in _BLOCK
     ]

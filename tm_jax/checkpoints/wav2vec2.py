@@ -107,7 +107,7 @@ def sizes(facts: dict, preprocessor: dict | None = None) -> config_lib.Wav2Vec2C
 
     Args:
       facts: The model's `config.json`.
-      preprocessor: `preprocessor_config.json`, which says how the sound is prepared; without
+      preprocessor: `preprocessor_config.json`, with the preparation of the sound; without
         it 16 kHz and a normalised level are taken.
 
     Raises:

@@ -1,12 +1,13 @@
 """What a component of a preset offers, and the components of every preset behind it.
 
-A pipeline knows three protocols: `VideoVAE`, `AudioEncoder` and the transformer's
+A pipeline uses three protocols: `VideoVAE`, `AudioEncoder` and the transformer's
 `conditioning.Conditioning`. Their parameters are one dictionary of trees by the name of the
 part; each component takes what it needs from it.
 """
 
 import dataclasses
 import functools
+import typing
 from typing import Any, Protocol
 
 import flax.struct
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.configs import presets
+from tm_jax.models.audio.causal import config as causal_config
 from tm_jax.models.audio.causal import encoder as causal_encoder
 from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.audio.wav2vec2 import encoder as wav2vec2
@@ -46,15 +48,17 @@ class Reference:
 
 
 class VideoVAE(Protocol):
-    """A video autoencoder; the whole clip equals its chunks.
+    """A video autoencoder; the whole clip equals its chunks."""
 
-    Attributes:
-      parts: Names of the parameter trees that it needs.
-      decoder_parts: Those among them that decoding needs.
-    """
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parameter trees that it needs."""
+        ...
 
-    parts: tuple[str, ...]
-    decoder_parts: tuple[str, ...]
+    @property
+    def decoder_parts(self) -> tuple[str, ...]:
+        """Names of those that decoding needs."""
+        ...
 
     def constants(self, params: dict) -> dict:
         """What is computed once for all streams, a tree of arrays."""
@@ -73,20 +77,22 @@ class VideoVAE(Protocol):
 
 
 class AudioEncoder(Protocol):
-    """A speech encoder; a stream gives it a window of sound for every chunk.
+    """A speech encoder; a stream gives it a window of sound for every chunk."""
 
-    Attributes:
-      before: Samples ahead of a chunk that it needs.
-      after: Samples after the chunk that it needs: the look-ahead.
-    """
+    @property
+    def before(self) -> int:
+        """Samples ahead of a chunk that it needs."""
+        ...
 
-    before: int
-    after: int
+    @property
+    def after(self) -> int:
+        """Samples after the chunk that it needs: the look-ahead."""
+        ...
 
     def encode(
         self, params: dict, samples: jax.Array, known: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Audio windows of a chunk and where somebody speaks.
+        """Audio windows of a chunk and its voice activity.
 
         Args:
           params: Parameters by part.
@@ -116,16 +122,24 @@ class WanVideoVAE:
             raise ValueError(f"preset {self.preset.name} has no tiny decoder.")
 
     @property
+    def config(self) -> wan_vae_config.WanVAEConfig:
+        """Sizes of the autoencoder."""
+        config = self.preset.vae
+        assert isinstance(config, wan_vae_config.WanVAEConfig)  # `video_vae` chooses by it.
+        return config
+
+    @property
     def model(self) -> wan_vae.WanVAE:
         """The autoencoder's module."""
-        return wan_vae.WanVAE(self.preset.vae, jnp.dtype(self.preset.dtype))
+        return wan_vae.WanVAE(self.config, jnp.dtype(self.preset.dtype))
 
     @property
     def decoder(self) -> wan_vae.WanVAE | taehv.TAEHV:
         """The decoder's module."""
-        if self.tiny:
-            return taehv.TAEHV(self.preset.taehv, jnp.dtype(self.preset.dtype))
-        return self.model
+        if not self.tiny:
+            return self.model
+        assert self.preset.taehv is not None  # Checked at the start.
+        return taehv.TAEHV(self.preset.taehv, jnp.dtype(self.preset.dtype))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -142,7 +156,7 @@ class WanVideoVAE:
         preset = self.preset
         if preset.conditioning != "first_frame":
             return {}
-        config, variables = preset.vae, {"params": params["vae"]}
+        config, variables = self.config, {"params": params["vae"]}
         size = (preset.height, preset.width)
         first = jnp.zeros((1, 1, *size, 3))
         z, state = self.model.apply(variables, first, method="encode_first")
@@ -156,8 +170,8 @@ class WanVideoVAE:
 
     def begin(self, params: dict, constants: dict, picture: jax.Array) -> Reference:
         """See `VideoVAE`. In a stream all frames after the picture are empty ones."""
-        latent = self.model.apply({"params": params["vae"]}, picture[:, None], method="encode")
-        condition = latent
+        encoded = self.model.apply({"params": params["vae"]}, picture[:, None], method="encode")
+        condition = latent = typing.cast(jax.Array, encoded)
         if "empty" in constants:
             empty = jnp.broadcast_to(constants["empty"].astype(latent.dtype), latent.shape)
             condition = jnp.concatenate([latent, empty], 1)
@@ -171,7 +185,7 @@ class WanVideoVAE:
 
     def begin_decoder(self, params: dict, picture: jax.Array, latent: jax.Array) -> Any:
         """See `VideoVAE`."""
-        del picture  # The latent says all of it.
+        del picture  # The latent determines all of it.
         [part] = self.decoder_parts
         _, state = self.decoder.apply(
             {"params": params[part]}, latent[:, None], method="decode_first"
@@ -189,8 +203,8 @@ class WanVideoVAE:
 
 
 def settled_latents(config: wan_vae_config.WanVAEConfig) -> int:
-    """Latents after which the encoder has forgotten the first frame of a clip."""
-    past, frames = 2, 1  # The entry sees 2 frames before its own.
+    """Latents after which the encoder's output no longer depends on a clip's first frame."""
+    past, frames = 2, 1  # The entry reads 2 frames before its own.
     for level in range(len(config.multipliers)):
         past += 4 * config.num_res_blocks * frames  # Two convolutions of three taps each.
         if level < len(config.temporal_strides) and config.temporal_strides[level]:
@@ -280,9 +294,10 @@ class Wav2Vec2Audio:
         self, params: dict, samples: jax.Array, known: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """See `AudioEncoder`. A frame whose level is above `VOICE_RMS` counts as voice."""
-        window, timing = self.window, self.window.timing
+        window, timing, config = self.window, self.window.timing, self.preset.audio
+        assert isinstance(config, wav2vec2_config.Wav2Vec2Config)  # `audio_encoder` chooses by it.
         features = wav2vec2_stream.window_features(
-            wav2vec2.Wav2Vec2(self.preset.audio), params["audio"], window, samples,
+            wav2vec2.Wav2Vec2(config), params["audio"], window, samples,
             jnp.minimum(known, window.samples),
         )
         windows = dit_audio.windows(features, self.preset.dit.audio_window, timing)
@@ -294,7 +309,7 @@ class Wav2Vec2Audio:
 
 @dataclasses.dataclass(frozen=True)
 class CausalAudio:
-    """The small convolutional speech encoder, which tells voice itself.
+    """The small convolutional speech encoder, which detects voice itself.
 
     Attributes:
       preset: Sizes.
@@ -305,19 +320,27 @@ class CausalAudio:
     latents: int
 
     @property
+    def config(self) -> causal_config.AudioEncoderConfig:
+        """Sizes of the encoder."""
+        config = self.preset.audio
+        # `audio_encoder` chooses by it.
+        assert isinstance(config, causal_config.AudioEncoderConfig)
+        return config
+
+    @property
     def _margins(self) -> tuple[int, int]:
         return dit_audio.margins(self.preset.dit.audio_window, self.preset.timing)
 
     @property
     def before(self) -> int:
         """See `AudioEncoder`."""
-        frames = self._margins[0] + self.preset.audio.history
+        frames = self._margins[0] + self.config.history
         return frames * causal_encoder.FRAME + causal_encoder.MARGIN
 
     @property
     def after(self) -> int:
         """See `AudioEncoder`."""
-        frames = self._margins[1] + self.preset.audio.future
+        frames = self._margins[1] + self.config.future
         return frames * causal_encoder.FRAME + causal_encoder.MARGIN
 
     def encode(
@@ -326,10 +349,11 @@ class CausalAudio:
         """See `AudioEncoder`. What is before the stream is silence."""
         del known
         preset = self.preset
-        model = causal_encoder.AudioEncoder(preset.audio)
+        model = causal_encoder.AudioEncoder(self.config)
         variables = {"params": params["audio"]}
-        features = model.apply(variables, samples)
-        labels = model.apply(variables, features, method=model.predict)
+        features = typing.cast(jax.Array, model.apply(variables, samples))
+        predicted = model.apply(variables, features, method=model.predict)
+        labels = typing.cast(jax.Array, predicted)
         before, frames = self._margins[0], self.latents * preset.timing.frames_per_latent
         voice = jax.nn.sigmoid(labels[:, before : before + frames, -1])  # [B, F]
         voice = voice.reshape(len(samples), -1, preset.timing.frames_per_latent).max(-1)

@@ -1,12 +1,15 @@
 """Typed overrides such as `optimizer.learning_rate=1e-3` on nested frozen dataclasses."""
 
 import ast
+from collections.abc import Iterable
 import dataclasses
 import types
 import typing
 
+Config = typing.TypeVar("Config")
 
-def apply(config, assignments):
+
+def apply(config: Config, assignments: Iterable[str]) -> Config:
     """Returns `config` with every assignment made.
 
     Args:

@@ -1,6 +1,7 @@
 """The table of presets: which components a model has, and their sizes."""
 
 import dataclasses
+from typing import Any
 
 from tm_jax.core import timing as timing_lib
 from tm_jax.diffusion import flow_matching
@@ -58,7 +59,7 @@ class StudentConfig:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a weight file says of a student that was trained so; `Preset.trained` reads it."""
+        """Metadata of a weight file of such a student; `Preset.trained` reads it."""
         facts = {
             "num_steps": str(self.num_steps), "policy": self.policy,
             "temperature": f"{self.temperature:g}",
@@ -89,7 +90,7 @@ class Preset:
       image: Image encoder; None where the transformer takes none of its tokens.
       conditioning: What the conditioning channels hold, one of `conditioning.KINDS`.
       motion: Motion model; None where the transformer makes all motion.
-      opening: Openings of the mouth that latents of `vae` tell and what its painter is given
+      opening: Openings of the mouth that latents of `vae` encode and what its painter is given
         for them (`autoencoder.respond`), by `experiments/nano/opening.py`.
       audio_future_frames: Frames of sound after a chunk that a speech encoder which attends
         in both directions is given: its look-ahead. A causal one has its own.
@@ -119,7 +120,7 @@ class Preset:
 
     def __post_init__(self):
         dit, vae = self.dit, self.vae
-        pairs = [
+        pairs: list[tuple[str, int | None, int | None]] = [
             ("dit.latent_channels", dit.latent_channels, vae.latent_channels),
             ("timing.frames_per_latent", self.timing.frames_per_latent, vae.frames_per_latent),
             ("dit.audio_feature_width", dit.audio_feature_width, self.audio.features),
@@ -157,6 +158,11 @@ class Preset:
         if self.conditioning == "first_frame":
             return conditioning_lib.MASK_CHANNELS + self.vae.latent_channels
         if self.conditioning == "reference":
+            if not isinstance(self.vae, small_vae_config.SmallVAEConfig):
+                raise ValueError(
+                    f"{self.name}: conditioning reference is made by the small autoencoder, got "
+                    f"{type(self.vae).__name__}."
+                )
             return self.vae.condition_channels
         if self.conditioning == "none":
             return 0
@@ -173,7 +179,7 @@ class Preset:
     @property
     def crop(self) -> int | None:
         """Side in pixels of the aligned face that is generated; None for the whole picture."""
-        return self.vae.side if self.motion is not None else None
+        return self.vae.side if isinstance(self.vae, vae_config.VAEConfig) else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -193,7 +199,7 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_student(self, **changes) -> "Preset":
+    def with_student(self, **changes: Any) -> "Preset":
         """This preset with another few-step sampler; None keeps what it has.
 
         Args:
@@ -209,12 +215,12 @@ class Preset:
         """This preset with the sampler that weights were trained for.
 
         Args:
-          facts: What their file says, `StudentConfig.facts` among it; what is not said stays.
+          facts: Metadata of their file, with `StudentConfig.facts`; what is missing stays.
 
         Raises:
           ValueError: A sampler that does not exist.
         """
-        numbers = {}
+        numbers: dict[str, int | float] = {}
         for name in ("num_steps", "history", "keep"):
             if name in facts:
                 if not facts[name].isdigit():

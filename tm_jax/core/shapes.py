@@ -1,7 +1,9 @@
 """Shape checks at the door of public functions, free at run time."""
 
+from typing import Any
 
-def check(x, spec, name, **sizes):
+
+def check(x: Any, spec: str, name: str, **sizes: int) -> dict[str, int]:
     """Binds the axis letters of `spec` to sizes, or explains the mismatch.
 
     Args:

@@ -16,7 +16,7 @@ class Timing:
       fps: Pixel frames per second.
       frames_per_latent: Pixel frames in every latent after the first.
       latents_per_chunk: Latent frames that the student makes at once.
-      sample_rate: Samples per second of the speech that models hear.
+      sample_rate: Samples per second of the models' speech input.
     """
 
     fps: int = 25

@@ -1,10 +1,15 @@
 """Names and sizes of the leaves of a parameter tree."""
 
+from typing import Any, TypeVar
+
 import jax
 import numpy as np
+import numpy.typing as npt
+
+Tree = TypeVar("Tree")
 
 
-def key_name(key) -> str:
+def key_name(key: Any) -> str:
     """The plain name of one step of a tree path."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
@@ -12,7 +17,7 @@ def key_name(key) -> str:
     return str(key)
 
 
-def flatten(tree) -> dict:
+def flatten(tree: Any) -> dict[str, Any]:
     """Maps 'a/b/c' to each leaf of a tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {"/".join(map(key_name, path)): leaf for path, leaf in leaves}
@@ -30,12 +35,12 @@ def unflatten(flat: dict) -> dict:
     return tree
 
 
-def count(tree) -> int:
+def count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def cast(tree, dtype):
+def cast(tree: Tree, dtype: npt.DTypeLike) -> Tree:
     """Casts every floating-point leaf."""
 
     def one(x):

@@ -2,7 +2,7 @@
 
 A clip has 1 + 12 n frames at the preset's rate and size (frame 0 is its reference picture), the
 sound that goes with them, and marks of speech. Every clip is cropped once, around the face that
-`faces` chooses from frames that a second pass over the file looks at in advance; a frame is
+`faces` chooses from frames that a second pass over the file samples in advance; a frame is
 cropped as it is decoded, so that memory holds the clips under way and no more.
 """
 
@@ -24,7 +24,7 @@ from tm_jax.media import vad
 
 FACE = ("require", "optional", "none")
 PARTNER = ("none", "right")
-_LOOKED_AT = 640  # Longer side of the picture in which faces are looked for.
+_LOOKED_AT = 640  # Longer side of the picture in which faces are detected.
 _CONTEXT_S = 1  # Sound on both sides of a clip by which its speech is judged.
 _LATE_S = 0.5  # Frames that may follow the end of the sound.
 
@@ -40,7 +40,7 @@ class Config:
       least_chunks: Chunks of the shortest clip; what is shorter is left out.
       overlap_chunks: Chunks that a clip shares with the next.
       face: "require" refuses clips without exactly one face; "optional" takes the middle of the
-        picture for them; "none" does not look for faces and takes the middle.
+        picture for them; "none" runs no detector and takes the middle.
       zoom: Height of a clip over that of its face (brows to chin).
       partner: "right": the left channel is the character's voice, the right one the other
         party's; "none": all channels are the character's voice.
@@ -107,7 +107,7 @@ class Clip(NamedTuple):
       partner: The other party's sound, of the same shape; None if the file has none of it.
       active: Whether the character speaks in each frame, bool [1 + 4 T].
       face: Box that holds the face in all frames, in 0..1 of the clip's picture; None if
-        no face was looked for or found.
+        no face was detected.
     """
 
     start: int
@@ -291,7 +291,7 @@ class _Plan:
 
 
 class _Scout:
-    """Looks for faces in every n-th frame, ahead of the frames that are kept."""
+    """Detects faces in every n-th frame, ahead of the frames that are kept."""
 
     def __init__(self, frames: Iterator[footage.Frame], detector, every: int):
         self._frames, self._detector, self._every = frames, detector, every

@@ -1,7 +1,7 @@
 """What one training example holds, for every preset and every stage, and its bytes.
 
 An example is a clip after encoding. Parts that a preset lacks are absent, never filled with
-dummies. A `Schema` says which parts a store holds, in which shapes and types; it stands in the
+dummies. A `Schema` lists the parts of a store with their shapes and types; it stands in the
 store's manifest, and every record is checked against it.
 """
 

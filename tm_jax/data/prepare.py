@@ -44,8 +44,8 @@ class ClipEncoder(Protocol):
     Attributes:
       height: Height of the frames that it takes.
       width: Their width.
-      before: Frames of sound that it wants before frame 0.
-      after: Frames of sound that it wants after the last frame.
+      before: Frames of sound that it needs before frame 0.
+      after: Frames of sound that it needs after the last frame.
       grid: Rows and columns of tokens of a latent frame.
     """
 
@@ -150,7 +150,7 @@ def survey(
     limit: int | None = None, detector: Callable[[], faces.FaceDetector] = faces.BlazeFace,
     progress: Progress | None = None,
 ) -> tuple[Summary, dict[str, dict]]:
-    """Reads the files and says what `prepare` would make of them; writes nothing.
+    """Reads the files and reports what `prepare` would make of them; writes nothing.
 
     Arguments are those of `prepare`.
 
@@ -313,7 +313,7 @@ def _settings(preset: str, config: clips.Config, encoder: ClipEncoder, batch: in
 
 def versions() -> dict[str, str | None]:
     """Versions of the packages that an example's bits may depend on; None if one is missing."""
-    found = {"tm_jax": tm_jax.__version__}
+    found: dict[str, str | None] = {"tm_jax": tm_jax.__version__}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

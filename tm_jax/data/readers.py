@@ -8,6 +8,8 @@ consumer, so that memory does not grow with the files.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import multiprocessing
+from multiprocessing import connection
+from multiprocessing import process
 import os
 import signal
 from typing import Any, NamedTuple
@@ -45,16 +47,16 @@ def in_order(
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}.")
-    paths = [os.fspath(path) for path in paths]
+    files = [os.fspath(path) for path in paths]
     if not workers:
         read = make()
-        for path in paths:
-            yield _safely(read, path)
+        for file in files:
+            yield _safely(read, file)
         return
     with contextlib.ExitStack() as stack:
-        count = min(workers, len(paths))
-        pool = [stack.enter_context(_Worker(paths[i::count], make)) for i in range(count)]
-        for index in range(len(paths)):
+        count = min(workers, len(files))
+        pool = [stack.enter_context(_Worker(files[i::count], make)) for i in range(count)]
+        for index in range(len(files)):
             yield pool[index % count].next_file()
 
 
@@ -69,9 +71,12 @@ def _safely(read: Read, path: str) -> Iterator[Any]:
 class _Worker:
     """One process and the files it reads; replaced by another when it dies."""
 
+    # Of the process that runs now; `_start` sets both.
+    _process: process.BaseProcess
+    _pipe: connection.Connection
+
     def __init__(self, paths: Sequence[str], make: Callable[[], Read]):
         self._paths, self._make, self._at = list(paths), make, 0
-        self._process = self._pipe = None
 
     def __enter__(self) -> "_Worker":
         self._start()
@@ -125,4 +130,4 @@ def _work(paths: Sequence[str], make: Callable[[], Read], pipe) -> None:
                 pipe.send(item)
             pipe.send(_End())
     except (BrokenPipeError, ConnectionResetError):
-        pass  # Nobody reads on.
+        pass  # The reader has stopped.

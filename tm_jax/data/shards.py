@@ -1,4 +1,4 @@
-"""A folder of examples on disk: shards, and a manifest that says what is in them and why.
+"""A folder of examples on disk: shards, and a manifest of what is in them and why.
 
     FOLDER/manifest.json               settings, schema, counts, what became of every file
     FOLDER/examples-00000.arrayrecord  records, in the order of the files
@@ -98,7 +98,7 @@ class ExampleWriter:
         """Appends an example.
 
         Args:
-          example: Parts as the store's schema says; the first example makes the schema.
+          example: Parts of the store's schema; the first example makes the schema.
           file: Name of the file that it comes from.
           file_bytes: Size of that file.
 
@@ -124,7 +124,7 @@ class ExampleWriter:
             self._commit()
 
     def finish(self, file: str, outcome: dict) -> None:
-        """Says what became of a file, after its last example.
+        """Records what became of a file, after its last example.
 
         Args:
           file: Its name.
@@ -151,7 +151,7 @@ class ExampleWriter:
         self._stack.close()
 
     def _lock(self) -> None:
-        """Refuses a second writer, where the system can tell."""
+        """Refuses a second writer, where the system has locks."""
         try:
             import fcntl
         except ImportError:
@@ -163,7 +163,7 @@ class ExampleWriter:
             self._stack.close()
             raise ValueError(f"{self.folder}: another run is writing there.") from error
         except OSError:
-            pass  # Some network folders know no locks.
+            pass  # Some network folders have no locks.
 
     def _open(self, settings: dict, versions: dict) -> dict:
         path = self.folder / manifest_lib.NAME
@@ -190,6 +190,7 @@ class ExampleWriter:
 
     def _commit(self) -> None:
         """Gives the open shard its name, then writes the manifest that names it."""
+        assert self._shard is not None  # Called with an open one.
         with self._explained():
             entry = self._shard.close()
             self._shard = None
@@ -214,7 +215,7 @@ class ExampleWriter:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors of the disk as one line that says what is kept."""
+        """Errors of the disk as one line that names what is kept."""
         try:
             yield
         except (OSError, RuntimeError) as error:
@@ -285,7 +286,7 @@ class ExampleSource:
 
     Attributes:
       folder: Where they are.
-      manifest: What the store says of itself.
+      manifest: The store's manifest.
       schema: Their parts.
       latents: Latent frames T of every example.
     """

@@ -1,1 +1,1 @@
-"""Noise paths and samplers; knows no model."""
+"""Noise paths and samplers, independent of any model."""

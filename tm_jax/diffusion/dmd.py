@@ -1,8 +1,8 @@
 """Distribution matching distillation: the losses, free of networks.
 
-The student's samples x are moved from where a critic, which knows the student's distribution,
+The student's samples x are moved from where a critic, trained on the student's distribution,
 expects them to where the teacher expects them (DMD, arXiv 2311.18828, equations 7 and 8). Both
-answer with the clean estimate of the same noisy point of x.
+give the clean estimate of the same noisy point of x.
 """
 
 import jax

@@ -5,13 +5,16 @@ x0 = x_sigma - sigma * v. sigma = 1 is noise. The paper writes t = 1 - sigma, v_
 """
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
+Time = TypeVar("Time", float, jax.Array)
 
-def model_time(sigma) -> jax.Array:
-    """The time that the network is told, 1000 * sigma as in Wan."""
+
+def model_time(sigma: jax.Array | float) -> jax.Array:
+    """The time that the network is conditioned on, 1000 * sigma as in Wan."""
     return 1000.0 * jnp.asarray(sigma, jnp.float32)
 
 
@@ -21,7 +24,7 @@ def _expand(sigma, x):
     return sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim))
 
 
-def corrupt(x0: jax.Array, noise: jax.Array, sigma) -> jax.Array:
+def corrupt(x0: jax.Array, noise: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Point of the path at `sigma`, whose axes are leading axes of `x0`."""
     s = _expand(sigma, x0)
     return (1 - s) * x0 + s * noise
@@ -32,7 +35,7 @@ def velocity(x0: jax.Array, noise: jax.Array) -> jax.Array:
     return noise - x0
 
 
-def to_x0(x: jax.Array, v: jax.Array, sigma) -> jax.Array:
+def to_x0(x: jax.Array, v: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Clean estimate from a noisy point and its velocity."""
     return x - _expand(sigma, x) * v
 
@@ -51,7 +54,7 @@ class Schedule:
         if self.shift <= 0:
             raise ValueError(f"shift must be positive, got {self.shift}.")
 
-    def shifted(self, u):
+    def shifted(self, u: Time) -> Time:
         """Maps uniform time u in [0, 1] to sigma; the shift is applied here and only here."""
         return self.shift * u / (1 + (self.shift - 1) * u)
 
@@ -59,6 +62,6 @@ class Schedule:
         """Decreasing sigmas of `num_steps` evenly spaced times, from 1, without the final 0."""
         return tuple(float(self.shifted(1 - i / num_steps)) for i in range(num_steps))
 
-    def draw(self, key: jax.Array, shape) -> jax.Array:
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Random training sigmas: shifted uniform."""
         return self.shifted(jax.random.uniform(key, shape))

@@ -3,13 +3,19 @@
 The path is x_sigma = (1 - sigma) x0 + sigma eps (`flow.py`); sigma falls from 1 to 0.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from tm_jax.diffusion import flow_matching
 
 
-def euler(velocity, noise: jax.Array, sigmas) -> jax.Array:
+def euler(
+    velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array,
+    sigmas: Sequence[float]
+) -> jax.Array:
     """Integrates the flow with Euler steps: the many-step teacher.
 
     Args:
@@ -20,18 +26,21 @@ def euler(velocity, noise: jax.Array, sigmas) -> jax.Array:
     Returns:
       Points of the trajectory before each step and the end, [steps + 1, B, ...].
     """
-    sigmas = jnp.asarray(sigmas, jnp.float32)
-    after = jnp.append(sigmas[1:], 0.0)
+    before = jnp.asarray(sigmas, jnp.float32)
+    after = jnp.append(before[1:], 0.0)
 
     def step(x, pair):
         sigma, sigma_next = pair
         return x + (sigma_next - sigma) * velocity(x, sigma), x
 
-    end, points = jax.lax.scan(step, noise, (sigmas, after))
+    end, points = jax.lax.scan(step, noise, (before, after))
     return jnp.concatenate([points, end[None]])
 
 
-def few_step(predict, draw, sigmas):
+def few_step(
+    predict: Callable[[int, jax.Array, float], tuple[jax.Array, Any]],
+    draw: Callable[[int], jax.Array], sigmas: Sequence[float]
+) -> tuple[jax.Array, list]:
     """Consistency sampling: predict x0, add fresh noise at the next sigma, repeat.
 
     The number of steps is small and static, so the loop is unrolled and `predict` may keep
@@ -45,10 +54,10 @@ def few_step(predict, draw, sigmas):
     Returns:
       Estimate of x0 [B, ...] and the list of extras, one per step.
     """
-    x0, extras = None, []
-    for step, sigma in enumerate(sigmas):
-        noise = draw(step)
-        x = noise if step == 0 else flow_matching.corrupt(x0, noise, jnp.float32(sigma))
+    x0, extra = predict(0, draw(0), sigmas[0])
+    extras = [extra]
+    for step, sigma in enumerate(sigmas[1:], 1):
+        x = flow_matching.corrupt(x0, draw(step), jnp.float32(sigma))
         x0, extra = predict(step, x, sigma)
         extras.append(extra)
     return x0, extras

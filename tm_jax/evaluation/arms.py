@@ -1,6 +1,6 @@
 """Arms of an evaluation: different ways to a video of the same scene and the same sound.
 
-An arm has a name and two methods, `speak` and `rest`. Nothing here knows a model: a stream
+An arm has a name and two methods, `speak` and `rest`. Nothing here depends on a model: a stream
 comes as a function that makes a session (`tm_jax.inference`), an autoencoder as a function
 from frames to frames.
 """
@@ -54,7 +54,7 @@ def chunks(session: Any, sound: np.ndarray) -> Iterator[Any]:
 
 
 def show(session: Any, sound: np.ndarray, frames: int) -> Clip:
-    """The first `frames` frames of a session that hears a sound."""
+    """The first `frames` frames of a session that is fed a sound."""
     made = list(chunks(session, sound))
     video = np.concatenate([chunk.frames for chunk in made])
     return Clip(video[:frames], float(np.mean([chunk.speaking for chunk in made])))
@@ -73,7 +73,7 @@ class Streamed:
     mode: str = "auto"
 
     def speak(self, scene: scenes.Scene, seed: int = 0) -> Clip:
-        """The scene's character says what its track says."""
+        """The scene's character with the speech of its track."""
         return self.rest(scene, scene.track.audio, self.mode, seed)
 
     def rest(

@@ -28,10 +28,10 @@ _WHOLE = np.array([0, 0, 1, 1])
 
 
 def finite(session: Any) -> bool:
-    """Whether the state of a session is finite. Pixels cannot tell: they are integers.
+    """Whether the state of a session is finite. Pixels cannot show it: they are integers.
 
     A number that is not finite stays in the cache and spoils all that follows, so the state
-    now and then tells of all chunks before.
+    now and then covers all chunks before.
     """
     leaves = jax.tree.leaves((session._state, session._decoder))
     floats = [x for x in leaves if jnp.issubdtype(getattr(x, "dtype", np.int32), jnp.floating)]
@@ -39,7 +39,7 @@ def finite(session: Any) -> bool:
 
 
 def memory_mb() -> float | None:
-    """Resident memory of this process; None where the system does not tell."""
+    """Resident memory of this process in bytes; None where the system does not report it."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -122,7 +122,7 @@ def measure(
       timing: Clocks of the preset.
       seed: Seed of the stream.
       window_s: Seconds at the beginning and at the end that are compared.
-      runs: Other runs whose first seconds say how much such a window varies; 0 for none.
+      runs: Other runs whose first seconds show how much such a window varies; 0 for none.
       name: Name of the arm for the log.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What every result file says about itself: machine, versions, weights; and how it is written."""
+"""Provenance of every result file: machine, versions, weights; and how it is written."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import sys
+from typing import Any
 
 import flax
 import jax
@@ -55,7 +56,7 @@ def weights_hash(folder: str) -> str:
     return total.hexdigest()[:16]
 
 
-def collect(folder: str | None, **settings) -> dict:
+def collect(folder: str | None, **settings: Any) -> dict:
     """Facts of a run.
 
     Args:
@@ -87,7 +88,7 @@ def write(path: str, results: dict) -> None:
     print(f"Wrote {path}.", file=sys.stderr)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """The value as JSON can hold it, rounded; None for what is not a number."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""Fréchet distance between generated and true clips, in a feature space that nobody trained.
+"""Fréchet distance between generated and true clips, in an untrained feature space.
 
 A window of a face's crop is described by how strong its edges, its movements and its colours
 are: gradients and differences in time in three octaves, their magnitudes averaged over 4 x 4
@@ -6,7 +6,7 @@ cells, as in histograms of gradients and of motion. Why such a space is valid: t
 a pseudometric of distributions in any fixed map of clips, zero for equal distributions; a map
 that was made before and without the models cannot favour one of them; and these magnitudes
 move with what goes wrong in video (blur lowers the finest gradients, flicker and a wrong pace
-change the differences in time, a wrong mouth those of its cells). What it cannot see is what
+change the differences in time, a wrong mouth those of its cells). It does not measure what
 moves none of them, such as a mouth that fits other words: lip sync measures that.
 
 Magnitudes are taken as logarithms relative to the clip's own reference picture, so that the

@@ -151,7 +151,9 @@ def blinks(shut: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def summarise(shifts: list[np.ndarray], shut: list[np.ndarray], fps: float, height: int):
+def summarise(
+    shifts: list[np.ndarray], shut: list[np.ndarray], fps: float, height: int
+) -> Gestures:
     """Statistics over clips.
 
     Args:

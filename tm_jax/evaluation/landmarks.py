@@ -114,9 +114,9 @@ class FaceMesh:
         found = boxes.reshape(len(scores), -1, 2)[best] / _DETECTOR_SIDE
         found[[0, 2, 3]] += self._anchors[best]
         found *= side
-        centre = found[0] - (left, top)
+        x, y = found[0] - (left, top)
         dx, dy = found[3] - found[2]
-        return _Region(*centre, _SCALE * float(found[1].max()), float(np.arctan2(dy, dx)))
+        return _Region(x, y, _SCALE * float(found[1].max()), float(np.arctan2(dy, dx)))
 
     def _landmarks(self, image: Image.Image, region: _Region) -> np.ndarray | None:
         small, shrunk = image, 1

@@ -1,6 +1,6 @@
 """Compares a measured mouth with the true one: correlation, lag, closures.
 
-Curves of an opening come from `mouth.opening` or from labels. Nothing here knows where a
+Curves of an opening come from `mouth.opening` or from labels. Nothing here depends on where a
 video comes from; a curve is an array with one value per frame.
 """
 

@@ -1,6 +1,6 @@
 """What is measured on one clip of a scene, and how clips are put together.
 
-Everything is measured on pixels against the truth of the scene; no measure knows the model.
+Everything is measured on pixels against the truth of the scene; no measure depends on the model.
 """
 
 from collections.abc import Iterable
@@ -66,7 +66,7 @@ def looks(scene: scenes.Scene, frames: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def silent_sounds(scene: scenes.Scene, overheard: np.ndarray) -> dict[str, tuple]:
-    """Sounds without an own voice and the mode in which they are heard, by name."""
+    """Sounds without an own voice and the mode in which they are fed, by name."""
     return {
         "auto_silence": (np.zeros_like(scene.track.audio), "auto"),
         "auto_noise": (scenes.room(scene.index, len(scene.motion)), "auto"),
@@ -94,7 +94,7 @@ def quiet(scene: scenes.Scene, clip: arms_lib.Clip, speaking: dict) -> dict:
 
 def medians(rows: list[dict]) -> dict:
     """Medians over clips of numbers by name; shares are those of all closures together."""
-    result = {}
+    result: dict[str, float | int | None] = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], float)
         if key in _SHARES:

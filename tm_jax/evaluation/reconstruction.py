@@ -18,7 +18,9 @@ def moving(frames: jax.Array, picture: jax.Array) -> jax.Array:
     return (change.max(-1, keepdims=True) > MOVING).astype(jnp.float32)
 
 
-def squared_error(made: jax.Array, frames: jax.Array, mask=None) -> tuple[jax.Array, jax.Array]:
+def squared_error(
+    made: jax.Array, frames: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Sum of squared errors of each clip and the weight it is divided by.
 
     Args:

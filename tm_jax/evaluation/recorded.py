@@ -5,6 +5,7 @@ is. Loudness and opening go together only loosely, so the correlation compares v
 same clip; 0.3 to 0.6 is what people reach.
 """
 
+from collections.abc import Iterator
 import os
 
 import av
@@ -19,7 +20,7 @@ from tm_jax.media import audio as audio_files
 
 _TIMING = timing_lib.Timing()
 _RANGE_DB = 40.0  # Below the loudest speech nothing counts.
-_VOICE_DB = 30.0  # Below the loudest speech nobody speaks.
+_VOICE_DB = 30.0  # Below the loudest speech it counts as silence.
 _QUIET_DB = -60.0  # Below full scale there is no voice at all.
 _SYNC_S = 60.0  # SyncNet looks at the first minute.
 _REACH = 8  # Frames of lag.
@@ -27,7 +28,7 @@ _EMPTY_S = 1.0  # Least time with a face.
 _SMOOTH = (0.25, 0.5, 0.25)
 
 
-def read(path: str | os.PathLike, fps: int = _TIMING.fps):
+def read(path: str | os.PathLike, fps: int = _TIMING.fps) -> Iterator[np.ndarray]:
     """Yields the frames of a video at a steady rate, uint8 [H, W, 3].
 
     Raises:
@@ -104,6 +105,7 @@ def measure(path: str | os.PathLike, syncnet_path: str | os.PathLike | None = No
             f"video: {path} shows a face in {int(seen.sum())} of {len(rows)} frames; a second "
             "or more is needed."
         )
+    assert shape is not None  # There are frames.
     points = _filled(rows, seen)
     samples = sound_of(path)
     minutes = len(rows) / _TIMING.fps / 60

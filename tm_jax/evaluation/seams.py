@@ -1,4 +1,4 @@
-"""Looks for jumps where chunks of a video meet.
+"""Measures jumps where chunks of a video meet.
 
 A stream that is made in chunks may jump at their borders. A jump there is measured against
 the change between frames of the same chunk, so a lively video is not blamed for moving.
@@ -15,7 +15,7 @@ class Seams(NamedTuple):
     """Change at the borders of chunks relative to the change inside the chunks beside them.
 
     Attributes:
-      median: Median over borders; 1 if borders cannot be told from other frames.
+      median: Median over borders; 1 if borders do not differ from other frames.
       p95: 95th percentile over borders.
       borders: Number of borders.
     """
@@ -55,7 +55,7 @@ def measure(
       chunk_frames: Frames per chunk.
       first: Frame at which a chunk begins.
       among: Of the steps inside a chunk, compare with those that lead to its frames `among`,
-        2 `among`, ... only. Tells borders of chunks from those of shorter blocks.
+        2 `among`, ... only. Separates borders of chunks from those of shorter blocks.
 
     Returns:
       The ratio at all borders that have a whole chunk on both sides.

@@ -51,6 +51,7 @@ def write(
       sample_rate: Samples per second of the sound.
     """
     frames = join(videos)
-    with video.Writer(path, fps, *frames.shape[1:3], sample_rate, 1) as writer:
+    height, width = frames.shape[1:3]
+    with video.Writer(path, fps, height, width, sample_rate, 1) as writer:
         writer.write_sound(np.asarray(sound, np.float32)[:, None])
         writer.write_frames(frames)

@@ -45,7 +45,7 @@ class Config:
       seeds: Seeds of each of them.
       long_seconds: Length of the long stream; 0 for none.
       window_s: Seconds at its beginning and end that are compared.
-      runs: Other runs that tell how much such a window varies.
+      runs: Other runs that show how much such a window varies.
       long_arms: Names of the arms that stream for long; those that cannot are passed over.
       seed: Seed of scenes and noise.
     """

@@ -38,7 +38,7 @@ _BATCH = 8
 
 
 class Sync(NamedTuple):
-    """What SyncNet says about a clip.
+    """SyncNet's measures of a clip.
 
     Attributes:
       offset: Frames by which the picture comes later than the sound; the published sign.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import pathlib
 
+_Columns = dict[str, Callable[[dict], str]]  # A function of an arm's results by heading.
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 NONE = "–"
 
@@ -59,7 +60,7 @@ def facts(results: dict) -> str:
     )
 
 
-def _by_arm(arms: dict, columns: dict[str, Callable[[dict], str]]) -> list[str]:
+def _by_arm(arms: dict, columns: _Columns) -> list[str]:
     """A table with one row per arm and one column per function of its results."""
     rows = [[name, *(read(arm) for read in columns.values())] for name, arm in arms.items()]
     return table(["video", *columns], rows)
@@ -67,7 +68,7 @@ def _by_arm(arms: dict, columns: dict[str, Callable[[dict], str]]) -> list[str]:
 
 def _summary(arms: dict) -> list[str]:
     format_ = {"bilabial_closure": share, "silence_ratio": share}
-    columns = {
+    columns: _Columns = {
         name: lambda arm, key=key: format_.get(key, number)(arm[key])
         for key, name in _NAMES.items()
     }
@@ -78,7 +79,7 @@ def _silence(arms: dict) -> list[str]:
     known = {name: arm["silence"] for name, arm in arms.items() if arm["silence"]}
     if not known:
         return []
-    columns = {}
+    columns: _Columns = {}
     for key, name in (("auto_silence", "silence"), ("auto_noise", "noise"),
                       ("listen_overheard", "somebody else")):
         for measure, word in (("travel_ratio", "movement"), ("opening_ratio", "widest")):
@@ -89,7 +90,7 @@ def _silence(arms: dict) -> list[str]:
 
 def _distances(arms: dict) -> list[str]:
     floor = next(iter(arms.values()))["frechet"]
-    columns = {
+    columns: _Columns = {
         "Fréchet distance": lambda arm: number(arm["frechet"]["distance"]),
         "to the teacher's": lambda arm: number(arm["frechet_ratio"]),
         "likeness": lambda arm: number(arm["looks"]["likeness"], 3),
@@ -109,7 +110,7 @@ def _gestures(arms: dict) -> list[str]:
         known = {n: a["gestures"][kind] for n, a in arms.items() if kind in a["gestures"]}
         if not known:
             continue
-        columns = {
+        columns: _Columns = {
             "head: spread": lambda g: number(100 * g["head_spread"]),
             "to truth": lambda g: number(g["to_truth"]["head_spread"]),
             "head: speed a second": lambda g: number(100 * g["head_speed"]),
@@ -130,7 +131,7 @@ def _diversity(arms: dict) -> list[str]:
     known = {n: a["diversity"] for n, a in arms.items() if a["diversity"]}
     if not known:
         return []
-    columns = {
+    columns: _Columns = {
         "pixels, 0..1": lambda d: number(d["pixels"], 4),
         "to truth": lambda d: number(d["to_truth"]["pixels"]),
         "head, pixels": lambda d: number(d["head"]),

@@ -11,6 +11,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from tm_jax.checkpoints import hub
@@ -111,6 +112,7 @@ class ClipEncoder:
                 condition = condition[..., :0]
             elif kind == "first_frame":
                 # A clip of its own, then what a long stream settles at.
+                assert isinstance(vae, components_lib.WanVideoVAE)  # No other has such presets.
                 exact = vae.clip_condition(params, clip[:, 0], latents.shape[1])
                 condition = jnp.concatenate([exact, condition[:, -1:]], 1)
             return latents.astype(jnp.float32), condition.astype(jnp.float32)
@@ -124,10 +126,14 @@ class ClipEncoder:
 
     @functools.cached_property
     def _image(self):
-        model = clip_encoder.CLIPVision(self.preset.image, jnp.dtype(self.preset.dtype))
-        return self._compile(
-            lambda params, x: model.apply({"params": params}, x).astype(jnp.float32)
-        )
+        config = self.preset.image
+        assert config is not None  # Asked for by presets that have one.
+        model = clip_encoder.CLIPVision(config, jnp.dtype(self.preset.dtype))
+
+        def run(params, x):
+            return jnp.asarray(model.apply({"params": params}, x), jnp.float32)
+
+        return self._compile(run)
 
     def _windows(self, sound: np.ndarray, frames: int) -> np.ndarray:
         """Audio windows [B, T, R, U] of a clip, chunk by chunk as a stream computes them.
@@ -161,7 +167,8 @@ class ClipEncoder:
 
 
 def load(
-    preset: str, weights: str | os.PathLike | None, *, prompt: str = loading.PROMPT, mesh=None
+    preset: str, weights: str | os.PathLike | None, *, prompt: str = loading.PROMPT,
+    mesh: Mesh | None = None
 ) -> ClipEncoder:
     """Loads the encoders of a preset; the transformer is not needed.
 

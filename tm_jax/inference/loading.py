@@ -1,6 +1,6 @@
 """One door for all presets: weights from disk onto their devices, and the session's options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import os
 from typing import Any
@@ -32,7 +32,7 @@ OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 def load(
     preset: str = "nano", weights: str | None = None, *, prompt: str | None = None,
     negative: str = "", decoder: str | None = None, aspect: float | None = None,
-    placement: pipeline_lib.Placement | None = None, devices=None,
+    placement: pipeline_lib.Placement | None = None, devices: Sequence[jax.Device] | None = None
 ) -> pipeline_lib.Pipeline:
     """Loads a preset; every tensor goes from disk to its own place on the devices.
 

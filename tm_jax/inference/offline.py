@@ -105,10 +105,10 @@ def generate(
         the character listens. Without it the clip is as long as the recording, or as
         `other_audio` where there is none.
       progress: Called after each chunk with the frames made and the frames expected,
-        which is None where the sound file does not tell its duration.
+        which is None where the sound file does not state its duration.
       session_factory: Makes the session; `session.Session` if left out.
       other_audio: A sound file with the voice of the other party, which begins with the
-        first frame; the character answers it while it listens. The sound of the clip is that
+        first frame; the character reacts to it while it listens. The sound of the clip is that
         of `audio`; without it, this one.
 
     Returns:
@@ -121,6 +121,7 @@ def generate(
     start_s = time.perf_counter()
     check(picture, audio, out, mode, seconds, other_audio)
     if seconds is None and audio is None:
+        assert other_audio is not None  # See `check`.
         seconds = _duration_s(other_audio)
     if session_factory is None:
         from tm_jax.inference import session  # Brings JAX in, which the rest can do without.
@@ -192,7 +193,7 @@ def _duration_s(path: str | os.PathLike) -> float:
 
 
 class _Other:
-    """The other party's sound, given to a session just before it is heard.
+    """The other party's sound, given to a session just before the chunk that it belongs to.
 
     Attributes:
       reader: The file, or None if there is none.
@@ -246,7 +247,7 @@ class _Sound:
         self, path: str | os.PathLike | None, fps: int, seconds: float | None, other: _Other
     ):
         self._fps = fps
-        # Where the character says nothing the viewer hears the other party.
+        # Without speech of the character the track is the other party's sound.
         self._other = other if path is None and other.reader is not None else None
         self._reader = None if path is None else audio_files.open_speech(path)
         self._blocks = iter(self._reader or ())
@@ -258,6 +259,7 @@ class _Sound:
         self.sample_rate, self.channels = _SILENCE_RATE, 1
         if self._other is not None:
             reader = self._other.reader
+            assert reader is not None
             self.sample_rate, self.channels = reader.sample_rate, reader.channels
         if self._reader is not None:
             self.sample_rate, self.channels = self._reader.sample_rate, self._reader.channels
@@ -275,7 +277,7 @@ class _Sound:
         return max(1, math.ceil(seconds * self._fps - 1e-6))
 
     def feed(self, session: Any) -> None:
-        """Gives the next block to the session, or tells it that there is no more."""
+        """Gives the next block to the session, or ends its sound."""
         if self._ended:
             raise RuntimeError("The session gave no chunk after the end of the sound.")
         block = next(self._blocks, None)

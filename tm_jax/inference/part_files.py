@@ -2,7 +2,7 @@
 
 The folder holds every part under its name, as launch/convert.py writes it (`transformer`,
 `vae`, `image`, `audio`, `text`, `taehv`; a folder or a `.safetensors` file), or as it is
-published. A file `preset.json` beside them tells sizes that differ from the preset's: weights
+published. A file `preset.json` beside them states sizes that differ from the preset's: weights
 of reduced depth then run through the same code.
 """
 
@@ -13,6 +13,7 @@ import os
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy.typing as npt
 
 from tm_jax.checkpoints import loading
 from tm_jax.checkpoints import parts
@@ -70,7 +71,9 @@ def require(preset: presets.Preset, folder: str, names: tuple[str, ...]) -> None
             )
 
 
-def load(preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype=None) -> dict:
+def load(
+    preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype: npt.DTypeLike | None = None
+) -> dict:
     """Parameters of one part, each placed directly where the rules table says.
 
     Raises:
@@ -80,6 +83,7 @@ def load(preset: presets.Preset, folder: str, name: str, mesh: Mesh, dtype=None)
     require(preset, folder, (name,))
     part = parts.of_preset(preset, name)
     path = find(folder, name, part)
+    assert path is not None  # Required above.
     return loading.load_part(part, path, mesh, dtype=None if dtype is None else jnp.dtype(dtype))
 
 

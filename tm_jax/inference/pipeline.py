@@ -10,11 +10,11 @@ transformer and the encoders, the decode slice the pixel decoder. Latents travel
 by `device_put`, and nothing here waits for a device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +22,39 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from tm_jax.configs import presets
-from tm_jax.core import axes
 from tm_jax.inference import programs
 from tm_jax.parallel import rules
 
+Tree = TypeVar("Tree")
+
 
 class Functions(Protocol):
-    """What the streams of a preset compute: pure functions of parameters by part.
+    """What the streams of a preset compute: pure functions of parameters by part."""
 
-    Attributes:
-      preset: Sizes and clocks.
-      before: Samples ahead of a chunk that `encode_audio` needs.
-      after: Samples after it: the look-ahead.
-      decoder_parts: Parts that `begin_decoder` and `decode` need.
-      partner: Whether `denoise` takes the other party's voice.
-    """
+    @property
+    def preset(self) -> presets.Preset:
+        """Sizes and clocks."""
+        ...
 
-    preset: presets.Preset
-    before: int
-    after: int
-    decoder_parts: tuple[str, ...]
-    partner: bool
+    @property
+    def before(self) -> int:
+        """Samples ahead of a chunk that `encode_audio` needs."""
+        ...
+
+    @property
+    def after(self) -> int:
+        """Samples after it: the look-ahead."""
+        ...
+
+    @property
+    def decoder_parts(self) -> tuple[str, ...]:
+        """Parts that `begin_decoder` and `decode` need."""
+        ...
+
+    @property
+    def partner(self) -> bool:
+        """Whether `denoise` takes the other party's voice."""
+        ...
 
     def boxed(self) -> dict:
         """Shapes of all parameters by part, boxed with their logical axes."""
@@ -108,7 +120,7 @@ class Placement:
         """Devices that it needs at least."""
         return int(np.prod(list(self.sizes.values()))) + (self.mode == "disaggregated")
 
-    def meshes(self, devices) -> tuple[Mesh, Mesh]:
+    def meshes(self, devices: Sequence[jax.Device]) -> tuple[Mesh, Mesh]:
         """The meshes of the denoise slice and of the decode slice.
 
         Raises:
@@ -179,7 +191,7 @@ class Pipeline:
         """Devices that share the streams of a batch: what its size must be a multiple of."""
         if self.denoise_mesh is None:
             return 1
-        return int(np.prod([self.denoise_mesh.shape[name] for name in _BATCH_AXES]))
+        return int(np.prod([self.denoise_mesh.shape[name] for name in rules.BATCH_AXES]))
 
     @functools.cached_property
     def _programs(self) -> programs.Programs:
@@ -223,7 +235,10 @@ class Pipeline:
         with _within(self.denoise_mesh):
             return self._programs["encode_audio"](self.params, samples, known)
 
-    def denoise(self, state, start, windows, mode, partner=None) -> tuple[Any, Any]:
+    def denoise(
+        self, state: Any, start: Any, windows: jax.Array, mode: jax.Array | np.ndarray,
+        partner: np.ndarray | None = None
+    ) -> tuple[Any, Any]:
         """Latents of the next chunk for `decode` alone, and the next state.
 
         Args:
@@ -239,11 +254,11 @@ class Pipeline:
         with _within(self.denoise_mesh):
             return self._programs["denoise"](self.params, state, start, windows, mode, partner)
 
-    def move(self, latents):
+    def move(self, latents: Any) -> Any:
         """Sends latents to the decode slice; returns before they have arrived."""
         return self._move(latents)
 
-    def decode(self, latents, state) -> tuple[jax.Array, Any]:
+    def decode(self, latents: Any, state: Any) -> tuple[jax.Array, Any]:
         """Frames uint8 [B, F, H, W, 3] of moved latents, and the next state."""
         with _within(self.decode_mesh):
             return self._programs["decode"](self.decoder_params, latents, state)
@@ -251,29 +266,30 @@ class Pipeline:
     def _move(self, tree):
         if not self.apart:
             return tree
+        assert self.decode_mesh is not None  # Slices of different devices have meshes.
         return jax.device_put(tree, NamedSharding(self.decode_mesh, PartitionSpec()))
 
     @functools.cached_property
     def _insert(self) -> Callable:
         return jax.jit(_insert, donate_argnums=0)
 
-    def insert(self, batch, index: int, one, decoder: bool = False):
+    def insert(self, batch: Tree, index: int, one: Tree, decoder: bool = False) -> Tree:
         """The batch tree with another stream `index`; the tree handed in is used up.
 
         The trees are alike, with B streams and with one, such as what `begin` gave for each;
-        `decoder` tells that they are states of `decode`.
+        `decoder` marks them as states of `decode`.
         """
         with _within(self.decode_mesh if decoder else self.denoise_mesh):
             return self._insert(batch, index, one)
 
-    def spread(self, one, batch: int, decoder: bool = False):
-        """One stream copied into every slot of a batch, shared by devices as the rules say."""
+    def spread(self, one: Tree, batch: int, decoder: bool = False) -> Tree:
+        """One stream copied into every slot of a batch, sharded by the rules."""
         mesh = self.decode_mesh if decoder else self.denoise_mesh
         many = jax.tree.map(lambda x: jnp.repeat(x, batch, 0, total_repeat_length=batch), one)
         if mesh is None:
             return many
-        shared = int(np.prod([mesh.shape[name] for name in _BATCH_AXES]))
-        first = _BATCH_AXES if batch % shared == 0 else None
+        shared = int(np.prod([mesh.shape[name] for name in rules.BATCH_AXES]))
+        first = rules.BATCH_AXES if batch % shared == 0 else None
 
         def place(x, like):
             rest = like.sharding.spec[1:] if isinstance(like.sharding, NamedSharding) else ()
@@ -282,7 +298,7 @@ class Pipeline:
         return jax.tree.map(place, many, one)  # The heads of a cache stay apart.
 
     def warm(self, batch: int = 1) -> None:
-        """Makes a chunk of silence with `batch` streams and forgets it.
+        """Makes a chunk of silence with `batch` streams and discards it.
 
         After that nothing is left to compile or load for that many streams, and the first
         chunk of a client takes no longer than the others.
@@ -302,7 +318,9 @@ class Pipeline:
         latents, state = self.denoise(state, start, windows, np.zeros(voice.shape, np.int32))
         jax.block_until_ready(self.decode(self.move(latents), decoder))
 
-    def placed(self, placement: Placement, devices=None) -> "Pipeline":
+    def placed(
+        self, placement: Placement, devices: Sequence[jax.Device] | None = None
+    ) -> "Pipeline":
         """This pipeline on other devices.
 
         Args:
@@ -322,8 +340,6 @@ class Pipeline:
         )
 
 
-_BATCH_AXES = dict(rules.RULES)[axes.BATCH]
-
 
 def on_first_device(functions: Functions, params: dict) -> Pipeline:
     """A pipeline on one device, where kept programs are used."""
@@ -332,7 +348,7 @@ def on_first_device(functions: Functions, params: dict) -> Pipeline:
 
 
 def place(mesh: Mesh, boxed: dict, params: dict) -> dict:
-    """Puts parameters on a mesh, each as the rules say."""
+    """Puts parameters on a mesh, each sharded by the rules."""
     return {
         part: jax.device_put(tree, rules.shardings(mesh, boxed[part]))
         for part, tree in params.items()
@@ -357,7 +373,7 @@ def keys_of(keys: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=8)
 def _programs(functions: Functions) -> programs.Programs:
     """The programs of these functions, shared by all pipelines that have them."""
-    table = {
+    table: dict[str, tuple[Callable, Sequence[int]]] = {
         "begin": (functions.begin, ()), "begin_decoder": (functions.begin_decoder, ()),
         "encode_audio": (functions.encode_audio, ()), "denoise": (functions.denoise, (1,)),
         "decode": (functions.decode, (2,)),

@@ -6,7 +6,7 @@ before is loaded without looking at the model.
 
 A kept program belongs to everything that it was made from (`fingerprint`): this package's
 source, the preset, library versions, the device and JAX's configuration. If any of it
-differs the file is not looked at, and a file that cannot be used is replaced.
+differs the file is not read, and a file that cannot be used is replaced.
 
 Executables are machine code and their description is pickled, so a file is read only if
 nobody but its owner, who must be this user or the administrator, can have written it.
@@ -25,12 +25,14 @@ import stat
 import tempfile
 import threading
 import time
+from typing import Any
 
 from absl import logging
 import jax
 from jax.experimental import serialize_executable
 
 # Least recently used files go first. A preset and batch size takes five files.
+_SETTINGS: Any = jax.config  # Its settings are attributes that are made at run time.
 _MOST_FILES = 100
 _MOST_BYTES = 2 << 30
 _LEFTOVER_S = 3600  # Age at which a half-written file is surely nobody's any more.
@@ -149,7 +151,7 @@ def open_store(*identity: str) -> Store | None:
     """The store of this machine, or None with a warning where there can be none.
 
     Args:
-      *identity: What the programs are made from, besides what `fingerprint` knows.
+      *identity: What the programs are made from, besides what `fingerprint` covers.
     """
     if jax.process_count() > 1:  # A program of several hosts is no single file.
         return None
@@ -253,7 +255,8 @@ class Program:
           name: Name in the store, as `_make` forms it.
         """
         with self._lock:
-            data = None if name in self._loaded else self._store().read(name)
+            store = None if name in self._loaded else self._store()
+            data = None if store is None else store.read(name)
             if data is None:
                 return
             try:
@@ -304,8 +307,8 @@ def _compile_anew(function: Callable, donate: tuple[int, ...], args):
 
     once.__name__ = f"once_{secrets.token_hex(8)}"
     compiled = jax.jit(once, donate_argnums=donate).lower(*args).compile()
-    folder = jax.config.jax_compilation_cache_dir
-    if folder:  # Nobody will ask for it again.
+    folder = _SETTINGS.jax_compilation_cache_dir
+    if folder:  # It is never used again.
         for path in pathlib.Path(folder).glob(f"*{once.__name__}*"):
             path.unlink(missing_ok=True)
     return compiled
@@ -320,7 +323,7 @@ def _on_first_device(params) -> bool:
 
 def _signature(leaves, tree):
     """What a program was compiled for, the same whether leaves are arrays or descriptions."""
-    precision = jax.config.jax_default_matmul_precision  # May be set for a block of code.
+    precision = _SETTINGS.jax_default_matmul_precision  # May be set for a block of code.
     return tree, precision, tuple([(x.shape, x.dtype) for x in leaves])
 
 
@@ -332,7 +335,7 @@ class Programs:
 
         Args:
           functions: By name: the function and the arguments that it may overwrite.
-          identity: Tells these functions from others of the same names.
+          identity: Distinguishes these functions from others of the same names.
         """
         self._identity = identity
         self._opening = threading.Lock()

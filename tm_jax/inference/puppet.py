@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import os
+import typing
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,6 +21,7 @@ from tm_jax.core import trees
 from tm_jax.inference import pipeline
 from tm_jax.models.dit import causal as student
 from tm_jax.models.dit import conditioning
+from tm_jax.models.dit import transformer
 from tm_jax.models.puppet import face as face_lib
 from tm_jax.models.puppet import locator
 from tm_jax.models.puppet.motion import config as motion_config
@@ -55,7 +58,7 @@ class Start:
       place: Where it is in the picture.
     """
 
-    context: object
+    context: transformer.Context
     reference: jax.Array
     place: Place
 
@@ -133,18 +136,21 @@ class PuppetFunctions:
         del faces
         return {"pictures": pictures}
 
-    def begin(self, params: dict, inputs: dict, keys: jax.Array):
+    def begin(
+        self, params: dict, inputs: dict, keys: jax.Array
+    ) -> tuple[Start, DenoiseState, jax.Array]:
         """See `pipeline.Functions`."""
         models, preset, pictures = self.models, self.preset, inputs["pictures"]
         frames = pixels.to_float(pictures)
-        face = locator.boxes(models.locator.apply({"params": params["locator"]}, frames))
+        numbers = models.locator.apply({"params": params["locator"]}, frames)
+        face = locator.boxes(typing.cast(jax.Array, numbers))
         place = Place(picture=pictures, face=face, square=face_lib.square(face))
-        aligned = face_lib.cut(frames[:, None], place.square, preset.crop)[:, 0]
-        reference = autoencoder.appearance(aligned, preset.vae)
-        context = models.dit.apply(
+        aligned = face_lib.cut(frames[:, None], place.square, models.vae.config.side)[:, 0]
+        reference = autoencoder.appearance(aligned, models.vae.config)
+        context = typing.cast(transformer.Context, models.dit.apply(
             {"params": params["dit"]}, method=models.dit.context,
             face_mask=face_lib.tokens(face, place.square, models.grid.rows, models.grid.columns),
-        )
+        ))  # fmt: skip
         keys = pipeline.keys_of(keys)
         neutral = jnp.zeros((len(pictures), 1, preset.dit.expression_channels))
         channels = conditioning.expression_channels(reference, neutral)
@@ -156,21 +162,26 @@ class PuppetFunctions:
         )
         motion_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MOTION))(keys)
         state = DenoiseState(
-            student=state, motion=motion_network.initial_state(preset.motion, motion_keys)
+            student=state, motion=motion_network.initial_state(models.motion.config, motion_keys)
         )
         start = Start(context=context, reference=reference, place=place)
         return start, state, aligned
 
-    def begin_decoder(self, params: dict, given: jax.Array):
+    def begin_decoder(self, params: dict, given: jax.Array) -> Any:
         """See `pipeline.Functions`."""
         vae = self.models.vae
         return vae.apply({"params": params["vae"]}, given, method=vae.begin)
 
-    def encode_audio(self, params: dict, samples: jax.Array, known: jax.Array):
+    def encode_audio(
+        self, params: dict, samples: jax.Array, known: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """See `pipeline.Functions`."""
         return self.audio.encode(params, samples, known)
 
-    def denoise(self, params: dict, state, start, windows, mode, partner):
+    def denoise(
+        self, params: dict, state: DenoiseState, start: Start, windows: jax.Array, mode: jax.Array,
+        partner: jax.Array
+    ) -> tuple[Denoised, DenoiseState]:
         """See `pipeline.Functions`."""
         models, preset = self.models, self.preset
         motion, motion_state = motion_network.next_chunk(
@@ -189,20 +200,35 @@ class PuppetFunctions:
         denoised = Denoised(latents=latents, pose=moved, place=start.place)
         return denoised, DenoiseState(student=cache, motion=motion_state)
 
-    def decode(self, params: dict, latents, state):
+    def decode(self, params: dict, latents: Denoised, state: Any) -> tuple[jax.Array, Any]:
         """See `pipeline.Functions`."""
         models, place = self.models, latents.place
         opened = autoencoder.respond(latents.latents, models.preset.opening)
-        paint, hidden, state = models.vae.apply(
+        painted = models.vae.apply(
             {"params": params["vae"]}, opened, state, method=models.vae.paint_chunk
         )
+        paint, hidden, state = typing.cast(tuple[jax.Array, jax.Array, Any], painted)
         picture = pixels.to_float(place.picture)
         frames = face_lib.paste(paint, hidden, picture, place.square, place.face)
         return pixels.to_uint8(pose.warp(frames, latents.pose, place.face)), state
 
 
+def functions_of(model: pipeline.Pipeline) -> PuppetFunctions:
+    """The functions of a pipeline, where its preset has a motion model.
+
+    Raises:
+      ValueError: It has none.
+    """
+    functions = model.functions
+    if not isinstance(functions, PuppetFunctions):
+        raise ValueError(
+            f"expected a preset with a motion model, such as nano, got {functions.preset.name}."
+        )
+    return functions
+
+
 def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> pipeline.Pipeline:
-    """Loads a preset; the student samples in the way that its weights say it was trained for.
+    """Loads a preset, with the student's sampler that the weights' metadata names.
 
     Programs that were compiled by an earlier process are loaded in the background, while
     weights are read.
@@ -241,7 +267,7 @@ def load(preset: str = "nano", weights: str | None = None, batch: int = 1) -> pi
 def _shapes(functions: PuppetFunctions) -> dict:
     """`networks.shapes`, which takes seconds to trace, kept beside the programs."""
     store = pipeline.kept_programs(functions)
-    kept = store and store.read("shapes")
+    kept = store.read("shapes") if store else None
     if kept:
         return {
             part: trees.unflatten({

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.core import pixels as pixels_lib
@@ -17,12 +18,12 @@ class Autoencoder:
 
     def __init__(self, pipeline: pipeline_lib.Pipeline):
         self._pipeline = pipeline
-        models = pipeline.functions.models
+        models = puppet.functions_of(pipeline).models
 
         @jax.jit
         def encode(params, frames, place, picture):
             whole = pixels_lib.to_float(frames[None])
-            squares = face_lib.cut(whole, place.square, models.preset.crop)
+            squares = face_lib.cut(whole, place.square, models.vae.config.side)
             return models.vae.apply({"params": params}, squares, picture, method=models.vae.encode)
 
         self._encode = functools.partial(encode, pipeline.params["vae"])
@@ -31,7 +32,7 @@ class Autoencoder:
         """Returns frames [T, H, W, 3] as a stream of the true latents would show them."""
         pipeline, step = self._pipeline, self._pipeline.preset.timing.frames_per_chunk
         start, _, state = pipeline.begin(picture[None], pipeline_lib.stream_key(0)[None])
-        still = np.zeros((1, step, len(motion_config.POSE)), np.float32)
+        still = jnp.zeros((1, step, len(motion_config.POSE)), jnp.float32)
         shown = []
         for at in range(0, len(frames), step):
             part = frames[at : at + step]

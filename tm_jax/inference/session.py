@@ -14,7 +14,7 @@ from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.media import overheard
 
 MODES = ("auto", "speak", "listen")
-VOICE = 0.5  # probability above which somebody is heard
+VOICE = 0.5  # probability of a voice above which the stream speaks
 HOLD = 1  # chunks that `auto` goes on speaking after the last voice
 
 
@@ -95,7 +95,7 @@ class Session:
             )
         return picture
 
-    def reset(self):
+    def reset(self) -> None:
         """Starts again from the picture, at frame 0, without any sound."""
         # From `before` ahead of the next chunk on.
         self._sound = np.zeros(self._around[0], np.float32)
@@ -112,7 +112,7 @@ class Session:
             self._picture[None], key[None], faces
         )
 
-    def set_character(self, picture: np.ndarray):
+    def set_character(self, picture: np.ndarray) -> None:
         """Goes on with another picture from the next chunk; sound and clock stay.
 
         Raises:
@@ -121,7 +121,7 @@ class Session:
         self._picture = self._checked(picture)
         self._start_stream()
 
-    def set_mode(self, mode: str):
+    def set_mode(self, mode: str) -> None:
         """Sets the mode from the next chunk on.
 
         Raises:
@@ -131,7 +131,7 @@ class Session:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
         self._mode = mode
 
-    def push_audio(self, samples: np.ndarray):
+    def push_audio(self, samples: np.ndarray) -> None:
         """Appends sound.
 
         Args:
@@ -145,11 +145,11 @@ class Session:
             raise RuntimeError("push_audio after end_audio; call reset first.")
         self._sound = np.concatenate([self._sound, _checked_sound(samples)])
 
-    def push_other(self, samples: np.ndarray):
-        """Appends sound of the other party, which the character answers while it listens.
+    def push_other(self, samples: np.ndarray) -> None:
+        """Appends sound of the other party, to which the character reacts while it listens.
 
         It sounds on the clock of the pushed sound: sample 0 with the first frame. A chunk does
-        not wait for it: what is missing is silence, and what comes late is heard late. It may
+        not wait for it: what is missing is silence, and what comes late is used late. It may
         go on after `end_audio`, and `interrupt` leaves it alone.
 
         Args:
@@ -166,12 +166,12 @@ class Session:
             )
         self._partner.push(_checked_sound(samples))
 
-    def end_audio(self):
-        """Says that no more sound will come: what is missing is silence."""
+    def end_audio(self) -> None:
+        """Ends the sound: what is missing is silence."""
         self._ended = True
 
-    def interrupt(self):
-        """Forgets sound that has not been shown yet; the clock goes on."""
+    def interrupt(self) -> None:
+        """Discards sound that has not been shown yet; the clock goes on."""
         self._sound = self._sound[: self._around[0]]
         self._held = 0
 
@@ -231,7 +231,7 @@ class Session:
         self._held = HOLD + 1 if (voice > VOICE).any() else max(0, self._held - 1)
         return self._held > 0
 
-    def close(self):
+    def close(self) -> None:
         """Gives the memory of the stream back; the session cannot be used any more."""
         self._state = self._decoder = self._start = None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from typing import Any
 
 import flax.struct
@@ -101,7 +102,7 @@ class StreamFunctions:
         """See `pipeline.Functions`."""
         grid = self.components.grid
         if faces is None:
-            faces = [(0.0, 0.0, 1.0, 1.0)] * len(pictures)
+            faces = np.tile([0.0, 0.0, 1.0, 1.0], (len(pictures), 1))
         masks = [picture_lib.face_mask(tuple(box), grid) for box in faces]
         result = {"pictures": pictures, "face_mask": np.concatenate(masks)}
         if self.preset.image is not None:
@@ -110,7 +111,9 @@ class StreamFunctions:
             result["image"] = np.stack(fitted)
         return result
 
-    def begin(self, params: dict, inputs: dict, keys: jax.Array):
+    def begin(
+        self, params: dict, inputs: dict, keys: jax.Array
+    ) -> tuple[Start, causal.StreamState, DecoderInput]:
         """See `pipeline.Functions`."""
         parts, preset = self.components, self.preset
         picture = pixels.to_float(inputs["pictures"])
@@ -140,20 +143,26 @@ class StreamFunctions:
         if preset.image is not None:
             model = clip_encoder.CLIPVision(preset.image, jnp.dtype(preset.dtype))
             image = model.apply({"params": params["image"]}, inputs["image"])
-        return self.components.dit.apply(
+        context = self.components.dit.apply(
             {"params": params["transformer"]}, text, image, inputs["face_mask"],
             method="context",
         )
+        return typing.cast(transformer.Context, context)
 
-    def begin_decoder(self, params: dict, given: DecoderInput):
+    def begin_decoder(self, params: dict, given: DecoderInput) -> Any:
         """See `pipeline.Functions`."""
         return self.components.vae.begin_decoder(params, given.picture, given.latent)
 
-    def encode_audio(self, params: dict, samples: jax.Array, known: jax.Array):
+    def encode_audio(
+        self, params: dict, samples: jax.Array, known: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """See `pipeline.Functions`."""
         return self.components.audio.encode(params, samples, known)
 
-    def denoise(self, params: dict, state, start: Start, windows, mode, partner):
+    def denoise(
+        self, params: dict, state: causal.StreamState, start: Start, windows: jax.Array,
+        mode: jax.Array, partner: jax.Array
+    ) -> tuple[jax.Array, causal.StreamState]:
         """See `pipeline.Functions`."""
         del partner
         preset = self.preset
@@ -166,7 +175,7 @@ class StreamFunctions:
             preset.sigmas, preset.student.policy, preset.student.temperature,
         )
 
-    def decode(self, params: dict, latents: jax.Array, state: Any):
+    def decode(self, params: dict, latents: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """See `pipeline.Functions`."""
         frames, state = self.components.vae.decode_chunk(params, latents, state)
         return pixels.to_uint8(frames), state

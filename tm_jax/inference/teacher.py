@@ -16,6 +16,7 @@ import numpy as np
 
 from tm_jax.diffusion import samplers
 from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import puppet
 from tm_jax.inference import session
 from tm_jax.models.puppet.motion import config as motion_config
 from tm_jax.models.puppet.motion import network as motion_network
@@ -63,7 +64,7 @@ class Session(session.Session):
           plan: How to sample.
         """
         self._plan = plan
-        models = pipeline.functions.models
+        models = puppet.functions_of(pipeline).models
         self._sample = _sampler(models, velocity, plan)
         self._move = _mover(models)
         super().__init__(pipeline, picture, seed=seed, mode=mode)
@@ -112,6 +113,7 @@ class Session(session.Session):
         """The clip's chunks, as `Pipeline.decode` takes them."""
         pipeline = self._pipeline
         params, start = pipeline.params, self._start
+        assert start is not None  # Until `close`.
         hearing, mode = jnp.concatenate(windows, 1), np.concatenate(modes, 1)
         # `denoise` takes the state away, so the motion is drawn before it, and once more in it.
         expression = self._move(params["motion"], self._state.motion, hearing, mode, other)
@@ -125,7 +127,7 @@ class Session(session.Session):
             params["dit"], batch, start.context, hearing, key, scored[0].latents.shape[2:]
         )
         parts = jnp.split(latents, len(scored), axis=1)
-        return [chunk.replace(latents=part) for chunk, part in zip(scored, parts)]
+        return [dataclasses.replace(chunk, latents=part) for chunk, part in zip(scored, parts)]
 
 
 @functools.lru_cache(maxsize=8)

@@ -159,6 +159,7 @@ def sample(
     reference = parts.vae.begin(params, params[streams.CONSTANTS], picture)
     condition = reference.condition
     if not pinned:  # A clip of its own: the frames right after the picture are not settled.
+        assert isinstance(parts.vae, components.WanVideoVAE)  # No other has such presets.
         condition = parts.vae.clip_condition(params, picture, latents)
     channels = conditioning_lib.channels(preset.conditioning, condition, latents)
     shape = (latents, *preset.latent_shape)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ from tm_jax.inference import puppet
 def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pipeline:
     """The pipeline with the parts that a folder holds: that of a stage of training, say.
 
-    A student among them samples in the way that its file says it was trained for.
+    A student among them gets the sampler that its file's metadata names.
 
     Raises:
       FileNotFoundError: The folder holds none of `networks.PARTS`.
@@ -25,9 +26,9 @@ def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pip
     if not found:
         names = ", ".join(f"{part}.safetensors" for part in networks.PARTS)
         raise FileNotFoundError(f"{folder}: expected one or more of {names}.")
-    shapes = networks.shapes(pipeline.functions.models)
+    functions = puppet.functions_of(pipeline)
+    shapes = networks.shapes(functions.models)
     params = {part: files.load(path, shapes[part]) for part, path in found.items()}
-    functions = pipeline.functions
     if "dit" in found:
         functions = puppet.PuppetFunctions(pipeline.preset.trained(files.facts(found["dit"])))
     placed = {**pipeline.params, **jax.device_put(params)}
@@ -37,7 +38,7 @@ def with_parts(pipeline: pipeline_lib.Pipeline, folder: str) -> pipeline_lib.Pip
     )
 
 
-def with_student(pipeline: pipeline_lib.Pipeline, **changes) -> pipeline_lib.Pipeline:
+def with_student(pipeline: pipeline_lib.Pipeline, **changes: Any) -> pipeline_lib.Pipeline:
     """The pipeline with another sampler of the student; `presets.StudentConfig` names the fields.
 
     Raises:

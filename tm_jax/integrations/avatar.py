@@ -1,4 +1,4 @@
-"""A session as frameworks want it: speech goes in by the sentence, frames come out for ever.
+"""A session as frameworks use it: speech goes in by the sentence, frames come out for ever.
 
 The consumer sets the pace: frames are made when it comes near to the end of those that it
 has, so what it does not ask for costs nothing. While there is speech every frame brings its
@@ -19,7 +19,7 @@ from tm_jax.media import resampling
 
 _MODEL_RATE = 16000
 _LONGEST_S = 120.0  # Speech that may wait before `push` does.
-_RECENT = 4  # Chunks whose making tells how long the next one will take.
+_RECENT = 4  # Chunks whose durations predict that of the next one.
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,11 +45,11 @@ class _Filling:
 
     Attributes:
       generation: Interruptions before it.
-      window: What the models hear, float32 [n] at 16 kHz.
-      sound: What people hear, int16 [samples of a chunk].
+      window: Input of the models, float32 [n] at 16 kHz.
+      sound: What is played, int16 [samples of a chunk].
       speech: Samples of `sound` that were pushed; the rest is silence.
       open: Whether more of the same utterance will come.
-      other: What the other party said meanwhile, float32 [samples of a chunk] at 16 kHz; None
+      other: Sound of the other party meanwhile, float32 [samples of a chunk] at 16 kHz; None
         if it was silent.
     """
 
@@ -108,9 +108,9 @@ class Avatar:
 
         Args:
           session: An `inference.session.Session`, or whatever has its methods.
-          lookahead_s: Sound beyond a chunk that the session needs to know.
+          lookahead_s: Sound beyond a chunk that the session needs.
           rate: Samples per second, in and out; a multiple of the frame rate.
-          hears: Whether the session can hear another party.
+          hears: Whether the session takes another party's sound.
 
         Raises:
           ValueError: A rate of which no whole number of samples fits a frame.
@@ -156,10 +156,10 @@ class Avatar:
     # Speech in.
 
     def hear(self, samples: np.ndarray, rate: int) -> None:
-        """Appends live sound of the other party, whom the avatar answers while it listens.
+        """Appends live sound of the other party, to whom the avatar reacts while it listens.
 
-        A chunk hears the newest sound, as much as it is long; what is older is let go. Presets
-        that cannot hear another party ignore it.
+        A chunk takes the newest sound, as much as it is long; what is older is dropped. Presets
+        that take no sound of another party ignore it.
 
         Args:
           samples: float32 [n] in -1..1, mono; any n.
@@ -193,13 +193,13 @@ class Avatar:
         self._open = True
 
     def end(self) -> None:
-        """Says that the utterance is complete; some piece will say that it has ended."""
+        """Completes the utterance; a later piece marks its end."""
         self._heard.append(self._resampler.push(np.zeros(0, np.float32), last=True))
         self._ends.append(self._pushed)
         self._open = False
 
     def clear(self) -> int:
-        """Forgets all speech that was not given out; returns the new generation."""
+        """Discards all speech that was not given out; returns the new generation."""
         self._generation += 1
         self._forget()
         self._room.set()
@@ -308,7 +308,7 @@ class Avatar:
         wait = self._open and not (self._speaking or self._waited)
         self._waited = bool(wait and len(self._sound) and len(self._heard) < self._model_step)
         speech = 0 if self._waited else min(self._step, len(self._sound))
-        if self._open:  # The models hear a little later: a filter holds sound back.
+        if self._open:  # The models' input lags a little: a filter holds sound back.
             speech = min(speech, len(self._heard) * self.rate // _MODEL_RATE)
         sound = self._sound.peek(speech)
         window = self._heard.peek(self._model_window if speech else 0)
@@ -333,7 +333,7 @@ class Avatar:
         """Runs the session on one chunk; called in the avatar's thread."""
         session = self._session
         session.set_mode("speak" if speaking else "listen")
-        session.interrupt()  # The look-ahead of the last chunk is known better by now.
+        session.interrupt()  # The look-ahead of the last chunk is replaced by the real sound.
         session.push_audio(window)
         if other is not None:
             session.push_other(other)

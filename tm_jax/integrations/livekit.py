@@ -11,7 +11,9 @@ tracks. Needs the extra `livekit`.
 
 import asyncio
 from collections.abc import AsyncIterator
+import typing
 
+from livekit import agents
 from livekit import rtc
 from livekit.agents.voice import avatar as livekit_avatar
 
@@ -25,7 +27,7 @@ _HEARING_RATE = 16000
 class Generator(livekit_avatar.VideoGenerator):
     """Gives an avatar's frames to an `AvatarRunner`.
 
-    No sound of an interrupted utterance leaves it: the generation is looked at when the
+    No sound of an interrupted utterance leaves it: the generation is checked when the
     consumer comes back for the next frame, before every one.
     """
 
@@ -40,7 +42,7 @@ class Generator(livekit_avatar.VideoGenerator):
     async def push_audio(
         self, frame: rtc.AudioFrame | livekit_avatar.AudioSegmentEnd
     ) -> None:
-        """Takes speech, or hears that an utterance is complete."""
+        """Takes speech, or the end of an utterance."""
         if isinstance(frame, livekit_avatar.AudioSegmentEnd):
             await self._pass_on(b"", 1, last=True)
             self._avatar.end()
@@ -56,7 +58,7 @@ class Generator(livekit_avatar.VideoGenerator):
             await self._avatar.push(self._resampler.push(samples, last=last))
 
     async def clear_buffer(self) -> None:
-        """Forgets all speech at once.
+        """Discards all speech at once.
 
         Returns when the sound that the consumer may still hold has been counted by it: the
         runner takes whatever it counts later for the beginning of another utterance.
@@ -98,7 +100,7 @@ class Generator(livekit_avatar.VideoGenerator):
 
 
 class _Ears:
-    """Lets an avatar hear who is in the room: one microphone at a time, the longest there."""
+    """Feeds a room's sound to an avatar: one microphone at a time, the longest there."""
 
     def __init__(self, room: rtc.Room, avatar: avatar_lib.Avatar):
         """Listens from now on."""
@@ -121,7 +123,8 @@ class _Ears:
     def _went(self, track: rtc.Track, *_) -> None:
         self._tracks = [other for other in self._tracks if other is not track]
         if track is self._heard:
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
             self._heard = None
             self._follow()
 
@@ -160,7 +163,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         super().__init__()
         self._avatar = avatar
         self._runner: livekit_avatar.AvatarRunner | None = None
-        self._output: livekit_avatar.QueueAudioOutput | None = None
+        self._speech_events: rtc.EventEmitter[str] | None = None  # Of the speech that goes in.
         self._ears: _Ears | None = None
         self._tasks: set[asyncio.Task] = set()
 
@@ -174,7 +177,7 @@ class AvatarSession(livekit_avatar.AvatarSession):
         """Name in the metrics."""
         return "tm_jax"
 
-    async def start(self, agent_session, room: rtc.Room) -> None:
+    async def start(self, agent_session: agents.AgentSession, room: rtc.Room) -> None:
         """Warms the avatar up and takes the agent's speech from now on.
 
         Args:
@@ -192,19 +195,22 @@ class AvatarSession(livekit_avatar.AvatarSession):
             video_width=width, video_height=height, video_fps=self._avatar.fps,
             audio_sample_rate=self._avatar.rate, audio_channels=1,
         )
-        self._output = livekit_avatar.QueueAudioOutput(
+        output = livekit_avatar.QueueAudioOutput(
             sample_rate=self._avatar.rate, wait_playback_start=True
         )
         self._runner = livekit_avatar.AvatarRunner(
-            room, audio_recv=self._output, video_gen=Generator(self._avatar), options=options
+            room, audio_recv=output, video_gen=Generator(self._avatar), options=options
         )
-        self._output.on("clear_buffer", self._on_clear)
-        agent_session.output.replace_audio_tail(self._output)
+        self._speech_events = typing.cast("rtc.EventEmitter[str]", output)
+        self._speech_events.on("clear_buffer", self._on_clear)
+        agent_session.output.replace_audio_tail(output)
         await self._runner.start()
         self._ears = _Ears(room, self._avatar)
 
     def _on_clear(self) -> None:
         """Throws away what the sources have not played; the runner itself does not."""
+        if self._runner is None:
+            return
         task = asyncio.create_task(self._runner.av_sync.clear_queue())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -216,7 +222,8 @@ class AvatarSession(livekit_avatar.AvatarSession):
         if ears is not None:
             await ears.aclose()
         if runner is not None:
-            self._output.off("clear_buffer", self._on_clear)
+            if self._speech_events is not None:
+                self._speech_events.off("clear_buffer", self._on_clear)
             await runner.aclose()
         await self._avatar.close()
         if self._room is not None:

@@ -24,7 +24,7 @@ from tm_jax.integrations import avatar as avatar_lib
 from tm_jax.media import resampling
 
 _DRAIN_S = 2.0  # How much longer than its sound an ending call may take.
-_AFTERWARDS_S = 0.5  # Silence after speech; by it the transport hears that the bot has stopped.
+_AFTERWARDS_S = 0.5  # Silence after speech; by it the transport detects that the bot has stopped.
 
 
 class AvatarVideoService(ai_service.AIService):
@@ -104,7 +104,7 @@ class AvatarVideoService(ai_service.AIService):
         await self.push_frame(frame, direction)
 
     async def _speak(self, frame: pipecat_frames.TTSAudioRawFrame) -> None:
-        if frame.sample_rate != self._rate:
+        if self._resampler is None or frame.sample_rate != self._rate:
             self._rate = frame.sample_rate
             self._resampler = resampling.Resampler(self._rate, self._avatar.rate)
         samples = resampling.from_pcm16(frame.audio, frame.num_channels)

@@ -1,10 +1,10 @@
 """Reads speech from any sound file, block by block, for the models and for the result.
 
-One decoding pass makes both: 16 kHz mono, which the models hear, and mono or stereo at
-about the file's own rate, which the viewer hears. Memory does not grow with the length.
+One decoding pass makes both: 16 kHz mono, the models' input, and mono or stereo at
+about the file's own rate, for the video's track. Memory does not grow with the length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 import os
 import pathlib
 from typing import NamedTuple
@@ -27,8 +27,8 @@ class Block(NamedTuple):
     """A stretch of sound.
 
     Attributes:
-      speech: What the models hear, float32 mono at 16 kHz, [samples].
-      sound: What the viewer hears, float32 at the reader's `sample_rate`,
+      speech: Input of the models, float32 mono at 16 kHz, [samples].
+      sound: The video's track, float32 at the reader's `sample_rate`,
         [samples, channels]. Over the whole file both last equally long; in one block
         they may differ by the delay of the resamplers.
     """
@@ -48,7 +48,7 @@ def open_speech(path: str | os.PathLike) -> "Reader":
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: The file cannot be used; the text says why, in one line.
+      ValueError: The file cannot be used; the text gives the reason in one line.
     """
     path = check_path(path)
     try:
@@ -145,7 +145,9 @@ class Reader:
         except av.FFmpegError as error:
             self._problem = f"the rest is damaged: {error.strerror}"
 
-    def _decode(self, first: av.AudioFrame, rest: Iterator[av.AudioFrame]) -> Iterator[Block]:
+    def _decode(
+        self, first: av.AudioFrame, rest: Iterator[av.AudioFrame]
+    ) -> Generator[Block, None, None]:
         decoded_s = first.samples / first.sample_rate
         yield from self._convert(first)
         for frame in rest:
@@ -177,6 +179,7 @@ class Reader:
                 layout="mono" if self.channels == 1 else "stereo",
                 rate=self.sample_rate,
             )
+        assert self._to_sound is not None  # Made for the first source.
         yield from self._hear(self._to_sound.resample(_frame(samples, layout, source[0])))
 
     def _hear(self, frames: list[av.AudioFrame]) -> Iterator[Block]:
@@ -218,7 +221,7 @@ def _as_float(frame: av.AudioFrame) -> np.ndarray:
     if samples.dtype.kind == "u":
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == "i":
-        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        return samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1)
     with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, then 0.
         return samples.astype(np.float32)
 

@@ -89,7 +89,7 @@ class Footage:
         """Opens a file.
 
         Raises:
-          ValueError: It cannot be used; the text says why, in a few words.
+          ValueError: It cannot be used; the text gives the reason in a few words.
         """
         self.path, self.fps, self.notes = pathlib.Path(path), fps, []
         try:
@@ -176,6 +176,7 @@ class Footage:
         end, trouble = fractions.Fraction(0), []
         with self._open() as container:
             stream = _pictures(container)
+            assert stream is not None  # Checked when the file was opened.
             rate = stream.average_rate or stream.guessed_rate or self.fps
             for frame in self._decode(container, stream, trouble):
                 start = _time(frame, stream, end + self._start) - self._start

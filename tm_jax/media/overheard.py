@@ -7,7 +7,7 @@ from tm_jax.models.puppet.motion import config as motion_config
 _RANGE_DB = motion_config.LOUDNESS_DB
 
 
-def loudness(samples, samples_per_frame: int) -> np.ndarray:
+def loudness(samples: np.ndarray, samples_per_frame: int) -> np.ndarray:
     """Loudness of every video frame, on the host.
 
     Args:
@@ -25,9 +25,9 @@ def loudness(samples, samples_per_frame: int) -> np.ndarray:
 
 
 class Overheard:
-    """Sound of the other party that no chunk has heard yet.
+    """Sound of the other party that no chunk has taken yet.
 
-    Sound that comes too late for its chunk is heard late rather than never: silence goes
+    Sound that comes too late for its chunk is used late rather than never: silence goes
     before it. What then waits makes up for the unevenness of a network.
     """
 
@@ -43,7 +43,7 @@ class Overheard:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what waits."""
+        """Discards what waits."""
         self._samples = np.zeros(0, np.float32)
 
     def __len__(self) -> int:

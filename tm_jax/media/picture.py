@@ -43,7 +43,7 @@ def load(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: The file cannot be used; the text says why, in one line.
+      ValueError: The file cannot be used; the text gives the reason in one line.
     """
     path = check_path(path)
     image = _decode(path, str(path), _MAX_PIXELS)
@@ -67,7 +67,7 @@ def from_bytes(
       The picture as uint8 RGB, [height, width, 3].
 
     Raises:
-      ValueError: The data cannot be used; the text says why, in one line.
+      ValueError: The data cannot be used; the text gives the reason in one line.
     """
     if not data:
         raise ValueError("image: the picture is empty (0 bytes).")
@@ -134,7 +134,7 @@ def _deep_gray(image: PIL.Image.Image) -> PIL.Image.Image:
         top = 1.0 if values.max() <= 1 else 255.0
     else:
         top = 255.0 if image.mode == "I" and values.max() <= 255 else 65535.0
-    return PIL.Image.fromarray(np.uint8(np.clip(values / top, 0, 1) * 255 + 0.5))
+    return PIL.Image.fromarray((np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def _crop(width: int, height: int, aspect: float) -> tuple[float, float, float, float]:

@@ -31,7 +31,7 @@ class Resampler:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what the stream holds back."""
+        """Discards what the stream holds back."""
         if self._rates[0] != self._rates[1]:
             self._stream = av.AudioResampler(_FORMAT, _LAYOUT, self._rates[1])
 
@@ -55,7 +55,7 @@ class Resampler:
             frame.sample_rate = self._rates[0]
             out += self._stream.resample(frame)
         if last:
-            if self._stream.format is not None:  # It has heard something.
+            if self._stream.format is not None:  # It has been fed.
                 out += self._stream.resample(None)
             self.reset()
         parts = [part.to_ndarray()[0] for part in out if part is not None]

@@ -55,7 +55,7 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: The folder or its files are not there.
-          ValueError: A file cannot be used; the text says why.
+          ValueError: A file cannot be used; the text gives the reason.
         """
         self.length = length
         folder = pathlib.Path(folder)

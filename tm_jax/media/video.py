@@ -6,6 +6,7 @@ import pathlib
 import secrets
 
 import av
+from av import container
 from av.video import reformatter
 import numpy as np
 
@@ -55,7 +56,7 @@ class Writer:
         self._samples = 0  # Sound encoded so far.
         self._waiting: list[np.ndarray] = []  # Sound ahead of the frames.
         self._part = _create_beside(self.path)
-        self._container = None
+        self._container: container.OutputContainer | None = None
         try:
             self._open()
         except BaseException as error:
@@ -119,20 +120,25 @@ class Writer:
             raise self._explain(error) from error
 
     def _open(self) -> None:
-        self._container = av.open(
+        self._container = file = av.open(
             str(self._part), "w", format="mp4", options={"movflags": "+faststart"}
         )
-        self._video = self._container.add_stream("libx264", self.fps, _VIDEO_OPTIONS)
+        self._video = file.add_stream("libx264", self.fps, _VIDEO_OPTIONS)
         self._video.width, self._video.height = self.width, self.height
         self._video.pix_fmt = "yuv420p"
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = reformatter.ColorRange.MPEG.value
         layout = "mono" if self.channels == 1 else "stereo"
-        self._audio = self._container.add_stream(
+        self._audio = file.add_stream(
             "aac", self.sample_rate, layout=layout, bit_rate=96000 * self.channels
         )
-        self._container.start_encoding()
+        file.start_encoding()
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        if self._container is None:
+            raise ValueError(f"video: {self.path} is complete; nothing can be added to it.")
+        self._container.mux(packets)
 
     def _encode_frame(self, pixels: np.ndarray) -> None:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -142,7 +148,7 @@ class Writer:
             dst_color_range=reformatter.ColorRange.MPEG,
         )
         frame.pts, frame.time_base = self.frames, fractions.Fraction(1, self.fps)
-        self._container.mux(self._video.encode(frame))
+        self._mux(self._video.encode(frame))
         self.frames += 1
 
     def _due(self) -> int:
@@ -163,17 +169,17 @@ class Writer:
             frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
             frame.sample_rate = self.sample_rate
             frame.pts, frame.time_base = self._samples, fractions.Fraction(1, self.sample_rate)
-            self._container.mux(self._audio.encode(frame))
+            self._mux(self._audio.encode(frame))
             self._samples += len(sound)
 
     def _abandon(self) -> None:
-        container, self._container = self._container, None
+        file, self._container = self._container, None
         self._waiting.clear()
         try:
-            if container is not None:
-                container.close()
+            if file is not None:
+                file.close()
         except (av.FFmpegError, ValueError):
-            pass  # The first error, which led here, says more than this one.
+            pass  # The first error, which led here, is the cause.
         finally:
             self._part.unlink(missing_ok=True)
 

@@ -30,7 +30,7 @@ def attend(
       k: Keys [*, S, N, K].
       v: Values [*, S, N, K].
       valid: Optional boolean mask that broadcasts to [*, N, L, S]; False is not seen. Every
-        query must see at least one key.
+        query must attend to at least one key.
       bias: Optional float32 term of the logits that broadcasts to [*, N, L, S].
       scale: Factor of the products; 1 / sqrt(K) by default.
 
@@ -136,5 +136,5 @@ def _fold(q, k, v):
 def _head_by_head(q, k, v, scale):
     """Queries [*, L, N, K], keys and values [*, S, N, K] -> [*, L, N, K]."""
     heads = tuple(jnp.moveaxis(x, -2, 0) for x in (q, k, v))  # [N, *, L or S, K]
-    mixed = jax.lax.map(lambda head: _mix(*head, scale), heads)
+    mixed = jax.lax.map(lambda head: _mix(head[0], head[1], head[2], scale), heads)
     return jnp.moveaxis(mixed, 0, -2)

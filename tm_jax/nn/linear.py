@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.core import axes
+from tm_jax.nn import parameters
 
 
 class Dense(nn.Module):
@@ -17,7 +18,7 @@ class Dense(nn.Module):
       logical: Logical axis names of the kernel, (input, output).
       dtype: Dtype of the product.
       bias: Whether to add a bias.
-      zero: Start at zero, so that the layer is silent until trained.
+      zero: Start at zero, so that the layer's output is zero until trained.
     """
 
     features: int
@@ -32,14 +33,12 @@ class Dense(nn.Module):
         init = nn.initializers.zeros if self.zero else nn.initializers.xavier_uniform()
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(init, self.logical),
+            parameters.named(init, self.logical),
             (x.shape[-1], self.features),
         )
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.bias:
-            zeros = nn.with_logical_partitioning(
-                nn.initializers.zeros, (self.logical[1],)
-            )
+            zeros = parameters.named(nn.initializers.zeros, (self.logical[1],))
             y = y + self.param("bias", zeros, (self.features,)).astype(self.dtype)
         return y
 
@@ -69,12 +68,12 @@ class Conv(nn.Module):
         names = (None,) * rank + (axes.CHANNELS_IN, axes.CHANNELS_OUT)
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(init, names),
+            parameters.named(init, names),
             (*self.window, x.shape[-1], self.features),
         )
         bias = self.param(
             "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, (axes.CHANNELS_OUT,)),
+            parameters.named(nn.initializers.zeros, (axes.CHANNELS_OUT,)),
             (self.features,),
         )
         letters = "DHW"[3 - rank :] if rank < 4 else None

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tm_jax.nn import parameters
+
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Layer norm over the last axis without affine part, float32 result."""
@@ -33,8 +35,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis; returns the dtype of `x`."""
         width = x.shape[-1]
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.logical,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.logical,))
+        ones = parameters.named(nn.initializers.ones, (self.logical,))
+        zeros = parameters.named(nn.initializers.zeros, (self.logical,))
         scale = self.param("scale", ones, (width,))
         bias = self.param("bias", zeros, (width,))
         y = layer_norm(x, self.epsilon) * scale + bias
@@ -57,7 +59,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis; returns the dtype of `x`."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.logical,))
+        ones = parameters.named(nn.initializers.ones, (self.logical,))
         scale = self.param("scale", ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)

@@ -4,6 +4,8 @@ A head of width K has K/2 rotated pairs; 2 * (K // 6) of the widths belong to he
 to width, the rest to time: 22/21/21 pairs of a 128-wide head. Angles are float32 always.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ def axis_widths(head_width: int) -> tuple[int, int, int]:
     return head_width - 2 * side, side, side
 
 
-def angles(times, rows: int, columns: int, head_width: int) -> np.ndarray:
+def angles(times: Sequence[float], rows: int, columns: int, head_width: int) -> np.ndarray:
     """Angles of every token of a few latent frames.
 
     Args:

@@ -1,7 +1,8 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,11 @@ from tm_jax.core import axes
 
 MESH_AXES = ("data", "fsdp", "seq", "tensor")
 
+BATCH_AXES = ("data", "fsdp")  # They share the streams or samples of a batch.
+
 # First match wins; a logical axis without a mesh axis is replicated.
 RULES = (
-    (axes.BATCH, ("data", "fsdp")),
+    (axes.BATCH, BATCH_AXES),
     (axes.FRAMES, None),
     (axes.TOKENS, "seq"),
     (axes.CACHE, None),
@@ -30,7 +33,7 @@ RULES = (
 )
 
 
-def make_mesh(devices=None, **sizes: int) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, /, **sizes: int) -> Mesh:
     """A mesh with all four named axes.
 
     Args:
@@ -61,14 +64,14 @@ def make_mesh(devices=None, **sizes: int) -> Mesh:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh):
+def use(mesh: Mesh) -> Iterator[Mesh]:
     """Makes `mesh` and the rules active, so that constraints inside modules take effect."""
     # Under the older `with mesh:` form linen's constraints are silently ignored.
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield mesh
 
 
-def unbox(boxed):
+def unbox(boxed: Any) -> Any:
     """Removes the boxes without touching placement; works on shapes as well as arrays."""
 
     def is_box(x):
@@ -77,7 +80,7 @@ def unbox(boxed):
     return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
 
 
-def box_like(boxed, values):
+def box_like(boxed: Any, values: Any) -> Any:
     """The inverse of `unbox`: host arrays in the boxes of a tree of the same structure."""
 
     def is_box(x):
@@ -90,13 +93,14 @@ def box_like(boxed, values):
     return jax.tree.map(one, boxed, values, is_leaf=is_box)
 
 
-def sharding(mesh: Mesh, *logical) -> NamedSharding:
+def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     """Sharding of an array whose axes have these logical names (None: replicated)."""
     spec = nn.logical_to_mesh_axes(logical, RULES)
+    assert spec is not None  # None comes of None alone.
     return NamedSharding(mesh, spec)
 
 
-def shardings(mesh: Mesh, boxed):
+def shardings(mesh: Mesh, boxed: Any) -> Any:
     """Shardings of a tree whose leaves are boxed with logical axis names.
 
     Args:
@@ -112,7 +116,7 @@ def shardings(mesh: Mesh, boxed):
     )
 
 
-def specs(sizes: Mapping[str, int], boxed):
+def specs(sizes: Mapping[str, int], boxed: Any) -> Any:
     """Partitions of a tree whose leaves are boxed with logical axis names; needs no devices.
 
     An axis is split over the first of its mesh axes that divide it evenly, or over none:
@@ -136,6 +140,7 @@ def specs(sizes: Mapping[str, int], boxed):
 def spec(sizes: Mapping[str, int], shape: tuple[int, ...], logical: tuple) -> PartitionSpec:
     """Partition of one array, as `specs` finds it, by the logical names of its axes."""
     mapped = nn.logical_to_mesh_axes(logical, RULES)
+    assert mapped is not None  # None comes of None alone.
     kept = []
     for axis, names in enumerate(mapped):
         group = (names,) if isinstance(names, str) else (names or ())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import ssl
 import time
+import typing
 import weakref
 
 from absl import logging
@@ -19,6 +20,9 @@ from tm_jax.serving.transport import codec
 from tm_jax.serving.transport import pictures
 from tm_jax.serving.transport import protocol
 from tm_jax.serving.transport import websocket
+
+if typing.TYPE_CHECKING:  # Needs aiortc, which may be missing.
+    from tm_jax.serving.transport import webrtc as webrtc_lib
 
 _JSON_BYTES = 256 * 1024  # A WebRTC offer has 10 KB or so.
 _BODY_S = 30.0  # Time for a request to deliver its body.
@@ -51,7 +55,7 @@ class Site:
     guard: security.Guard
     preset: str = ""
     ice_servers: tuple[dict, ...] = ()
-    webrtc: object = None
+    webrtc: "webrtc_lib.Peers | None" = None
     page: dict = dataclasses.field(default_factory=page_files.read)
 
 

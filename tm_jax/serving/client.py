@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 import contextlib
 import time
+from typing import Any, TypeVar
 import urllib.parse
 
 import aiohttp
@@ -18,6 +19,8 @@ import aiohttp
 from tm_jax.serving.transport import codec
 from tm_jax.serving.transport import messages
 from tm_jax.serving.transport import protocol
+
+Kind = TypeVar("Kind")
 
 
 class Closed(ConnectionError):
@@ -47,7 +50,7 @@ class Call:
         self.welcome: messages.Welcome | None = None
         self.started: messages.Started | None = None
 
-    async def send(self, message) -> None:
+    async def send(self, message: messages.Message) -> None:
         """Sends a message of `messages.FROM_CLIENT`."""
         await self._socket.send_str(codec.to_text(message))
 
@@ -66,7 +69,7 @@ class Call:
             self._position += len(part) // 2
         return self._position - len(pcm) // 2
 
-    async def receive(self):
+    async def receive(self) -> messages.Message:
         """The next message: one of `messages.FROM_SERVER`, or `messages.Frames`.
 
         Raises:
@@ -86,7 +89,7 @@ class Call:
             while True:
                 yield await self.receive()
 
-    async def wait_for(self, kind, timeout_s: float = 10.0):
+    async def wait_for(self, kind: type[Kind], timeout_s: float = 10.0) -> Kind:
         """The next message of a class; others are skipped.
 
         Raises:
@@ -101,7 +104,7 @@ class Call:
                 if isinstance(message, messages.Error):
                     raise protocol.ProtocolError(message.code, message.message)
 
-    async def start(self, **fields) -> messages.Started:
+    async def start(self, **fields: Any) -> messages.Started:
         """Begins a session; the fields are those of `messages.Start`."""
         await self.send(messages.Start(**fields))
         self.started = await self.wait_for(messages.Started)

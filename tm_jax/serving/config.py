@@ -55,7 +55,7 @@ class Limits:
                 )
 
     def public(self) -> dict:
-        """What `welcome` says of them."""
+        """The fields of `welcome`."""
         return {
             "json_bytes": protocol.JSON_BYTES, "sound_bytes": protocol.SOUND_BYTES,
             "picture_bytes": self.picture_bytes, "ahead_s": self.ahead_s,

@@ -1,9 +1,12 @@
-"""Drawn clips as the networks of a small preset see them: the square around the face."""
+"""Drawn clips as the inputs of a small preset's networks: the square around the face."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tm_jax.configs import presets
 from tm_jax.core import pixels as pixels_lib
 from tm_jax.data.synthetic import characters
 from tm_jax.data.synthetic import motion as motion_lib
@@ -20,7 +23,7 @@ _SPREAD = {
 }  # fmt: skip
 
 
-def squares(preset, batch, still: bool = False) -> dict:
+def squares(preset: presets.Preset, batch: dict[str, Any], still: bool = False) -> dict:
     """Draws clips and cuts out their aligned faces. Works inside `jax.jit`.
 
     Args:
@@ -31,8 +34,13 @@ def squares(preset, batch, still: bool = False) -> dict:
     Returns:
       Dictionary of `frames` [B, 1 + F, S, S, 3] in -1..1, of the boxes `mouth` and `eyes`
       [B, 1 + F, 4] in coordinates of the square, of `face` [B, P], how much of each token
-      is face, and of `latents` [B, F / 4, h, w, C], what labels say of the frames.
+      is face, and of `latents` [B, F / 4, h, w, C] from the labels of the frames.
     """
+    vae = preset.vae
+    if not isinstance(vae, vae_config.VAEConfig):
+        raise ValueError(
+            f"preset {preset.name} has no autoencoder of aligned faces; expected one such as nano."
+        )
     drawn_motion = batch["motion"][:, :1] if still else batch["motion"]
     whole = characters.render(batch["character"], drawn_motion, preset.height)
     regions = characters.regions(batch["character"], batch["motion"])
@@ -40,7 +48,7 @@ def squares(preset, batch, still: bool = False) -> dict:
     box = _shaken(face_lib.square(face), batch["jitter"])
     rows = preset.latent_shape[0] // preset.dit.patch
     return {
-        "frames": face_lib.cut(pixels_lib.to_float(whole), box, preset.crop),
+        "frames": face_lib.cut(pixels_lib.to_float(whole), box, vae.side),
         "mouth": face_lib.within(regions["mouth"], box[:, None]),
         "eyes": face_lib.within(regions["eyes"], box[:, None]),
         "face": face_lib.tokens(face, box, rows, rows),

@@ -46,7 +46,7 @@ class PairState:
         return {"student": self.student.params, "critic": self.critic.params}
 
     @property
-    def average(self) -> dict:
+    def average(self) -> dict | None:
         """Averaged parameters of the student."""
         return self.student.average
 
@@ -96,7 +96,7 @@ class Order:
         return student, updates - student
 
 
-def prepare(stage, steps: int, mesh: Mesh) -> steps_lib.Training:
+def prepare(stage: Any, steps: int, mesh: Mesh) -> steps_lib.Training:
     """The training of a stage with a critic.
 
     Args:
@@ -126,7 +126,7 @@ def prepare(stage, steps: int, mesh: Mesh) -> steps_lib.Training:
     )
 
 
-def make(stage, steps: int, mesh: Mesh, key):
+def make(stage: Any, steps: int, mesh: Mesh, key: jax.Array) -> tuple[PairState, Any, Any]:
     """Creates both networks and compiles their steps.
 
     The arguments are those of `prepare`, and a random key.
@@ -148,7 +148,8 @@ class _Turns:
 
     def __init__(self, order: Order, updates: dict):
         self._order, self._updates = order, updates
-        self._count, self._metrics = None, {}
+        self._count: int | None = None
+        self._metrics: dict[str, Any] = {}
 
     def _turn(self, count: int) -> tuple[str, str]:
         """Who learns at update `count`, and the other one."""
@@ -163,15 +164,15 @@ class _Turns:
         return getattr(state, me), seen, batch, key
 
     def __call__(self, state: PairState, frozen, batch, key):
-        if self._count is None:
-            self._count = int(state.step)
-        me, _ = self._turn(self._count)
-        arguments = self._arguments(self._count, state, frozen, batch, key)
-        self._count += 1
+        count = int(state.step) if self._count is None else self._count
+        self._count = count + 1
+        me, _ = self._turn(count)
+        arguments = self._arguments(count, state, frozen, batch, key)
         mine, metrics = self._updates[me](*arguments)
         # A line of the log shows both: the other's numbers are those of its last turn.
         self._metrics.update({f"{me}/{name}": value for name, value in metrics.items()})
-        return state.replace(**{me: mine}), {"loss": metrics["loss"], **self._metrics}
+        state = dataclasses.replace(state, **{me: mine})
+        return state, {"loss": metrics["loss"], **self._metrics}
 
     def micro_batches(self, count: int) -> int:
         """See `steps.Training`."""

@@ -5,6 +5,7 @@ transformer later reads the frozen features.
 """
 
 import dataclasses
+import typing
 
 import grain
 import jax
@@ -48,7 +49,10 @@ class AudioStageConfig:
 _WEIGHTS = np.array([4.0, 0.5, 1.0, 1.0, 1.0, 0.0], np.float32)
 
 
-def example(voices, config, audio, rng, clean=False) -> dict:
+def example(
+    voices: tracks.Voices, config: AudioStageConfig, audio: audio_config.AudioEncoderConfig,
+    rng: np.random.Generator, clean: bool = False
+) -> dict:
     """Samples [640 (history + n + future) + margins], mouth [n, 6] and activity [n]."""
     before, after = audio.history, audio.future
     total = config.frames + before + after
@@ -74,6 +78,7 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     if not isinstance(preset.audio, audio_config.AudioEncoderConfig):
         raise ValueError(f"preset {preset.name} uses wav2vec2; there is none to train.")
     model = encoder.AudioEncoder(preset.audio)
+    audio = model.config
     voices = tracks.Voices(config.corpus, "train")
 
     def init(key):
@@ -83,8 +88,10 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
         warp = None
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
-        out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
-        told, voice = jnp.split(out[..., :-1], 1 + preset.audio.recalled, -1), out[..., -1]
+        out = typing.cast(jax.Array, model.apply(
+            {"params": params}, batch["samples"], warp, method=model.train
+        ))  # fmt: skip
+        told, voice = jnp.split(out[..., :-1], 1 + audio.recalled, -1), out[..., -1]
         truth, frames = batch["mouth"], config.frames
         error = sum(
             jnp.mean(jnp.square(mouth[:, ago:] - truth[:, : frames - ago]) * _WEIGHTS)
@@ -97,7 +104,7 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     def batches(seed):
         def one(index):
             rng = np.random.default_rng((seed, int(index)))
-            return example(voices, config, preset.audio, rng)
+            return example(voices, config, audio, rng)
 
         return (
             grain.MapDataset.range(1 << 31)
@@ -116,7 +123,7 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
             one = tracks.Voices.__new__(tracks.Voices)
             one.speakers, one._weights = [speaker], np.ones(1)
             rng = np.random.default_rng(5)
-            items = [example(one, config, preset.audio, rng, clean=True) for _ in range(8)]
+            items = [example(one, config, audio, rng, clean=True) for _ in range(8)]
             out = np.asarray(apply(params, np.stack([i["samples"] for i in items])))
             truth = np.stack([i["mouth"][:, 0] for i in items])
             every.append(np.corrcoef(out[..., 0].ravel(), truth.ravel())[0, 1])

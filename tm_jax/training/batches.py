@@ -1,5 +1,6 @@
 """One batch of clips, as every stage of the transformer takes it, whatever the preset."""
 
+from collections.abc import Mapping
 import dataclasses
 
 import flax.struct
@@ -92,7 +93,7 @@ class Batch:
             return self.conditioning
         first, later = self.stream_channels[:, :1], self.stream_channels[:, 1:]
         channels = jnp.concatenate([first, jnp.repeat(later, self.frames, 1)], 1)
-        return self.conditioning.replace(channels=channels)
+        return dataclasses.replace(self.conditioning, channels=channels)
 
     def cut(self, first: jax.Array | int, frames: int) -> "Batch":
         """A shorter clip.
@@ -111,10 +112,12 @@ class Batch:
             channels = rest(channels)
         else:
             channels = channels[:, : 1 + frames]
-        given = given.replace(channels=channels, audio=rest(given.audio), mode=rest(given.mode))
-        return self.replace(x0=take(self.x0, first, frames), conditioning=given)
+        given = dataclasses.replace(
+            given, channels=channels, audio=rest(given.audio), mode=rest(given.mode)
+        )
+        return dataclasses.replace(self, x0=take(self.x0, first, frames), conditioning=given)
 
-    def without(self, dropped: dict[str, jax.Array | bool]) -> "Batch":
+    def without(self, dropped: Mapping[str, jax.Array | bool]) -> "Batch":
         """This batch with some conditions dropped.
 
         Args:
@@ -129,8 +132,9 @@ class Batch:
             return jnp.where(mask, other, value)
 
         text = drop("text", given.text, 0.0 if self.negative_text is None else self.negative_text)
-        return self.replace(
-            conditioning=given.replace(text=text, image=drop("image", given.image, 0.0))
+        image = drop("image", given.image, 0.0)
+        return dataclasses.replace(
+            self, conditioning=dataclasses.replace(given, text=text, image=image)
         )
 
 

@@ -3,7 +3,7 @@
 Three networks of one architecture: the teacher, bidirectional and frozen, is the real score;
 the critic, a bidirectional copy of it, learns by flow matching what the student makes, and is
 the fake score; the student is sparse causal and makes its samples chunk by chunk with its own
-cache, past the teacher's window, so that it meets its own errors. Both scores look at one
+cache, past the teacher's window, so that it meets its own errors. Both scores read one
 window of the teacher's length somewhere in that rollout.
 """
 
@@ -41,15 +41,15 @@ class DistillStageConfig(student_stage.StudentStageConfig):
       start: Folder in the work directory whose student is the start: "student" after the
         regression (CausVid, arXiv 2412.07772, section 4.3), "teacher" to leave it out.
       rollouts: The clips whose sound rollouts have and from which, in part, they start. Clips
-        of 18 latents last six chunks: four past the window of two that teacher and critic see.
+        of 18 latents last six chunks: four past the window of two of teacher and critic.
       rollout_chunks: Longest rollout; the window ends at a random chunk of it. Own choice:
-        seven layers that look back one chunk each carry an error no further than seven.
+        seven layers that attend one chunk back each carry an error no further than seven.
       real_fraction: Fraction of samples whose window follows true chunks instead of the
         student's own. Own choice: the paper mixes both and gives no number.
       score_guidance: Guidance of the teacher's score. Own choice: the drawn mouth follows its
         sound closely without, and opens too far with the 3 to 6 of text-to-video models.
       regression_weight: Weight of the regression term (DMD, arXiv 2311.18828, section 3.3).
-      regression_batch: Samples of a batch that the term looks at; at most `batch`. Own choice:
+      regression_batch: Samples of a batch that the term uses; at most `batch`. Own choice:
         with all four it would be a third of the student's step.
       critic_updates: Updates of the critic for one of the student (DMD2, arXiv 2405.14867,
         section 4.2).
@@ -57,7 +57,7 @@ class DistillStageConfig(student_stage.StudentStageConfig):
       highest_sigma: and here (0.98).
       least_error: Smallest divisor of the gradient, in units of latents. Own choice: a drawn
         face at rest is known to the teacher almost exactly, as no filmed one is, and would
-        be pushed with all force over differences that nobody sees.
+        get the full gradient for differences that are invisible.
       optimizer: Optimiser of the student. No first moment: the direction that the critic
         gives is out of date after one update (Self-Forcing, arXiv 2506.08009: beta1 = 0,
         beta2 = 0.999; its 2e-6 belongs to 1.3 B parameters).
@@ -204,7 +204,7 @@ def losses(
         found, batch = random_window(models, params, batch, keys[0], config)
         x = rollouts.exit_pass(models, params, batch, found)
         sample = jax.lax.stop_gradient(x)
-        clip = batch.replace(x0=sample).clip
+        clip = dataclasses.replace(batch, x0=sample).clip
         sigma, noise = noised(keys[1], clip)
         noisy = rollouts.corrupt(models, clip, noise, sigma)
 
@@ -229,7 +229,7 @@ def losses(
     def critic_loss(params, frozen, items, key):
         batch, keys = begin(items, key)
         found, batch = random_window(models, frozen["student"], batch, keys[0], config)
-        batch = batch.replace(x0=found.x0)
+        batch = dataclasses.replace(batch, x0=found.x0)
         sigma, noise = noised(keys[1], batch.clip)
         per_sample = transformer_stage.flow_loss(models, params, batch, sigma, noise, weights)
         return per_sample.mean(), {}

@@ -55,7 +55,7 @@ class Preview:
         frames, state = self._vae.decode_chunk(params, latents, state)
         return pixels.to_uint8(frames), state
 
-    def decode(self, index: int, x0: jax.Array) -> np.ndarray:
+    def decode(self, index: int, x0: jax.Array | np.ndarray) -> np.ndarray:
         """Frames uint8 [F, H, W, 3] of the latents [T, H, W, C] of held-out clip `index`."""
         picture = self.batch.get("picture")
         picture = None if picture is None else jnp.asarray(picture[index][None], jnp.float32)
@@ -79,19 +79,19 @@ class Preview:
           `latent_error`, the mean squared error of latents; and `psnr` in dB, where a decoder
           is there.
         """
-        x0, truth = np.asarray(x0, np.float32), np.asarray(self.batch["x0"], np.float32)
-        measures = {"latent_error": float(np.mean(np.square(x0 - truth)))}
+        shown, truth = np.asarray(x0, np.float32), np.asarray(self.batch["x0"], np.float32)
+        measures = {"latent_error": float(np.mean(np.square(shown - truth)))}
         if self._params is None:
             return measures
         rows, errors = [], []
-        for i, (made, true) in enumerate(zip(x0, truth)):
+        for i, (made, true) in enumerate(zip(shown, truth)):
             pair = [self.decode(i, latents) for latents in (true, made)]
             errors.append(np.mean(np.square(np.subtract(*pair, dtype=np.float32) / 255)))
             rows.append(np.concatenate(pair, 2))
         frames = np.concatenate(rows, 1)
-        timing = self._preset.timing
+        timing, (height, width) = self._preset.timing, frames.shape[1:3]
         with video.Writer(
-            path + ".mp4", timing.fps, *frames.shape[1:3], timing.sample_rate, 1
+            path + ".mp4", timing.fps, height, width, timing.sample_rate, 1
         ) as writer:
             writer.write_frames(frames)
         return {**measures, "psnr": float(-10 * np.log10(np.mean(errors) + 1e-10))}

@@ -1,8 +1,9 @@
 """Prepared examples of real or drawn videos as a source of clips, for any preset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import os
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,17 @@ from tm_jax.training import batches
 NAMES = ("latents", "condition", "face_mask", "audio", "mode")
 OPTIONAL = ("text", "image", "negative_text", "picture")
 
-Records = Sequence[Mapping[str, np.ndarray]]
+
+class Records(Protocol):
+    """Records by number."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]:
+        """Arrays of one record by name; see `ExampleSource`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,7 @@ class ExampleConfig:
             raise ValueError(f"held_out must be at least 1, got {self.held_out}.")
 
 
-class Part(Sequence):
+class Part:
     """Some records of a store, in their order."""
 
     def __init__(self, records: Records, indices: range):
@@ -68,7 +79,7 @@ def split(records: Records, held_out: int) -> tuple[Part, Part]:
     return Part(records, range(count)), Part(records, range(count, len(records)))
 
 
-class Store(Sequence):
+class Store:
     """The records of a store that launch/prepare.py wrote."""
 
     def __init__(self, path: str):
@@ -203,7 +214,7 @@ def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
       ValueError: A part is missing, or of another shape.
     """
     c, (height, width, channels) = preset.dit, preset.latent_shape
-    wanted = {
+    wanted: dict[str, tuple[int | None, ...]] = {
         "latents": (None, height, width, channels), "condition": (None, height, width, None),
         "face_mask": (preset.tokens,), "audio": (None, c.audio_window, c.audio_feature_width),
         "mode": (None,),

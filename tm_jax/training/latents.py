@@ -5,13 +5,17 @@ is a folder of memory-mapped arrays and grows by whole blocks; a killed build go
 it stopped.
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 import os
+import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import tqdm
 
 from tm_jax.configs import puppet as networks
@@ -41,7 +45,7 @@ class LatentConfig:
       clips: Number of clips.
       latents: Latent frames per clip.
       listening: Fraction of listening clips.
-      overheard: Fraction of listening clips in which somebody else is heard.
+      overheard: Fraction of listening clips whose sound holds another voice.
       sketches: Fraction of clips that are sketches beyond their turn: thin mouths are the
         hardest to learn.
       seed: Seed of all of it.
@@ -67,7 +71,10 @@ class LatentConfig:
         return {k: v for k, v in facts.items() if k not in ("mouth_weight", "opening_weight")}
 
 
-def describe(config: LatentConfig, models: networks.Models, voices, rng, character):
+def describe(
+    config: LatentConfig, models: networks.Models, voices: tracks.Voices, rng: np.random.Generator,
+    character: characters.Character
+) -> dict[str, Any]:
     """One clip: character, motion and the sound that drives it.
 
     Returns:
@@ -108,18 +115,21 @@ def sound_margins(models: networks.Models) -> tuple[int, int]:
     """Frames of sound before and after a clip that its audio windows depend on."""
     preset = models.preset
     before, after = dit_audio.margins(preset.dit.audio_window, preset.timing)
-    return before + preset.audio.history, after + preset.audio.future
+    audio = models.audio.config
+    return before + audio.history, after + audio.future
 
 
-def make_encoder(models: networks.Models, params: dict):
+def make_encoder(models: networks.Models, params: dict) -> Callable[[dict], dict[str, jax.Array]]:
     """Compiles (batch of descriptions) -> arrays of the store, for `params` of audio."""
     preset = models.preset
 
     @jax.jit
     def encode(params, batch):
         seen = aligned.squares(preset, batch, still=True)
-        looks = autoencoder.appearance(seen["frames"][:, 0], preset.vae)
-        features = models.audio.apply({"params": params}, batch["samples"])
+        looks = autoencoder.appearance(seen["frames"][:, 0], models.vae.config)
+        features = typing.cast(
+            jax.Array, models.audio.apply({"params": params}, batch["samples"])
+        )
         expression = batch["motion"][:, 1:, np.asarray(motion_lib.EXPRESSION)]
         return {
             "latents": seen["latents"].astype(jnp.float16),
@@ -131,7 +141,9 @@ def make_encoder(models: networks.Models, params: dict):
     return lambda batch: encode(params["audio"], batch)
 
 
-def build(folder: str, config: LatentConfig, models: networks.Models, params: dict):
+def build(
+    folder: str, config: LatentConfig, models: networks.Models, params: dict
+) -> dict[str, np.ndarray]:
     """Fills the store up to `config.clips`; returns its arrays, memory-mapped.
 
     Raises:
@@ -176,7 +188,7 @@ def build(folder: str, config: LatentConfig, models: networks.Models, params: di
     }
 
 
-def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.ndarray:
+def room(path: str, shape: tuple[int, ...], dtype: npt.DTypeLike, made: int) -> np.memmap:
     """Memory-mapped array at `path` of at least `shape[0]` entries.
 
     One that is too short makes way for a longer one with the same first `made` entries.
@@ -192,7 +204,9 @@ def room(path: str, shape: tuple[int, ...], dtype, made: int) -> np.ndarray:
     return new
 
 
-def window(store: dict, index: int, start: int, latents: int, models: networks.Models):
+def window(
+    store: dict, index: int, start: int, latents: int, models: networks.Models
+) -> dict[str, np.ndarray]:
     """Cuts `latents` latent frames of clip `index` and what belongs to them.
 
     Returns:
@@ -212,6 +226,6 @@ def window(store: dict, index: int, start: int, latents: int, models: networks.M
         "x0": np.asarray(store["latents"][index, start : start + latents], np.float32),
         "windows": features[offsets],
         "face": np.asarray(store["face"][index], np.float32) / 255,
-        "mode": np.int32(store["mode"][index]),
+        "mode": np.asarray(store["mode"][index], np.int32),
         "expression": expression.reshape(latents, -1),
     }

@@ -1,6 +1,7 @@
 """Stage `locator`: where the face is, on portraits in all sorts of frames."""
 
 import dataclasses
+import typing
 
 import imageio.v3 as iio
 import jax
@@ -60,14 +61,18 @@ def make(preset: presets.Preset, config: LocatorStageConfig) -> loop.Stage:
 
     def loss(params, frozen, batch, key):
         pictures, face = views(batch, key)
-        said = model.apply({"params": params}, pictures)
+        said = typing.cast(jax.Array, model.apply({"params": params}, pictures))
         error = said - locator.numbers(face)
         off = jnp.abs(locator.boxes(said) - face).mean() / (face[:, 2] - face[:, 0]).mean()
         return jnp.mean(jnp.square(error)), {"off": off}
 
     held_out = next(iter(drawn.batches(3, 64, 4, held_out=True)))
     draw = jax.jit(lambda: views(held_out, jax.random.key(0)))
-    find = jax.jit(lambda p, x: locator.boxes(model.apply({"params": p}, x)))
+
+    @jax.jit
+    def find(params, pictures):
+        numbers = model.apply({"params": params}, pictures)
+        return locator.boxes(typing.cast(jax.Array, numbers))
 
     def sample(params, frozen, path):
         pictures, face = draw()

@@ -127,7 +127,7 @@ def _stop_on_signals():
 
 def run(
     stage: Stage, workdir: str, steps: int, config: LoopConfig, mesh: Mesh | None = None
-):
+) -> Any:
     """Trains a stage up to update `steps`, resuming where an earlier run stopped.
 
     SIGINT and SIGTERM end the loop after the current update, with a checkpoint.

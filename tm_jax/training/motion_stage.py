@@ -2,11 +2,12 @@
 
 A clip is one of four kinds: somebody talks all the time; listens to another voice; listens
 while nobody speaks, in silence or noise, so that a listener without a second sound is at
-rest; or talks and listens by turns, so that the model knows every change from one to the
-other. The other voice is heard as it comes from a microphone: with damage.
+rest; or talks and listens by turns, so that the data hold every change from one to the
+other. The other voice is damaged as by a microphone.
 """
 
 import dataclasses
+import typing
 
 import grain
 import jax
@@ -82,7 +83,7 @@ class Clips:
       modes: 1 where the character speaks, [N, T].
       heard: Features of the other party's voice, [N, T, heard_width].
       other: Whether the other party speaks, [N, F].
-      level: Loudness of what is heard of it, [N, F].
+      level: Loudness of its sound, [N, F].
     """
 
     motion: np.ndarray
@@ -108,7 +109,7 @@ def _turns(rng, num_frames: int, fps: int, holders) -> np.ndarray:
 
 
 def _gated(track: tracks.Track, gate: np.ndarray, fps: int) -> tracks.Track:
-    """A track that is heard only where `gate`, bool [n], is set."""
+    """A track that is silent but where `gate`, bool [n], is set."""
     samples = np.repeat(gate.astype(np.float32), encoder.FRAME)
     ramp = np.ones(int(_RAMP_S * fps * encoder.FRAME))
     samples = np.convolve(samples, ramp / len(ramp), "same")
@@ -150,15 +151,15 @@ def _clip(rng, voices, config, before: int, frames: int, total: int, fps: int, g
     else:
         voice = _gated(voices.draw(rng, total), turns == _OTHER, fps)
         other, heard = voice.active, tracks.damage(rng, voice.audio)
-    if talks:
+    if own is None:
+        motion = motion_lib.listening(rng, frames, fps, None if alone else other[cut])
+    elif talks:
         # The other one is answered wherever the mode is listening.
         motion = motion_lib.conversing(
             rng, own.mouth[cut], np.repeat(mode, group), other[cut], fps
         )
-    elif speaks:
-        motion = motion_lib.talking(rng, own.mouth[cut], fps)
     else:
-        motion = motion_lib.listening(rng, frames, fps, None if alone else other[cut])
+        motion = motion_lib.talking(rng, own.mouth[cut], fps)
     return motion[:, COLUMNS], sound, mode, other[cut], heard
 
 
@@ -177,14 +178,17 @@ def draw_clips(
       count: Number of clips.
     """
     timing, window = models.preset.timing, models.preset.dit.audio_window
-    group, fps, preset = timing.frames_per_latent, timing.fps, models.preset.motion
+    group, fps, sizes = timing.frames_per_latent, timing.fps, models.motion.config
     before, after = latents_lib.sound_margins(models)
     frames = config.latents * group
     total = before + frames + after
-    windows_of = jax.jit(lambda p, x: dit_audio.windows(
-        models.audio.apply({"params": p}, x), window, timing
-    ))
-    hear = jax.jit(lambda x: heard_lib.hear(preset, heard_lib.initial_state(preset, 1), x)[0])
+
+    @jax.jit
+    def windows_of(params, samples):
+        features = models.audio.apply({"params": params}, samples)
+        return dit_audio.windows(typing.cast(jax.Array, features), window, timing)
+
+    hear = jax.jit(lambda x: heard_lib.hear(sizes, heard_lib.initial_state(sizes, 1), x)[0])
     rows = []
     for index in range(count):
         rng = np.random.default_rng((seed, 21, index))
@@ -194,7 +198,7 @@ def draw_clips(
         samples = np.pad(sound, encoder.MARGIN).astype(np.float32)[None]
         windows = np.asarray(windows_of(params["audio"], samples))[0].astype(np.float16)
         level = overheard.loudness(heard, encoder.FRAME)
-        # What was heard before the clip begins counts.
+        # Sound before the clip counts.
         start = before // group * group
         lead = level[before - start : before + frames]
         features = np.asarray(hear(lead[None]))[0, start // group :].astype(np.float16)
@@ -260,12 +264,12 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
       params: Trained parameters of `audio`.
       config: Settings.
     """
-    model, group = models.motion, models.preset.motion.frames_per_latent
-    history = models.preset.motion.history_frames
+    model, sizes = models.motion, models.motion.config
+    group, history = sizes.frames_per_latent, sizes.history_frames
     voices = tracks.Voices(config.corpus, "train")
     clips = draw_clips(models, params, config, voices, 0, config.clips)
     constants = statistics(clips.motion, group)
-    first = models.preset.motion.history
+    first = sizes.history
 
     def init(key):
         fresh = models.init("motion", key)
@@ -278,13 +282,14 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
         keys = jax.random.split(key, 3)
         past = batch["past"]
         past = past + config.noise * frozen["std"] * jax.random.normal(keys[2], past.shape)
-        x0 = model.apply(variables, batch["motion"], past, method=model.normalise)
+        normal = model.apply(variables, batch["motion"], past, method=model.normalise)
+        x0 = typing.cast(jax.Array, normal)
         sigma = jax.random.uniform(keys[0], (len(x0),))
         noise = jax.random.normal(keys[1], x0.shape)
-        velocity = model.apply(
+        velocity = typing.cast(jax.Array, model.apply(
             variables, flow_matching.corrupt(x0, noise, sigma), sigma, past, batch["window"],
             batch["mode"], batch["heard"],
-        )
+        ))  # fmt: skip
         error = jnp.square(velocity - flow_matching.velocity(x0, noise)).mean()
         return error, {"flow": error}
 
@@ -309,20 +314,18 @@ def make(models: networks.Models, params: dict, config: MotionStageConfig) -> lo
     held_out = tracks.Voices(config.corpus, "held_out")
     streams = max(2, -(-config.previews * models.preset.timing.fps // (config.latents * group)))
     kinds = {
-        "talking": {"listening": 0.0}, "listening": {"listening": 1.0, "alone": 0.0},
-        "alone": {"listening": 1.0, "alone": 1.0},
+        "talking": dataclasses.replace(config, conversations=0.0, listening=0.0),
+        "listening": dataclasses.replace(config, conversations=0.0, listening=1.0, alone=0.0),
+        "alone": dataclasses.replace(config, conversations=0.0, listening=1.0, alone=1.0),
     }
     truths = {
-        name: draw_clips(
-            models, params, dataclasses.replace(config, conversations=0.0, **changed),
-            held_out, index + 1, streams,
-        )
-        for index, (name, changed) in enumerate(kinds.items())
+        name: draw_clips(models, params, kind, held_out, index + 1, streams)
+        for index, (name, kind) in enumerate(kinds.items())
     }
 
     @jax.jit
     def draw(variables, windows, mode, other, key):
-        state = network.initial_state(models.preset.motion, jax.random.split(key, len(mode)))
+        state = network.initial_state(sizes, jax.random.split(key, len(mode)))
         return network.next_chunk(model, variables, state, windows, mode, other)[0]
 
     def sample(trained, frozen, path):

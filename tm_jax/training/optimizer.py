@@ -1,7 +1,8 @@
 """Optimiser of every stage: clipped gradients, schedules by name, parameter groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,14 +145,16 @@ def make(
             f"base_from_step={first} must be below the {steps} steps of the run."
         )
     slow = schedule(config, steps - first)  # Counted from the step at which they start.
-    groups = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         NEW: _update(config, rate),
         BASE: _from_step(_update(config, lambda count: config.base_factor * slow(count)), first),
     }
     parts = [clip, optax.multi_transform(groups, _checked(labels))]
     if first:
         # What does not learn yet has no part in the norm.
-        identity = {NEW: optax.identity(), BASE: _from_step(optax.identity(), first)}
+        identity: dict[Hashable, optax.GradientTransformation] = {
+            NEW: optax.identity(), BASE: _from_step(optax.identity(), first)
+        }
         parts.insert(0, optax.multi_transform(identity, _checked(labels)))
     return optax.chain(*parts)
 
@@ -160,7 +163,11 @@ def _from_step(inner, first: int) -> optax.GradientTransformation:
     """`inner` from step `first` on; no updates, and its own state at rest, before."""
     if not first:
         return inner
-    return optax.conditionally_mask(inner, lambda step: step >= first)
+
+    def learns(step: jax.typing.ArrayLike, **unused: Any) -> jax.Array:
+        return jnp.asarray(step) >= first
+
+    return optax.conditionally_mask(inner, learns)
 
 
 def _checked(labels: Callable) -> Callable:

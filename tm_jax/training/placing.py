@@ -6,6 +6,7 @@ from flax.core import meta
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.core import axes
 from tm_jax.core import trees
@@ -16,7 +17,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
     """Puts frozen values on a mesh.
 
     Args:
-      tree: Tree of arrays. Leaves in flax's boxes go where the rules table says; device arrays
+      tree: Tree of arrays. Leaves in flax's boxes are sharded by the rules table; device arrays
         that are on this mesh already stay where they are; all others are replicated.
       mesh: Device mesh.
 
@@ -39,7 +40,7 @@ def _is_on(leaf: jax.Array, mesh: Mesh) -> bool:
     return isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
 
 
-def array(value: Any, sharding: NamedSharding, dtype=None) -> jax.Array:
+def array(value: Any, sharding: NamedSharding, dtype: npt.DTypeLike | None = None) -> jax.Array:
     """One value in its sharding; from a host array every device gets its own slice only.
 
     Args:

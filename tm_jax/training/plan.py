@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import re
+import typing
 from typing import Any
 
 import jax
@@ -138,7 +139,8 @@ def _cache(preset, settings, sizes: Mapping[str, int]) -> list[Row]:
     image = None if c.image_width is None else normal(c.image_length, c.image_width)
 
     def begin(params, reference, condition, text, image, face_mask):
-        context = model.apply({"params": params}, text, image, face_mask, method="context")
+        embedded = model.apply({"params": params}, text, image, face_mask, method="context")
+        context = typing.cast(transformer.Context, embedded)
         keys = jax.random.split(jax.random.key(0), batch)
         return causal.begin(
             model, params, reference, condition, context, keys,
@@ -213,13 +215,15 @@ def check_files(stage: str, workdir: str | None, folders: Mapping[str, str | Non
 
     Args:
       stage: Name of the stage.
-      workdir: Work directory; None: earlier stages are not looked for.
+      workdir: Work directory; None: earlier stages are not checked.
       folders: Flag -> file or folder that it names, or None.
     """
     for flag, path in folders.items():
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"--{flag}: there is no {path}; name what exists.")
-    for earlier in _EARLIER.get(stage, ()) if workdir is not None else ():
+    if workdir is None:
+        return
+    for earlier in _EARLIER.get(stage, ()):
         place = os.path.join(workdir, earlier)
         names = os.listdir(place) if os.path.isdir(place) else []
         if not any(name.endswith(".safetensors") for name in names):
@@ -301,7 +305,7 @@ def _summary(rows: list[Row], mesh_sizes: Mapping[str, int]) -> list[str]:
     mesh = ", ".join(f"{name}={size}" for name, size in sizes.items())
     lines = [f"mesh {mesh}: {devices} device{'s' * (devices > 1)}"]
     found = totals(rows)
-    found["all"] = tuple(sum(x) for x in zip(*found.values()))
+    found["all"] = (sum(x for x, _ in found.values()), sum(x for _, x in found.values()))
     for name, (whole, device) in found.items():
         lines.append(f"  {name:<20} {_size(whole):>12} {_size(device):>12} a device")
     return [*lines, "Activations and temporaries of the programs come on top."]

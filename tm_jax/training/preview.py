@@ -48,7 +48,7 @@ class Preview:
         self.truth = np.asarray(pixels_lib.to_uint8(seen["frames"]))[:, 1:]
         self._boxes = np.asarray(seen["mouth"])[:, 1:]
 
-    def show(self, x0, path: str) -> dict:
+    def show(self, x0: jax.Array, path: str) -> dict:
         """Writes frames and a clip of samples x0 [B, T, H, W, C]; returns measures."""
         video = np.concatenate(
             [np.asarray(self._decode(
@@ -83,7 +83,7 @@ class Preview:
         return result
 
     def _told(self, x0) -> dict:
-        """How well latents themselves tell the opening of the mouth, whatever is painted."""
+        """How well latents themselves encode the opening of the mouth, whatever is painted."""
         at = vae_config.LOWER.index("mouth_open")
 
         def opening(z):

@@ -1,6 +1,7 @@
 """Running teacher and student on batches: the pieces that stages and evaluation share."""
 
 from collections.abc import Callable
+import typing
 from typing import Any, Protocol
 
 import flax.struct
@@ -19,17 +20,22 @@ from tm_jax.training import batches
 
 
 class Models(Protocol):
-    """A transformer and its sizes: `networks.Models` and `components.Components` have them.
+    """A transformer and its sizes: `networks.Models` and `components.Components` have them."""
 
-    Attributes:
-      preset: Sizes.
-      dit: Video transformer.
-      grid: Token grid of one latent frame.
-    """
+    @property
+    def preset(self) -> presets.Preset:
+        """Sizes."""
+        ...
 
-    preset: presets.Preset
-    dit: transformer.DiT
-    grid: attention_patterns.Grid
+    @property
+    def dit(self) -> transformer.DiT:
+        """Video transformer."""
+        ...
+
+    @property
+    def grid(self) -> attention_patterns.Grid:
+        """Token grid of one latent frame."""
+        ...
 
 
 def pinned(models: Models) -> bool:
@@ -149,7 +155,7 @@ def student_forward(
       models: Networks.
       params: Parameters of the transformer.
       batch: Clips; only the sink is read of their latents.
-      context: What the next chunk sees of all chunks but the last, [B, T - c, H, W, C].
+      context: All chunks but the last as the next chunk attends to them, [B, T - c, H, W, C].
       context_sigmas: Noise level of each of them, [B, T / c - 1]: 0 with the policy `clean`.
       x: Noisy latents of all chunks, [B, T, H, W, C].
       sigmas: Noise level of each chunk, [B, T / c].
@@ -194,7 +200,7 @@ class RolloutWindow:
 
     Attributes:
       sink: Keys and values of the reference picture, as in `StreamState`.
-      previous: Per layer, keys and values of the chunk before each, which that pass sees,
+      previous: Per layer, keys and values of the chunk before each, which that pass reads,
         [B, W, S, N, K]; W chunks make the window.
       chunk: Index of each chunk in its stream, [B, W].
       points: What goes into the pass, [B, W, c, H, W, C].
@@ -311,7 +317,6 @@ def exit_pass(
       [B, W * c, H, W, C], equal to `window.x0`.
     """
     size, chunks = window.chunk.shape
-    variables = {"params": params}
 
     def fold(tree):
         return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
@@ -324,9 +329,7 @@ def exit_pass(
         sink=spread(window.sink), previous=(fold(window.previous),), chunk=fold(window.chunk),
         key=None, view=models.preset.student.view,
     )
-    given = models.dit.apply(
-        variables, fold(window.conditioning), context, method=models.dit.embed
-    )
+    given = student_lib.embed(models.dit, params, fold(window.conditioning), context)
     x0, _ = student_lib.chunk_pass(
         models.dit, params, state, 0, fold(window.points), spread(window.sigma), given
     )
@@ -355,9 +358,10 @@ def _by_chunk(x: jax.Array, c: int) -> jax.Array:
 def _context(models: Models, params: dict, batch: batches.Batch) -> transformer.Context:
     """Keys and values of what is constant in a stream."""
     given = batch.conditioning
-    return models.dit.apply(
+    context = models.dit.apply(
         {"params": params}, given.text, given.image, given.face_mask, method=models.dit.context
     )
+    return typing.cast(transformer.Context, context)
 
 
 def _begin(models: Models, params: dict, batch: batches.Batch, key: jax.Array):

@@ -17,6 +17,7 @@ from tm_jax.checkpoints import small_vae
 from tm_jax.configs import presets
 from tm_jax.configs import puppet as networks
 from tm_jax.core import trees
+from tm_jax.models.vae.small import config as small_vae_config
 from tm_jax.models.vae.small import network
 from tm_jax.parallel import rules
 from tm_jax.training import audio_stage
@@ -76,6 +77,7 @@ def config(
         return speech_stage.SpeechStageConfig(corpus=corpus)
     if stage == "motion":
         return motion_stage.MotionStageConfig(corpus=corpus)
+    clips: latents.LatentConfig | example_source.ExampleConfig
     clips = latents.LatentConfig(corpus=corpus)
     if data is not None:
         clips = example_source.ExampleConfig(path=data)
@@ -84,7 +86,11 @@ def config(
     if stage == "student":
         return student_stage.StudentStageConfig(data=clips)
     settings = distill_stage.DistillStageConfig(data=clips)
-    rollouts = dataclasses.replace(settings.rollouts, corpus=corpus) if data is None else clips
+    rollouts = settings.rollouts
+    if isinstance(rollouts, latents.LatentConfig) and data is None:
+        rollouts = dataclasses.replace(rollouts, corpus=corpus)
+    else:
+        rollouts = clips
     return dataclasses.replace(settings, rollouts=rollouts)
 
 
@@ -267,13 +273,13 @@ def train(
         return True
     # float32 here, so that a later stage starts from exactly what was trained.
     part = _TRAINS[stage]
-    if stage == "vae" and preset.motion is None:
+    if isinstance(preset.vae, small_vae_config.SmallVAEConfig) and stage == "vae":
         facts |= small_vae.facts(preset.vae)
-    files.save(_published(workdir, name, part), result, "float32", **facts)
+    files.save(_published(workdir, name, part), result, "float32", (), **facts)
     if export:
         os.makedirs(export, exist_ok=True)
         path = os.path.join(export, f"{part}.safetensors")
-        files.save(path, result, exact=network.STATISTICS, **facts)
+        files.save(path, result, ml_dtypes.bfloat16, network.STATISTICS, **facts)
         if stage in _STUDENTS:
             rest = {**_ENCODERS, "locator": "locator", "motion": "motion"}
             others = _collect(networks.models(preset), workdir, "export", rest)

@@ -1,12 +1,13 @@
 """Stage `speech`: the speech encoder of a small preset learns phones from sound alone.
 
 What wav2vec2's pre-training is for the large presets, this is for the small ones: the
-transformer later reads the frozen features. From every feature a linear layer tells which
-phones are said in its frame and in some before it, how loud speech is and whether there is
+transformer later reads the frozen features. From every feature a linear layer predicts which
+phones are in its frame and in some before it, how loud speech is and whether there is
 any. No face and nothing that was made for one has a part in it.
 """
 
 import dataclasses
+import typing
 
 import grain
 import jax
@@ -66,7 +67,10 @@ def sizes(audio: audio_config.AudioEncoderConfig) -> audio_config.AudioEncoderCo
     return dataclasses.replace(audio, outputs=COLUMNS + 1)
 
 
-def example(voices, config, audio, rng, clean=False) -> dict:
+def example(
+    voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    rng: np.random.Generator, clean: bool = False
+) -> dict:
     """One element of a batch.
 
     Args:
@@ -95,15 +99,15 @@ def example(voices, config, audio, rng, clean=False) -> dict:
     }
 
 
-def parts(out: jax.Array, recalled: int):
-    """What the encoder says, by kind.
+def parts(out: jax.Array, recalled: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The encoder's predictions, by kind.
 
     Args:
       out: [..., COLUMNS * (1 + recalled) + 1].
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
-      Logits of phones [..., 1 + recalled, PARTS, CLASSES], of which entry k tells of the
+      Logits of phones [..., 1 + recalled, PARTS, CLASSES], of which entry k is of the
       frame k before; level [..., 1 + recalled]; logit of voice activity [...].
     """
     told = out[..., :-1].reshape(*out.shape[:-1], 1 + recalled, COLUMNS)
@@ -123,7 +127,7 @@ def losses(out: jax.Array, batch: dict, recalled: int) -> dict:
     Args:
       out: [B, n, COLUMNS * (1 + recalled) + 1].
       batch: As `example` gives it.
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
       Scalars `phones`, `level` and `voice`, and `right`, the share of known parts of a
@@ -153,13 +157,13 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
     Args:
       out: [B, n, COLUMNS * (1 + recalled) + 1].
       batch: As `example` gives it.
-      recalled: Earlier frames that are told, too.
+      recalled: Earlier frames that are predicted, too.
 
     Returns:
-      `phones`: share of right phones where one is spoken; `delayed`: the same, told as late
+      `phones`: share of right phones where one is spoken; `delayed`: the same, predicted as late
       as the encoder may; `voice`: mean of the shares of speech and of silence that are found.
     """
-    logits, _, voice = parts(np.asarray(out), recalled)
+    logits, _, voice = (np.asarray(x) for x in parts(jnp.asarray(out), recalled))
     truth, found = batch["phones"], logits.argmax(-1)  # [B, n, 1 + recalled, PARTS]
     silence, frames = speech.PHONE_ID["SIL"], truth.shape[1]
     spoke = (truth != silence) & (truth != spoken.UNKNOWN)
@@ -173,7 +177,10 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
     }
 
 
-def batches(voices, config, audio, seed: int) -> grain.IterDataset:
+def batches(
+    voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    seed: int
+) -> grain.IterDataset:
     """Endless batches of `example`."""
 
     def one(index):
@@ -208,7 +215,9 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
         warp = None
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
-        out = model.apply({"params": params}, batch["samples"], warp, method=model.train)
+        out = typing.cast(jax.Array, model.apply(
+            {"params": params}, batch["samples"], warp, method=model.train
+        ))  # fmt: skip
         found = losses(out, batch, audio.recalled)
         total = (
             found["phones"] + config.level_weight * found["level"]
@@ -243,7 +252,7 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
 
 
 def standardised(params: dict, features: jax.Array) -> dict:
-    """Parameters whose features have zero mean and unit deviation; what they tell is the same.
+    """Parameters whose features have zero mean and unit deviation; predictions stay the same.
 
     Args:
       params: Parameters of the encoder.
@@ -260,7 +269,10 @@ def standardised(params: dict, features: jax.Array) -> dict:
     }
 
 
-def clean_batch(speaker, config, audio, count: int = _HELD_OUT_TRACKS) -> dict:
+def clean_batch(
+    speaker: speech.Speaker, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
+    count: int = _HELD_OUT_TRACKS
+) -> dict:
     """A batch of one speaker's speech as it was recorded, the same at every call."""
     one = tracks.Voices.of([speaker])
     rng = np.random.default_rng(5)

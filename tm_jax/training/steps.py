@@ -22,8 +22,8 @@ class TrainState:
     Attributes:
       step: Updates so far, int32 scalar; the key of an update is fold_in(seed key, step).
       params: Parameters.
-      average: Exponential moving average of the parameters; None for a network of which
-        nobody asks for it.
+      average: Exponential moving average of the parameters; None for a network that needs
+        none.
       optimizer: Optimiser state.
       skipped: Updates that were skipped because a gradient was not finite, int32 scalar.
       streak: How many of them were the latest updates, int32 scalar.
@@ -45,9 +45,9 @@ class Training:
       target: The state's shapes and shardings, a tree of `jax.ShapeDtypeStruct`.
       create: Function (key) -> state before the first update, every leaf made in its sharding.
       step: Function (state, frozen, batch, key) -> (state, metrics), an update; the old state
-        is donated. `step.micro_batches(count)` says how many batches update `count`, from 0,
+        is donated. `step.micro_batches(count)` is how many batches update `count`, from 0,
         takes; from two on they come stacked along a first axis. `step.flops(count, ...)`, with
-        the same arguments, says how many floating-point operations it takes.
+        the same arguments, is how many floating-point operations it takes.
     """
 
     target: Any
@@ -55,7 +55,7 @@ class Training:
     step: Any
 
 
-def prepare(network, steps: int, mesh: Mesh, average: bool = True) -> Training:
+def prepare(network: Any, steps: int, mesh: Mesh, average: bool = True) -> Training:
     """The training of one network.
 
     Args:
@@ -94,7 +94,9 @@ def _builder(optimizer, average: bool) -> Callable:
     return build
 
 
-def layout(init: Callable, optimizer, mesh: Mesh, average: bool = True) -> TrainState:
+def layout(
+    init: Callable, optimizer: optax.GradientTransformation, mesh: Mesh, average: bool = True
+) -> TrainState:
     """Shapes and shardings of a state, a tree of `jax.ShapeDtypeStruct`; nothing is made.
 
     The arguments are those of `create`.
@@ -109,7 +111,8 @@ def layout(init: Callable, optimizer, mesh: Mesh, average: bool = True) -> Train
 
 
 def create(
-    init: Callable, optimizer, mesh: Mesh, key, average: bool = True, start: Any = None
+    init: Callable, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array,
+    average: bool = True, start: Any = None
 ) -> tuple[TrainState, TrainState]:
     """Creates the state, every leaf directly in its sharding.
 
@@ -135,14 +138,15 @@ def create(
         params = placing.parameters(start, target.params)
         # The parameters do not go through the program: they would come out as a second copy.
         rest = jax.jit(
-            lambda p: build(p).replace(params=None),
-            out_shardings=placement.replace(params=None),
+            lambda p: dataclasses.replace(build(p), params=None),
+            out_shardings=dataclasses.replace(placement, params=None),
         )(params)
-    return rest.replace(params=params), placement
+    return dataclasses.replace(rest, params=params), placement
 
 
 def make_step(
-    loss: Callable, optimizer, ema_decay: float, mesh: Mesh, placement, accumulate: int = 1
+    loss: Callable, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh,
+    placement: TrainState, accumulate: int = 1
 ) -> "Step":
     """Compiles one update.
 
@@ -232,7 +236,9 @@ class Step:
         del count
         return self._accumulate
 
-    def flops(self, count: int, state, frozen, batch, key) -> float:
+    def flops(
+        self, count: int, state: TrainState, frozen: Any, batch: Any, key: jax.Array
+    ) -> float:
         """Floating-point operations of an update on all devices; loops but the micro-batches'
         count once."""
         del count
@@ -243,6 +249,6 @@ class Step:
         return self._flops
 
 
-def place_batch(batch, mesh: Mesh):
+def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch of host arrays on the mesh, split along its first axis."""
     return placing.batch(batch, mesh)

@@ -29,7 +29,7 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
     Attributes:
       num_steps: Steps of the student's sampler; the preset's by default.
       policy: Cache policy, "clean" or "per_step"; the preset's by default.
-      sink: Whether chunks see the sink; the preset's by default.
+      sink: Whether chunks attend to the sink; the preset's by default.
       positions: Where the sink stands in time (`dit_config.View`); the preset's by default.
       history: Chunks of the student's window before the current one; the preset's by default.
       keep: How many of them are the first of the stream; the preset's by default.
@@ -38,7 +38,7 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
         that the student's noise levels are points of the trajectory.
       guidance: Guidance of the teacher.
       temperature: Factor of the noise that trajectories and the student's samples start from.
-        Scores see unit noise: below 1 distillation comes close to a regression.
+        Scores get unit noise: below 1 distillation comes close to a regression.
       context_noise: Largest standard deviation of the noise on a clean context, which
         stands for the errors of the student's own chunks.
       optimizer: Optimiser.

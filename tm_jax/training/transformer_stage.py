@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import typing
 from typing import Any
 
 import jax
@@ -42,7 +43,9 @@ class TransformerStageConfig:
 
 def trained(models: rollouts.Models, config: TransformerStageConfig) -> rollouts.Models:
     """The networks as the stage runs them: with or without rematerialisation."""
-    return dataclasses.replace(models, dit=models.dit.clone(remat=config.remat))
+    # Both kinds of networks are dataclasses, which the protocol cannot express.
+    fields = typing.cast(Any, models)
+    return dataclasses.replace(fields, dit=models.dit.clone(remat=config.remat))
 
 
 def window_latents(models: rollouts.Models, config: TransformerStageConfig) -> int:

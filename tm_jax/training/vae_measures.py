@@ -1,5 +1,7 @@
 """Measures and contact sheets of the small video autoencoder on clips."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,9 +73,13 @@ def preview(model: network.SmallVAE, params: dict, clips: np.ndarray) -> np.ndar
       uint8 [2 N H, 4 W, 3].
     """
     shown = np.linspace(1, clips.shape[1] - 1, 3).astype(int)
-    made = jax.jit(lambda params, x: pixels_lib.to_uint8(
-        model.apply({"params": params}, pixels_lib.to_float(x))
-    ))
+
+
+    @jax.jit
+    def made(params, x):
+        frames: Any = model.apply({"params": params}, pixels_lib.to_float(x))
+        return pixels_lib.to_uint8(frames)
+
     rows = []
     for clip in clips:
         again = np.asarray(made(params, clip[None]))[0]

@@ -12,6 +12,7 @@ from tm_jax.core import pixels as pixels_lib
 from tm_jax.data.synthetic import drawn
 from tm_jax.models.puppet import face as face_lib
 from tm_jax.models.puppet.vae import autoencoder
+from tm_jax.models.puppet.vae import config as vae_config
 from tm_jax.training import aligned
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -62,19 +63,22 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
     Raises:
       ValueError: The preset uses the Wan VAE.
     """
-    if preset.vae is None:
-        raise ValueError(f"preset {preset.name} uses the Wan VAE; there is none to train.")
-    model = autoencoder.VideoAutoencoder(preset.vae)
-    length = preset.vae.frames_per_latent * config.latents
+    vae = preset.vae
+    if not isinstance(vae, vae_config.VAEConfig):
+        raise ValueError(
+            f"preset {preset.name} has no autoencoder of aligned faces; this stage trains none "
+            "other."
+        )
+    model = autoencoder.VideoAutoencoder(vae)
+    length = vae.frames_per_latent * config.latents
 
     def init(key):
-        side = preset.vae.side
-        frames = jnp.zeros((1, preset.vae.frames_per_latent, side, side, 3))
+        frames = jnp.zeros((1, vae.frames_per_latent, vae.side, vae.side, 3))
         return model.init(key, frames, frames[:, 0])["params"]
 
     def loss(params, frozen, batch, key):
         seen = aligned.squares(preset, batch)
-        x, weight = seen["frames"], weights(seen, config, preset.crop)[:, 1:, ..., None]
+        x, weight = seen["frames"], weights(seen, config, vae.side)[:, 1:, ..., None]
         weight = weight / weight.mean()
         variables, z = {"params": params}, seen["latents"]
         read = model.apply(variables, x[:, 1:], x[:, 0], method=model.encode)
@@ -105,7 +109,7 @@ def make(preset: presets.Preset, config: VAEStageConfig) -> loop.Stage:
         x, still = x[:, 1:], x[:, 0]
         y = paint(params, seen["latents"], still)
         again = reconstruct(params, seen["frames"])
-        mouth = np.asarray(face_lib.coverage(seen["mouth"], preset.crop, preset.crop))[:, 1:]
+        mouth = np.asarray(face_lib.coverage(seen["mouth"], vae.side, vae.side))[:, 1:]
 
         def psnr(y, mask=1.0):
             square = np.square(np.clip(y, -1, 1) - x) * mask

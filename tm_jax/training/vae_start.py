@@ -83,11 +83,11 @@ def _basis(features, batches, counts) -> Basis:
     kept = []
     for count in counts:
         if kept:
-            seen = [np.asarray(layers.to_cells(x @ kept[-1], 2)) for x in seen]
+            seen = [np.asarray(layers.to_cells(jnp.asarray(x @ kept[-1]), 2)) for x in seen]
         rows = [x.reshape(-1, x.shape[-1]) for x in seen]
         total = sum(np.float64(x.T @ x) for x in rows) / sum(map(len, rows))
         values, vectors = np.linalg.eigh(total)
-        kept.append(np.float32(vectors[:, ::-1][:, :count]))
+        kept.append(vectors[:, ::-1][:, :count].astype(np.float32))
     scale = np.sqrt(values[::-1][:count].mean())
     return Basis(kept[0], kept[1], kept[2] / np.float32(scale))
 

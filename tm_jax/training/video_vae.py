@@ -7,6 +7,7 @@ reference weigh more; the flow also has a loss of its own, on the picture that i
 from collections.abc import Iterable, Iterator
 import dataclasses
 import pathlib
+from typing import Any
 
 import grain
 import imageio.v3 as iio
@@ -82,6 +83,11 @@ class VideoVAEConfig:
             )
 
 
+def _apply(model: network.SmallVAE, params: dict, method: str, *args: Any) -> Any:
+    """What a method of the model returns."""
+    return model.apply({"params": params}, *args, method=method)
+
+
 def _rounded(x, corner):
     """L1 with a rounded corner, zero at zero."""
     return jnp.sqrt(jnp.square(x) + corner**2) - corner
@@ -110,14 +116,13 @@ def loss(
     """
     clips = pixels_lib.to_float(clips)
     picture, frames = clips[:, 0], clips[:, 1:]
-    variables = {"params": params}
-    state = model.apply(variables, picture, method=model.look)
-    z = model.apply(variables, frames, state, method=model.encode_raw)
+    state = _apply(model, params, "look", picture)
+    z = _apply(model, params, "encode_raw", frames, state)
     keys = jax.random.split(key)
     spread = jax.lax.stop_gradient(jnp.std(z, (0, 1, 2, 3)))
     level = config.noise * jax.random.uniform(keys[0], (len(z), 1, 1, 1, 1))
     z = z + level * spread * jax.random.normal(keys[1], z.shape)
-    warped, residual, flow = model.apply(variables, z, state, method=model.decode_raw)
+    warped, residual, flow = _apply(model, params, "decode_raw", z, state)
     change = jnp.abs(frames - picture[:, None]).mean(-1, keepdims=True)
     weight = 1 + config.moving_weight * jnp.minimum(4 * change, 1)
     error, moved = warped + residual - frames, warped - frames
@@ -153,9 +158,8 @@ def with_statistics(
     @jax.jit  # Parameters are arguments: constants of a program would be folded.
     def moments(params, clips):
         clips = pixels_lib.to_float(clips)
-        variables = {"params": params}
-        state = model.apply(variables, clips[:, 0], method=model.look)
-        z = model.apply(variables, clips[:, 1:], state, method=model.encode_raw)
+        state = _apply(model, params, "look", clips[:, 0])
+        z = _apply(model, params, "encode_raw", clips[:, 1:], state)
         flat = [x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (z, state.coarse)]
         return [(x.mean(0), jnp.square(x).mean(0)) for x in flat]
 
@@ -239,7 +243,7 @@ def make(
         )
         return jax.device_put(vae_start.start(params, sizes, *codes), placement)
 
-    start = linear_code if config.motion_channels else None
+    start: Any = linear_code if config.motion_channels else None
     if weights:
         found, start = small_vae.load(weights)
         if found != sizes:

@@ -18,7 +18,7 @@ class AcousticsConfig:
     """How badly sounds may be treated.
 
     Attributes:
-      echo: Share of the sounds that are heard in a room.
+      echo: Share of the sounds that get the reverberation of a room.
       decay_s: Shortest and longest time in which the room's echo falls by 60 dB.
       direct_db: Lowest and highest level of the direct sound over the echo.
       tilt_db: Largest slope of the spectrum in dB an octave.
@@ -95,7 +95,7 @@ def room(rng: np.random.Generator, decay_s: float, direct_db: float) -> np.ndarr
     gap = min(int(rng.uniform(0.001, 0.008) * _RATE), length // 2)
     time = np.arange(length, dtype=np.float32) / _RATE
     tail = rng.standard_normal(length, np.float32) * 10 ** (-3 * time / decay_s)
-    tail[rng.integers(0, length, 6)] *= 3  # A few walls are heard one by one.
+    tail[rng.integers(0, length, 6)] *= 3  # A few single reflections.
     tail[:gap] = 0
     tail *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(np.square(tail)) + 1e-12)
     tail[0] = 1

@@ -2,12 +2,13 @@
 
   hmm   forced alignment by pocketsphinx's English acoustic model. English words take their
         pronunciation from its dictionary. Words of another language are spelt in ARPAbet from
-        what espeak-ng says, which the English model then aligns as the nearest sounds it knows;
+        phones of espeak-ng, which the English model then aligns as its nearest sounds;
   dtw   dynamic time warping of the recording onto the espeak-ng rendering of the same text. It
         knows nothing of the hmm, so where the two disagree the transcript or the alignment is
         wrong: `disagreement` measures that.
 """
 
+from collections.abc import Sequence
 import os
 import re
 
@@ -47,7 +48,7 @@ class Aligner:
             loglevel="FATAL",
         )
 
-    def english(self, audio, text):
+    def english(self, audio: np.ndarray, text: str) -> list[phones_lib.Phone] | None:
         """Aligns a recording with English text.
 
         Args:
@@ -66,7 +67,9 @@ class Aligner:
             return None
         return self._align(audio, words)
 
-    def spelt(self, audio, words):
+    def spelt(
+        self, audio: np.ndarray, words: Sequence[Sequence[int]]
+    ) -> list[phones_lib.Phone] | None:
         """Aligns a recording with words given as phones.
 
         Args:
@@ -139,7 +142,9 @@ def _cepstra(audio):
     return (cepstra - mean) / (std + 1e-6)
 
 
-def dtw(audio, synthetic, phones):
+def dtw(
+    audio: np.ndarray, synthetic: np.ndarray, phones: Sequence[phones_lib.Phone]
+) -> list[phones_lib.Phone]:
     """Aligns a recording with the espeak-ng rendering of its transcript.
 
     Args:
@@ -163,7 +168,7 @@ def dtw(audio, synthetic, phones):
     return [(float(s), float(e), p[2]) for s, e, p in zip(times, times[1:], phones)]
 
 
-def disagreement(first, second):
+def disagreement(first: Sequence[phones_lib.Phone], second: Sequence[phones_lib.Phone]) -> float:
     """Returns the median distance in seconds between two alignments of one text.
 
     Only the sounds are compared, in their order. Infinite if they differ in number.
@@ -175,7 +180,7 @@ def disagreement(first, second):
     return float(np.median(np.abs(a - b)))
 
 
-def levels_db(audio, phones):
+def levels_db(audio: np.ndarray, phones: Sequence[phones_lib.Phone]) -> np.ndarray:
     """Returns the level of every phone in dB, [N]."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(np.float64(audio)))])
     edges = np.clip(
@@ -186,7 +191,7 @@ def levels_db(audio, phones):
     return 10 * np.log10(mean + 1e-10)
 
 
-def plausible(audio, phones):
+def plausible(audio: np.ndarray, phones: Sequence[phones_lib.Phone]) -> bool:
     """Whether an alignment can be true: speed, phone lengths, loud vowels."""
     table = np.array(phones)
     sound = table[:, 2] != phones_lib.SIL

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import tempfile
 
+import numpy as np
+
 from tm_jax.data.corpus import phones as phones_lib
 from tm_jax.data.corpus import speech
 from tm_jax.data.corpus import synthesis
@@ -92,7 +94,7 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name, (voice, _) in VOICES.items() if voice in known)
 
 
-def speak(text: str, name: str, stretch: float = 1.0):
+def speak(text: str, name: str, stretch: float = 1.0) -> tuple[np.ndarray, list[phones_lib.Phone]]:
     """Speaks a text.
 
     Args:
@@ -104,7 +106,7 @@ def speak(text: str, name: str, stretch: float = 1.0):
       Audio float32 [samples] at 16 kHz and its phones, as `synthesis.flite` gives them.
 
     Raises:
-      Unalignable: Festival could not say it.
+      Unalignable: Festival could not speak it.
     """
     language = name[:2]
     voice, _ = VOICES[name]

@@ -12,13 +12,13 @@ import re
 
 LANGUAGES = ("cs", "nl")
 LICENCE = "GPL-2 (ALTAR interactive and the Fish Fillets authors)"
-# The part of a line's name that tells who speaks.
+# The part of a line's name that names the speaker.
 _ACTORS = {"m": "small", "v": "big"}
 _LINE = re.compile(r'dialogId\("([^"]+)".*\)\s*dialogStr\("((?:[^"\\]|\\.)*)"\)')
 
 
 def lines(root: str, language: str) -> dict[str, list[tuple[str, str]]]:
-    """What the two actors of a language say.
+    """The lines of the two actors of a language.
 
     Args:
       root: Folder of the game's data, with `script` and `sound`.

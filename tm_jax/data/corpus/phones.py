@@ -3,10 +3,13 @@
 Everywhere the result is a list of (start_s, end_s, phone id) without gaps.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
 import numpy as np
 
 from tm_jax.data.corpus import speech
 
+Phone = tuple[float, float, int]  # Start and end in seconds, id.
 SHORT_GAP_S = 0.03  # An unnamed stretch that is shorter belongs to its neighbours.
 SIL = speech.PHONE_ID["SIL"]
 
@@ -15,14 +18,16 @@ class Unalignable(ValueError):
     """A text or a recording from which no phone times can be had."""
 
 
-def ids(name, table, source):
+def ids(name: str, table: Mapping[str, str], source: str) -> list[int]:
     """Returns the phone ids of one source name; an unknown name is an error."""
     if name not in table:
         raise ValueError(f"{source}: unknown phone {name!r}; add it to its table.")
     return [speech.PHONE_ID[part] for part in table[name].split()]
 
 
-def segments(ends, seconds, phones_of):
+def segments(
+    ends: Iterable[tuple[str, float]], seconds: float, phones_of: Callable[[str], Sequence[int]]
+) -> list[Phone]:
     """Phones that follow one another without a gap.
 
     Args:
@@ -42,13 +47,13 @@ def segments(ends, seconds, phones_of):
     return tile(phones, seconds)
 
 
-def divide(start, end, found):
+def divide(start: float, end: float, found: Sequence[int]) -> list[Phone]:
     """Parts of equal length from `start` to `end`, one for each phone id of `found`."""
     edges = np.linspace(start, end, len(found) + 1)
     return [(float(s), float(e), p) for s, e, p in zip(edges, edges[1:], found)]
 
 
-def tile(phones, duration):
+def tile(phones: Iterable[Phone], duration: float) -> list[Phone]:
     """Makes phones cover [0, duration] without gaps: small gaps close, others are SIL."""
     result, clock = [], 0.0
     for start, end, phone in phones:

@@ -27,7 +27,7 @@ def refine(utterances: list, passes: int = _PASSES) -> list:
 
     Args:
       utterances: All of one speaker, (audio float [samples] at 16 kHz, phones [(start_s,
-        end_s, id)] that tile it). A few minutes are needed: every phone has to be heard
+        end_s, id)] that tile it). A few minutes are needed: every phone has to occur
         dozens of times.
       passes: Viterbi passes.
 

@@ -14,9 +14,11 @@ The split goes by speaker, never by utterance, and is a rule on the speaker's na
             espeak-ng variants.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +46,7 @@ def synthesiser(speaker: str) -> str | None:
     return next((name for name in _SYNTHESISERS if speaker.startswith(name)), None)
 
 
-def split_of(speaker):
+def split_of(speaker: str) -> str:
     """Returns "train" or "held_out", by the rule in the module docstring."""
     return "held_out" if speaker.startswith(_HELD_OUT) else "train"
 
@@ -79,10 +81,11 @@ class Speaker:
         return len(self.bounds)
 
     @property
-    def minutes(self):
+    def minutes(self) -> float:
+        """Length of all its speech in minutes."""
         return len(self.audio) / SAMPLE_RATE / 60
 
-    def utterance(self, index):
+    def utterance(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns one utterance.
 
         Args:
@@ -102,7 +105,10 @@ class Speaker:
         return audio, phones.astype(np.float64)
 
 
-def save(folder, name, utterances, **facts):
+def save(
+    folder: str | os.PathLike, name: str, utterances: Sequence[tuple[np.ndarray, Any]],
+    **facts: Any
+) -> dict[str, Any]:
     """Writes one speaker and adds it to the index of the corpus.
 
     Args:
@@ -149,7 +155,7 @@ def save(folder, name, utterances, **facts):
     return entry
 
 
-def read_index(folder):
+def read_index(folder: str | os.PathLike) -> dict[str, dict]:
     """Returns the index {speaker: facts} of a corpus; empty if there is none yet."""
     try:
         with open(os.path.join(folder, _INDEX)) as file:
@@ -158,7 +164,7 @@ def read_index(folder):
         return {}
 
 
-def lost(folder):
+def lost(folder: str | os.PathLike) -> list[str]:
     """Returns the speakers of the index whose file is no longer there, in order."""
     return [
         name for name in sorted(read_index(folder))
@@ -166,7 +172,7 @@ def lost(folder):
     ]
 
 
-def load(folder, split):
+def load(folder: str | os.PathLike, split: str) -> list[Speaker]:
     """Loads the speakers of one split, in the order of their names.
 
     Args:
@@ -196,14 +202,14 @@ def load(folder, split):
     return [_read(folder, name, index[name]) for name in names]
 
 
-def read_audio(path):
+def read_audio(path: str | os.PathLike) -> np.ndarray:
     """Decodes a sound file to float32 [samples] at 16 kHz."""
     import av  # Needed to build a corpus, not to read one.
 
-    kind = "g722" if path.endswith(".g722") else None
+    kind = "g722" if str(path).endswith(".g722") else None
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     chunks = [np.zeros(0, np.int16)]  # Some recordings are empty.
-    with av.open(path, format=kind) as container:
+    with av.open(str(path), "r", format=kind) as container:
         for frame in container.decode(audio=0):
             chunks += [f.to_ndarray()[0] for f in resampler.resample(frame)]
         chunks += [f.to_ndarray()[0] for f in resampler.resample(None)]

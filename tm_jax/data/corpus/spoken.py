@@ -1,6 +1,6 @@
-"""What is said in every frame of a speech track: phones, voice and level, of sound alone.
+"""Labels of every frame of a speech track: phones, voice and level, of sound alone.
 
-Nothing here knows of a face. Phones are sampled finer than video frames, because a lip
+Nothing here depends on a face. Phones are sampled finer than video frames, because a lip
 closure may be shorter than one; a stretch of a recording that no phone covers is unknown,
 and a loss leaves it out.
 """
@@ -24,14 +24,14 @@ _RANGE_DB = (-40.0, 6.0)
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """Speech and what is said in it.
+    """Speech with its labels.
 
     Attributes:
       audio: float32 [640 n] at 16 kHz.
       phones: Index into `speech.PHONES` of every part of a frame, or UNKNOWN, int32
         [n, PARTS].
       active: 1 where a phone is spoken at the frame's centre, 0 where none is, UNKNOWN
-        where nobody knows, float32 [n].
+        where it is unknown, float32 [n].
       level: Level against the loud frames of the same utterance, float32 [n]: 1 for these,
         -1 from 40 dB below.
     """
@@ -42,7 +42,9 @@ class Spoken:
     level: np.ndarray
 
 
-def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0) -> Spoken:
+def track(
+    speaker: speech.Speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0
+) -> Spoken:
     """A track of one speaker, laid out as in `tracks.track`.
 
     Args:
@@ -70,7 +72,7 @@ def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0)
 
 
 def silence(audio: np.ndarray) -> Spoken:
-    """A track [640 n] in which nobody speaks."""
+    """A track [640 n] without speech."""
     frames = len(audio) // _TIMING.samples_per_frame
     phones = np.full((frames, PARTS), _SILENCE, np.int32)
     level = np.full(frames, _scaled(_RANGE_DB[0]), np.float32)
@@ -109,7 +111,7 @@ def loudness(sound: np.ndarray, phones: np.ndarray) -> np.ndarray:
 
     Args:
       sound: One utterance, undamaged, [640 n or a little more].
-      phones: What is said in it, [n, PARTS].
+      phones: Phones in it, [n, PARTS].
 
     Returns:
       float32 [n]: 1 for the loud frames, -1 from 40 dB below them.

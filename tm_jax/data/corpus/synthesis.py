@@ -65,7 +65,9 @@ _WORD, _PHONEME = 1, 7
 _RATE, _PITCH, _PITCH_RANGE = 1, 3, 4
 
 
-def flite(text, voice, stretch=1.0, pitch_hz=None):
+def flite(
+    text: str, voice: str, stretch: float = 1.0, pitch_hz: float | None = None
+) -> tuple[np.ndarray, list[phones_lib.Phone]]:
     """Speaks a sentence with flite.
 
     Args:
@@ -164,7 +166,7 @@ def _engine():
     return _Engine()
 
 
-def espeak_available():
+def espeak_available() -> bool:
     """Whether the espeak-ng library is installed."""
     try:
         _engine()
@@ -173,7 +175,9 @@ def espeak_available():
     return True
 
 
-def espeak(text, voice, rate=165, pitch=50, pitch_range=50):
+def espeak(
+    text: str, voice: str, rate: int = 165, pitch: int = 50, pitch_range: int = 50
+) -> tuple[np.ndarray, list[phones_lib.Phone], list[list[int]]]:
     """Speaks a sentence with espeak-ng.
 
     Args:

@@ -4,6 +4,7 @@ A track is utterances of one voice with pauses between them. Augmentation change
 (speed and pitch together), level, spectrum and noise, never the labels' timing against it.
 """
 
+from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
@@ -84,7 +85,9 @@ def _shares(speakers) -> np.ndarray:
     return np.array(shares) / sum(shares)
 
 
-def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0) -> Track:
+def track(
+    speaker: speech.Speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0
+) -> Track:
     """A track of one speaker: utterances in random order, pauses of 0.15 to 0.9 s."""
     rate, fps = _TIMING.sample_rate, _TIMING.fps
     samples = num_frames * _TIMING.samples_per_frame
@@ -106,7 +109,9 @@ def track(speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0)
     return Track(audio, mouth, active)
 
 
-def utterances(speaker, rng: np.random.Generator, samples: int, vary: float):
+def utterances(
+    speaker: speech.Speaker, rng: np.random.Generator, samples: int, vary: float
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Utterances of one speaker in random order, as they lie in a track.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a listener does in answer to another voice, and how often: nods, looks, brows, smiles.
+"""A listener's reactions to another voice, and how often: nods, gaze, brows, smiles.
 
 A phrase is a stretch of speech without a pause of more than a quarter of a second. Answers
 come after its end. That they follow at least 0.7 s of speech, and one another not sooner
@@ -91,7 +91,7 @@ def attention(other: np.ndarray, fps: int = 25) -> np.ndarray:
     return attends
 
 
-def answers(rng, other: np.ndarray, fps: int = 25) -> Answers:
+def answers(rng: np.random.Generator, other: np.ndarray, fps: int = 25) -> Answers:
     """Draws what a listener does.
 
     Args:
@@ -182,7 +182,7 @@ def answered(
     delays = np.asarray(phrase_ends)[:, None] + np.arange(low, high + 1)
 
     def part(shift):
-        # A phrase near the end sees round it, which is one of many.
+        # A phrase near the end wraps around it, which is one of many.
         return begins[(delays - shift) % num_frames].any(1).mean()
 
     shifts = range(2 * fps, max(2 * fps + 1, num_frames - 2 * fps))

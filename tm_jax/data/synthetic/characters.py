@@ -14,6 +14,7 @@ import colorsys
 import dataclasses
 import functools
 import types
+from typing import Any
 
 import jax
 from jax import lax
@@ -255,7 +256,9 @@ def sample(seed: int, style: str | None = None) -> Character:
         backdrop=[uniform(0.0, 1.0), uniform(0.42, 0.55), uniform(0.0, 1.0)],
         **_colours(rng),
     )  # fmt: skip
-    return Character(**{k: np.asarray(v, np.float32) for k, v in values.items()})
+    # Host arrays; they become the device's under `jit`.
+    arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in values.items()}
+    return Character(**arrays)
 
 
 def stack(characters: Sequence[Character]) -> Character:

@@ -5,6 +5,7 @@ the right, y down), so a drawing does not depend on its resolution. A shape is a
 distance field (negative inside); `Brush.fill` lays it over the canvas in the brush's style.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -22,7 +23,7 @@ def wave(turns: jax.Array) -> jax.Array:
     return 8.0 * t * (2.0 * jnp.abs(t) - 1.0)
 
 
-def ellipse(x: jax.Array, y: jax.Array, rx, ry) -> jax.Array:
+def ellipse(x: jax.Array, y: jax.Array, rx: jax.Array | float, ry: jax.Array | float) -> jax.Array:
     """Distance to an axis-aligned ellipse at the origin, exact to first order at its edge."""
     a, b = x / rx, y / ry
     value = a * a + b * b
@@ -30,26 +31,35 @@ def ellipse(x: jax.Array, y: jax.Array, rx, ry) -> jax.Array:
     return 0.5 * (value - 1.0) / slope
 
 
-def circle(x: jax.Array, y: jax.Array, radius) -> jax.Array:
+def circle(x: jax.Array, y: jax.Array, radius: jax.Array | float) -> jax.Array:
     """Distance to a circle at the origin."""
     return jnp.sqrt(x * x + y * y) - radius
 
 
-def box(x: jax.Array, y: jax.Array, rx, ry, corner) -> jax.Array:
+def box(
+    x: jax.Array, y: jax.Array, rx: jax.Array | float, ry: jax.Array | float,
+    corner: jax.Array | float
+) -> jax.Array:
     """Distance to a rounded rectangle at the origin with half sizes `rx`, `ry`."""
     a, b = jnp.abs(x) - rx + corner, jnp.abs(y) - ry + corner
     outside = jnp.sqrt(jnp.maximum(a, 0.0) ** 2 + jnp.maximum(b, 0.0) ** 2)
     return outside + jnp.minimum(jnp.maximum(a, b), 0.0) - corner
 
 
-def segment(x: jax.Array, y: jax.Array, ax, ay, bx, by) -> jax.Array:
+def segment(
+    x: jax.Array, y: jax.Array, ax: jax.Array | float, ay: jax.Array | float, bx: jax.Array | float,
+    by: jax.Array | float
+) -> jax.Array:
     """Distance to the line segment from (ax, ay) to (bx, by), never negative."""
     dx, dy = bx - ax, by - ay
     t = jnp.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy + 1e-9), 0.0, 1.0)
     return jnp.sqrt((x - ax - t * dx) ** 2 + (y - ay - t * dy) ** 2)
 
 
-def head_shape(x: jax.Array, y: jax.Array, rx, ry, square, jaw) -> jax.Array:
+def head_shape(
+    x: jax.Array, y: jax.Array, rx: jax.Array | float, ry: jax.Array | float,
+    square: jax.Array | float, jaw: jax.Array | float
+) -> jax.Array:
     """Distance to a head: an ellipse mixed with a squarer curve, narrowed towards the chin."""
     low = jnp.maximum(y / ry, 0.0)
     width = rx * (1.0 - jaw * low * low)
@@ -61,7 +71,7 @@ def head_shape(x: jax.Array, y: jax.Array, rx, ry, square, jaw) -> jax.Array:
     return (value - 1.0) / (jnp.sqrt(ga * ga + gb * gb) + 1e-3)
 
 
-def mix(a, b, t):
+def mix(a: jax.Array, b: jax.Array, t: jax.Array | float) -> jax.Array:
     """Linear mix from `a` (t = 0) to `b` (t = 1)."""
     return a + (b - a) * t
 
@@ -86,11 +96,13 @@ class Brush:
         """Coverage 0..1 of a distance field, over an edge `soft` pixels wide."""
         return jnp.clip(0.5 - d / (self.px * soft), 0.0, 1.0)
 
-    def over(self, canvas: jax.Array, colour, alpha: jax.Array) -> jax.Array:
+    def over(
+        self, canvas: jax.Array, colour: jax.Array | Sequence[float], alpha: jax.Array
+    ) -> jax.Array:
         """Lays a colour ([3] or [3, H, W]) over the canvas with opacity `alpha` [H, W]."""
-        colour = jnp.asarray(colour, jnp.float32)
-        colour = colour[:, None, None] if colour.ndim == 1 else colour
-        return canvas + (colour - canvas) * alpha
+        paint = jnp.asarray(colour, jnp.float32)
+        paint = paint[:, None, None] if paint.ndim == 1 else paint
+        return canvas + (paint - canvas) * alpha
 
     def wobble(self, d: jax.Array) -> jax.Array:
         """The irregularity of a drawn line; nothing outside the sketch."""
@@ -99,13 +111,19 @@ class Brush:
         shake = wave(self.x * 7.0 + self.y * 3.0) + wave(self.y * 9.0 - self.x * 4.0 + 0.3)
         return d + 0.0013 * shake
 
-    def line(self, canvas, d, colour, width, alpha=1.0):
+    def line(
+        self, canvas: jax.Array, d: jax.Array, colour: jax.Array, width: jax.Array | float,
+        alpha: jax.Array | float = 1.0
+    ) -> jax.Array:
         """Strokes the edge of a field with a line `width` wide."""
         d = jnp.abs(self.wobble(d)) - 0.5 * width
         soft = 2.2 if self.style == "paint" else 1.0
         return self.over(canvas, colour, self.cover(d, soft) * alpha)
 
-    def fill(self, canvas, d, colour, u, v, *, outline=1.0, relief=1.0, crisp=False):
+    def fill(
+        self, canvas: jax.Array, d: jax.Array, colour: jax.Array, u: jax.Array, v: jax.Array, *,
+        outline: float = 1.0, relief: float = 1.0, crisp: bool = False
+    ) -> jax.Array:
         """Fills a shape.
 
         Args:

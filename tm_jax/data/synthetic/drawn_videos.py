@@ -110,8 +110,8 @@ def draw(
     """
     rng = np.random.default_rng((_STREAM, seed))
     draw_frames = _drawer(character, style, config.size)
-    motion, own, other = _scene(rng, speakers, config, own)
-    sound = np.stack([own, other] if config.partner else [own], 1)  # [samples, channels]
+    motion, mine, other = _scene(rng, speakers, config, own)
+    sound = np.stack([mine, other] if config.partner else [mine], 1)  # [samples, channels]
     per_frame = config.timing.samples_per_frame
     with video.Writer(
         path, config.timing.fps, config.size, config.size, config.timing.sample_rate,

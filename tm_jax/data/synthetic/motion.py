@@ -23,7 +23,7 @@ _HEAD = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y")]
 
 BODY = [_AT[name] for name in ("yaw", "pitch", "roll", "head_x", "head_y", "breath")]
 
-# Eyes, brows and smile: what speech does not tell of a face at rest.
+# Eyes, brows and smile: what speech does not determine of a face at rest.
 EXPRESSION = [
     _AT[name] for name in ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 ]
@@ -50,7 +50,10 @@ _NOD_S = 0.45
 _TURN_S = 0.5  # In which a smile changes between talking and listening.
 
 
-def talking(rng, mouth, fps=25, speech_activity=None):
+def talking(
+    rng: np.random.Generator, mouth: np.ndarray, fps: float = 25,
+    speech_activity: np.ndarray | None = None
+) -> np.ndarray:
     """Adds eyes, brows, head and breath to the mouth of a speaker.
 
     Args:
@@ -77,7 +80,9 @@ def talking(rng, mouth, fps=25, speech_activity=None):
     return _finish(motion)
 
 
-def listening(rng, num_frames, fps=25, other=None):
+def listening(
+    rng: np.random.Generator, num_frames: int, fps: float = 25, other: np.ndarray | None = None
+) -> np.ndarray:
     """Returns a face that attends to somebody: mouth shut, blinks, nods.
 
     Args:
@@ -100,7 +105,10 @@ def listening(rng, num_frames, fps=25, other=None):
     return _finish(motion)
 
 
-def conversing(rng, mouth, speaks, other, fps=25):
+def conversing(
+    rng: np.random.Generator, mouth: np.ndarray, speaks: np.ndarray, other: np.ndarray,
+    fps: float = 25
+) -> np.ndarray:
     """Returns a face that talks and listens by turns.
 
     Args:
@@ -193,7 +201,7 @@ def _attend(rng, motion, fps, other=None, busy=None):
     add("smile", answers.smiles, answers.smile_sizes, 1.8, ~busy)
 
 
-def portrait(rng):
+def portrait(rng: np.random.Generator) -> np.ndarray:
     """Returns the pose of a reference picture: nearly neutral, eyes open, [17]."""
     pose = np.zeros(len(COLUMNS))
     pose[_HEAD] = 0.1 * rng.standard_normal(len(_HEAD))
@@ -204,7 +212,7 @@ def portrait(rng):
     return np.clip(pose, -0.4, 1).astype(np.float32)
 
 
-def hold(motion, pose, share=0.0):
+def hold(motion: np.ndarray, pose: np.ndarray, share: float = 0.0) -> np.ndarray:
     """Holds head and body at the pose of a picture.
 
     Args:

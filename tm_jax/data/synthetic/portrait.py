@@ -6,6 +6,7 @@ without batch axis, and of one motion vector. Layers that cover little are drawn
 
 import functools
 import types
+from typing import Any
 
 import jax
 from jax import lax
@@ -17,14 +18,16 @@ from tm_jax.data.synthetic import drawing
 Brush = drawing.Brush
 
 
-def grid(size: int, rows: int, cols: int, top=0, left=0):
+def grid(
+    size: int, rows: int, cols: int, top: jax.Array | int = 0, left: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array]:
     """Pixel centres of a window in picture units: x and y, each [rows, cols]."""
     x = (jnp.arange(cols, dtype=jnp.float32) + left + 0.5) / size
     y = (jnp.arange(rows, dtype=jnp.float32) + top + 0.5) / size
     return jnp.broadcast_to(x, (rows, cols)), jnp.broadcast_to(y[:, None], (rows, cols))
 
 
-def pose(c, m) -> types.SimpleNamespace:
+def pose(c: Any, m: types.SimpleNamespace) -> types.SimpleNamespace:
     """The head's placement in one frame.
 
     Returns:
@@ -52,7 +55,7 @@ def pose(c, m) -> types.SimpleNamespace:
     )
 
 
-def background(c, size: int) -> jax.Array:
+def background(c: Any, size: int) -> jax.Array:
     """The backdrop of a clip, [3, size, size]."""
     x, y = grid(size, size, size)
     kind = c.kinds[3].astype(jnp.int32)
@@ -331,7 +334,7 @@ def _layers(style, c, m, canvas, hair, size):
     return _patch(lower, canvas, c, at, size, mouth, 0.26, 0.34)
 
 
-def frame(c, m, canvas: jax.Array, size: int) -> jax.Array:
+def frame(c: Any, m: types.SimpleNamespace, canvas: jax.Array, size: int) -> jax.Array:
     """One frame.
 
     Args:

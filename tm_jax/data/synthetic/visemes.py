@@ -14,6 +14,7 @@ extremes: lips meet on m, b, p, and the mouth is shut in a pause.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from tm_jax.data.corpus import speech
 
@@ -109,7 +110,9 @@ _LEVEL_HOP_S = 0.01
 _LOUDNESS = ((-45, -30, -18, -8, 0, 4), (0.10, 0.40, 0.70, 0.92, 1.10, 1.18))
 
 
-def mouth_curves(phones, num_frames, fps=25, audio=None):
+def mouth_curves(
+    phones: npt.ArrayLike, num_frames: int, fps: float = 25, audio: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the mouth of every video frame.
 
     Frame j shows the interval [j / fps, (j + 1) / fps) and is evaluated at its centre.
@@ -143,7 +146,7 @@ def mouth_curves(phones, num_frames, fps=25, audio=None):
     return curves
 
 
-def closures(phones, num_frames, fps=25):
+def closures(phones: npt.ArrayLike, num_frames: int, fps: float = 25) -> np.ndarray:
     """Returns which frames show the lips shut for m, b or p.
 
     Args:

@@ -36,7 +36,7 @@ def remote(
       persona: How the voice shall be.
 
     Raises:
-      ValueError: The address cannot be used; the text says why.
+      ValueError: The address cannot be used; the text gives the reason.
     """
     from tm_jax.integrations.agents import remote as remote_lib
 

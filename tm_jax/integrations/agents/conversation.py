@@ -3,7 +3,7 @@
 When the caller begins to speak while the avatar talks, four things happen in this order: the
 avatar's queue is flushed, which starts a new generation; late sound of the old answer is
 ignored from then on; the answer is cancelled at its source; and its items are cut there to
-what the caller has really heard.
+what was really played to the caller.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tm_jax.serving.calls import voice
 _WAITING = 250  # Events that may wait for a slow endpoint: 5 to 10 s of the caller's sound.
 _SOUND = "input_audio_buffer.append"
 _FAILURES = 3  # Answers in a row that may fail before the voice gives up.
-_END_OF_FILE_S = 1.5  # Silence after a file, in which the endpoint hears that it is over.
+_END_OF_FILE_S = 1.5  # Silence after a file, in which the endpoint detects that it is over.
 _FATAL = frozenset(
     ("invalid_api_key", "insufficient_quota", "model_not_found", "billing_hard_limit_reached")
 )
@@ -93,7 +93,7 @@ class Conversation(voice.Silent):
         """Opens the endpoint and begins to listen.
 
         Raises:
-          ConnectionError: The endpoint cannot be used; the text says why.
+          ConnectionError: The endpoint cannot be used; the text gives the reason.
         """
         await super().start(line)
         try:
@@ -129,7 +129,7 @@ class Conversation(voice.Silent):
         self._show("listening")
 
     async def heard_all(self) -> None:
-        """Sends silence, so that the endpoint hears the end of the caller's words."""
+        """Sends silence, so that the endpoint detects the end of the caller's words."""
         await self.hear(bytes(2 * int(events.RATE * _END_OF_FILE_S)))
 
     async def close(self) -> None:
@@ -143,7 +143,7 @@ class Conversation(voice.Silent):
     # Out.
 
     def _post(self, event: dict) -> None:
-        if self._open:  # A new connection knows nothing of what an old one was told.
+        if self._open:  # A new connection starts without the events of the old one.
             self._outbox.append(event)
             self._wake.set()
 

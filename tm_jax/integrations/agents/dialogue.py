@@ -212,7 +212,7 @@ class Dialogue:
         """Starts a conversation.
 
         Args:
-          clock: Tells the time of day.
+          clock: Gives the time of day.
         """
         self._clock = clock
         self._name = ""

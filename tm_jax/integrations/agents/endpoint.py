@@ -19,7 +19,7 @@ class Endpoint(Protocol):
 
         Raises:
           Lost: It cannot be reached now.
-          Refused: It never will be with these settings; the text says why.
+          Refused: It never will be with these settings; the text gives the reason.
         """
 
     async def send(self, event: dict) -> None:

@@ -26,8 +26,8 @@ class Persona:
     """How an answering voice shall be.
 
     Attributes:
-      instructions: What a language model is told about its part; a script ignores it.
-      greeting: What it is told when the call begins, so that it speaks first; empty for
+      instructions: System prompt of a language model; a script ignores it.
+      greeting: Prompt when the call begins, so that it speaks first; empty for
         a voice that waits.
       voice: Name of the voice at the endpoint; None for the endpoint's own choice.
       transcriber: Model at the endpoint that writes down what the caller says; None for
@@ -80,7 +80,7 @@ def session_update(persona: Persona, created: dict) -> dict:
 
     Args:
       persona: How the voice shall be.
-      created: The `session` of the server's `session.created`; its fields tell which
+      created: The `session` of the server's `session.created`; its fields show which
         generation of the protocol the server speaks.
     """
     turns: dict = {"type": "server_vad", "create_response": True, "interrupt_response": True}

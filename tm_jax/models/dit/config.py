@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 POSITIONS = ("window", "rollout", "absolute")
@@ -41,11 +42,11 @@ class View:
                 f"keep must be 0 ... history - 1 = {self.history - 1}, got {self.keep}."
             )
 
-    def filled(self, chunk):
+    def filled(self, chunk: jax.Array | int) -> jax.Array:
         """Chunks of the history that there are before chunk `chunk`, a number or an array."""
         return jnp.minimum(chunk, self.history)
 
-    def sink_time(self, chunk, frames: int):
+    def sink_time(self, chunk: jax.Array | int, frames: int) -> jax.Array | int | None:
         """Time of the sink on the clock of the window of a chunk.
 
         Rotary positions act by differences alone, so this is all in which the choices differ:
@@ -88,7 +89,7 @@ class DiTConfig:
       image_width: Width of image-encoder tokens, None without them.
       image_length: Image-encoder tokens.
       audio_feature_width: Width U of one audio feature frame.
-      audio_window: Feature frames R that one latent frame looks at.
+      audio_window: Feature frames R that one latent frame attends to.
       audio_hidden: Hidden width of the audio projection.
       audio_tokens: Audio tokens A per latent frame.
       audio_width: Width E of an audio token.

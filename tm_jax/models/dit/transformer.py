@@ -1,5 +1,7 @@
 """The audio-driven video transformer: teacher and student share these parameters."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -17,6 +19,7 @@ from tm_jax.models.dit import preconditioning
 from tm_jax.nn import embeddings
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 _TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
 
@@ -51,6 +54,10 @@ class Embedded:
     context: Context
 
 
+# Velocity [B, T, H, W, C] and the keys and values of self-attention of every layer.
+Output = tuple[jax.Array, list[blocks.KeyValue]]
+
+
 class Embedding(nn.Module):
     """Two-layer perceptron of Wan's time and text embeddings.
 
@@ -61,7 +68,7 @@ class Embedding(nn.Module):
     """
 
     width: int
-    activation: callable
+    activation: Callable[[jax.Array], jax.Array]
     dtype: jnp.dtype
 
     @nn.compact
@@ -112,7 +119,7 @@ class DiT(nn.Module):
         self.patch_embedding = linear.Dense(c.width, (axes.EMBED, axes.WIDTH), dtype)
         self.time_embedding = Embedding(c.width, nn.silu, jnp.float32)
         self.time_projection = linear.Dense(6 * c.width, (axes.EMBED, axes.MLP))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, axes.WIDTH))
+        zeros = parameters.named(nn.initializers.zeros, (None, axes.WIDTH))
         self.mode_embedding = self.param("mode_embedding", zeros, (c.modes, c.width))
         if c.text_width is not None:
             self.text_embedding = Embedding(c.width, nn.gelu, dtype)
@@ -121,29 +128,32 @@ class DiT(nn.Module):
         self.audio_projection = audio_lib.AudioProjection(c, dtype)
         block = nn.remat(blocks.Block, static_argnums=(3,)) if self.remat else blocks.Block
         self.blocks = [block(c, dtype) for _ in range(c.num_layers)]
-        normal = nn.with_logical_partitioning(
-            nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH)
-        )
+        normal = parameters.named(nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH))
         self.head_modulation = self.param("head_modulation", normal, (2, c.width))
         self.head = linear.Dense(
             c.latent_channels * c.patch**2, (axes.EMBED, None), dtype, zero=True
         )
 
-    def context(self, text=None, image=None, face_mask=None) -> Context:
+    def context(
+        self, text: jax.Array | None = None, image: jax.Array | None = None,
+        face_mask: jax.Array | None = None,
+    ) -> Context:
         """Embeds what never changes in a stream.
 
         Args:
           text: Text features [B, text_length, text_width], when the config has text.
           image: Image-encoder tokens [B, image_length, image_width], likewise.
-          face_mask: [B, P] in 0..1.
+          face_mask: [B, P] in 0..1; always needed.
 
         Returns:
           Context for `__call__`.
 
         Raises:
-          ValueError: A shape differs from the config.
+          ValueError: The mask is missing, or a shape differs from the config.
         """
         c = self.config
+        if face_mask is None:
+            raise ValueError("face_mask: expected weights [B, P], got None.")
         shapes.check(face_mask, "B P", "face_mask")
         if c.text_width is not None:
             shapes.check(text, "B L D", "text", L=c.text_length, D=c.text_width)
@@ -154,7 +164,7 @@ class DiT(nn.Module):
         layers = [block.context(text, image) for block in self.blocks]
         return Context(layers=layers, face_mask=face_mask)
 
-    def audio(self, windows) -> list:
+    def audio(self, windows: jax.Array) -> list[blocks.KeyValue]:
         """Audio keys and values of every layer from windows [B, T, R, U]."""
         tokens = self.audio_projection(windows)
         return [block.audio(tokens) for block in self.blocks]
@@ -242,7 +252,7 @@ class DiT(nn.Module):
         return out, states
 
 
-def touch(model: DiT):
+def touch(model: DiT) -> Output:
     """Runs a transformer once on zeros: `model.init(key, method=touch)` makes all parameters.
 
     Parameters depend on no size of a picture, so the smallest one serves every preset.

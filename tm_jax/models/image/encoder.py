@@ -11,6 +11,7 @@ from tm_jax.nn import embeddings
 from tm_jax.nn import encoder_layer
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 
 class CLIPVision(nn.Module):
@@ -29,7 +30,7 @@ class CLIPVision(nn.Module):
 
         def table(name, *shape):
             names = (None,) * (len(shape) - 1) + (axes.WIDTH,)
-            init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), names)
+            init = parameters.named(nn.initializers.normal(c.width**-0.5), names)
             return self.param(name, init, shape)
 
         self.patch_embedding = linear.Dense(
@@ -91,4 +92,4 @@ def init(config: config_lib.CLIPConfig, key: jax.Array) -> dict:
     """Random parameters, boxed with their logical axis names."""
     model = CLIPVision(config)
     pictures = jnp.zeros((1, config.picture, config.picture, 3))
-    return model.init(key, pictures, method=model.hidden_states)["params"]
+    return dict(model.init(key, pictures, method=model.hidden_states)["params"])

@@ -57,7 +57,7 @@ def cut(frames: jax.Array, box: jax.Array, size: int) -> jax.Array:
 
 def paste(
     paint: jax.Array, hidden: jax.Array, picture: jax.Array, box: jax.Array, face: jax.Array
-):
+) -> jax.Array:
     """Paints over the picture what changes in the square, fading at the edge of the face.
 
     With the head at rest nothing else of the picture moves, and what stays is as sharp as it
@@ -147,7 +147,7 @@ def _ramp(low, high, count):
     return smooth_step(jnp.minimum(at - low, high - at) / (high - low), 0.0, _MARGIN)
 
 
-def smooth_step(x, low, high):
+def smooth_step(x: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Smooth step from 0 at `low` to 1 at `high`."""
     t = jnp.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from tm_jax.core import axes
 from tm_jax.nn import linear
 
-_SIDE = 64  # Pixels of the thumbnail that is looked at.
+_SIDE = 64  # Pixels of the thumbnail that is read.
 _SPREAD = jnp.array([0.1, 0.1, 0.2, 0.2])  # Of centres (pictures) and sizes (log).
 _TYPICAL = jnp.array([0.5, 0.5, 0.27, 0.235])  # Centre y, x; half height, half width.
 
@@ -43,7 +43,7 @@ def boxes(numbers: jax.Array) -> jax.Array:
 
 
 def numbers(boxes: jax.Array) -> jax.Array:
-    """What a locator should say of boxes [B, 4]: the inverse of `boxes`."""
+    """The locator's targets for boxes [B, 4]: the inverse of `boxes`."""
     centre = 0.5 * (boxes[:, :2] + boxes[:, 2:])
     half = 0.5 * (boxes[:, 2:] - boxes[:, :2])
     return jnp.concatenate(

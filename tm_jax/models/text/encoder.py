@@ -15,6 +15,7 @@ from tm_jax.models.text import config as config_lib
 from tm_jax.nn import attention
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 _STREAM = (axes.BATCH, axes.TOKENS, axes.WIDTH)
 _HEADS = (axes.BATCH, axes.TOKENS, axes.HEADS, None)
@@ -77,9 +78,7 @@ class UMT5Layer(nn.Module):
         self.o = dense(c.width, axes.HEADS, axes.EMBED)
         self.position_bias = self.param(
             "position_bias",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(c.buckets**-0.5), (None, axes.HEADS)
-            ),
+            parameters.named(nn.initializers.normal(c.buckets**-0.5), (None, axes.HEADS)),
             (c.buckets, c.num_heads),
         )
         self.norm_mlp = norms.RMSNorm(c.epsilon)
@@ -133,9 +132,7 @@ class UMT5Encoder(nn.Module):
         c = self.config
         self.token_embedding = self.param(
             "token_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), (axes.VOCAB, axes.EMBED)
-            ),
+            parameters.named(nn.initializers.normal(1.0), (axes.VOCAB, axes.EMBED)),
             (c.vocab, c.width),
         )
         self.blocks = [UMT5Layer(c, self.dtype) for _ in range(c.num_layers)]
@@ -170,4 +167,4 @@ class UMT5Encoder(nn.Module):
 def init(config: config_lib.UMT5Config, key: jax.Array) -> dict:
     """Random parameters, boxed with their logical axis names."""
     ids = jnp.zeros((1, 2), jnp.int32)
-    return UMT5Encoder(config).init(key, ids, ids)["params"]
+    return dict(UMT5Encoder(config).init(key, ids, ids)["params"])

@@ -1,6 +1,6 @@
 """One call: a stream, the voice that drives it, and whoever is connected at the moment.
 
-Lives in the event loop. It knows no transport: a `Connection` takes messages and chunks.
+Lives in the event loop. It depends on no transport: a `Connection` takes messages and chunks.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import numpy as np
 from tm_jax.serving import config as config_lib
 from tm_jax.serving.calls import voice as voice_lib
 from tm_jax.serving.calls import voicing
+from tm_jax.serving.runtime import engine as engine_lib
 from tm_jax.serving.runtime import metrics as metrics_lib
 from tm_jax.serving.runtime import pacing
 from tm_jax.serving.runtime import stream as stream_lib
@@ -33,7 +34,7 @@ _COMPLAIN_S = 5.0  # The same complaint is not repeated sooner.
 class Connection(Protocol):
     """What carries a call to its client."""
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Queues a message of `protocol`; never waits."""
 
     def show(self, chunk: stream_lib.Chunk, own_voice: bool) -> None:
@@ -57,7 +58,6 @@ class Call:
       id: Public identifier.
       secret: What `hello.resume` must name.
       address: Where the caller comes from; for limits only.
-      stream: The avatar.
       mode: What drives it, of `protocol.MODES`.
       started_s: When it began.
       lost_s: Since when nobody is connected, or None.
@@ -77,15 +77,16 @@ class Call:
           gallery: Characters.
           agents: Voices for mode "agent", by identifier.
           metrics: Where figures go.
-          load: Says how many callers there are, and how many there can be.
+          load: Returns how many callers there are, and how many there can be.
           clock: Seconds.
         """
         self.id, self.secret = secrets.token_urlsafe(9), secrets.token_urlsafe(24)
         self.address = address
         self._limits, self._gallery, self._agents = limits, gallery, agents
         self._metrics, self._load, self._clock = metrics, load, clock
-        self.stream: stream_lib.Stream | None = None
-        self.mode, self._agent, self._character = "mirror", None, ""
+        self._stream: stream_lib.Stream | None = None
+        self.mode, self._character = "mirror", ""
+        self._agent: voice_lib.Agent | None = None
         self.started_s = self._alive_s = clock()
         self.lost_s: float | None = self.started_s
         self.ended: str | None = None
@@ -102,15 +103,21 @@ class Call:
         self._warned_of: str | None = None
         self._chunk_frames = 1
 
+    @property
+    def stream(self) -> stream_lib.Stream:
+        """The avatar; there is one from `begin` on."""
+        assert self._stream is not None, "the call has not begun"
+        return self._stream
+
     # Its course.
 
-    def begin(self, engine, start: messages.Start, raw: bool = False) -> None:
+    def begin(self, engine: engine_lib.Engine, start: messages.Start, raw: bool = False) -> None:
         """Opens the stream and starts the voice.
 
         Args:
           engine: The engine.
           start: What the caller asked for.
-          raw: Whether the connection wants frames as arrays.
+          raw: Whether the connection takes frames as arrays.
 
         Raises:
           engine.Full: No slot is free.
@@ -126,7 +133,7 @@ class Call:
             except RuntimeError:  # The loop has ended; so has the call.
                 pass
 
-        self.stream = engine.open(
+        self._stream = engine.open(
             character.picture, mode=start.avatar, raw=raw, notify=notify
         )
         self._character = character.id
@@ -170,8 +177,8 @@ class Call:
             self._connection.send(messages.Ended(reason=reason))
             self._connection.close(protocol.ERRORS.get(reason, 1000) or 1000)
             self._connection = None
-        if self.stream is not None:
-            self.stream.close()
+        if self._stream is not None:
+            self._stream.close()
         for task in self._tasks:
             task.cancel()
         self._farewell = asyncio.get_running_loop().create_task(self._voicing.close())
@@ -179,7 +186,7 @@ class Call:
 
     # Messages of the client.
 
-    def receive(self, message) -> None:
+    def receive(self, message: messages.Message) -> None:
         """Does what a message of the client asks.
 
         Raises:
@@ -224,7 +231,7 @@ class Call:
             return None
         if agent is None and self._agents:
             return next(iter(self._agents.values()))
-        if agent not in self._agents:
+        if agent is None or agent not in self._agents:
             known = ", ".join(self._agents) or "none is installed on this server"
             raise protocol.ProtocolError(
                 "unknown_agent", f"No such voice agent; there is: {known}."
@@ -263,6 +270,7 @@ class Call:
 
     def _make(self) -> voice_lib.Voice:
         if self.mode == "agent":
+            assert self._agent is not None  # `_choose` has found one.
             return self._agent.make()
         return voice_lib.Mirror() if self.mode == "mirror" else voice_lib.Player()
 
@@ -291,7 +299,7 @@ class Call:
 
     # What goes to the client.
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Sends a message if somebody is connected."""
         if self._connection is not None:
             self._connection.send(message)
@@ -318,11 +326,11 @@ class Call:
             self._connection.show(chunk, self._voicing.echo)
 
     def sent(self, chunk: stream_lib.Chunk, send_ms: float) -> None:
-        """Is told by the connection that a chunk has left."""
+        """Called by the connection when a chunk has left."""
         spans = {**chunk.spans, "send": send_ms}
         self._latencies.add(spans)
         self._metrics.add_spans(spans)
-        frames = len(chunk.jpegs) or len(chunk.frames)
+        frames = len(chunk.jpegs if chunk.frames is None else chunk.frames)
         self._metrics.frames.inc(frames)
         self._shown.add(self._clock())
         self._chunk_frames = frames
@@ -370,7 +378,7 @@ class Call:
             "idle": limits.idle_s - (now_s - self._alive_s),
             "lifetime": limits.lifetime_s - (now_s - self.started_s),
         }
-        reason = min(left, key=left.get)
+        reason = min(left, key=lambda name: left[name])
         if left[reason] <= 0:
             message = {
                 "idle": "Nothing was heard for a long time, so the call has ended.",

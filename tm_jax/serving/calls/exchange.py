@@ -2,7 +2,7 @@
 
 import asyncio
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import hmac
 import time
 
@@ -36,7 +36,7 @@ class Exchange:
 
     def __init__(
         self, engine: engine_lib.Engine, gallery: pictures.Gallery,
-        agents: list[voice_lib.Agent] = (), limits: config_lib.Limits | None = None,
+        agents: Sequence[voice_lib.Agent] = (), limits: config_lib.Limits | None = None,
         metrics: metrics_lib.Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         processors: processors_lib.Processors | None = None,
@@ -61,7 +61,7 @@ class Exchange:
         return [m for m in protocol.MODES if m != "agent" or self.agents]
 
     def welcome(self) -> messages.Welcome:
-        """What the server says to a new connection."""
+        """The server's first message to a new connection."""
         backend, limits = self.engine.backend, self.limits
         return messages.Welcome(
             version=protocol.VERSION, server=config_lib.VERSION, fps=backend.fps,
@@ -132,7 +132,7 @@ class Exchange:
         """Ends the oldest lost call of an address: its caller has come back anew."""
         lost = [c for c in self.calls.values() if c.address == address and c.lost_s is not None]
         if lost:
-            min(lost, key=lambda c: c.lost_s).end("lost")
+            min(lost, key=lambda c: c.lost_s or 0.0).end("lost")
 
     def resume(self, secret: str) -> call_lib.Call:
         """The call that a secret names.

@@ -3,18 +3,18 @@
 import numpy as np
 import scipy.signal
 
-_CONTEXT = 96  # Samples of 24 kHz on the left of a chunk that the filter looks at.
+_CONTEXT = 96  # Samples of 24 kHz on the left of a chunk that the filter reads.
 _UP, _DOWN = 2, 3  # 24 kHz to 16 kHz.
 
 
 class Hearing:
-    """Keeps the sound that lies before a chunk, as the models hear it."""
+    """Keeps the sound that lies before a chunk, at the models' rate."""
 
     def __init__(self, before: int, after: int):
         """Begins in silence.
 
         Args:
-          before: Samples of 16 kHz ahead of a chunk that the models hear.
+          before: Samples of 16 kHz ahead of a chunk that the models need.
           after: Samples of 16 kHz after it.
         """
         self._before, self._after = before, after

@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 
-_LEAST_S = 2.0  # A shorter time says nothing,
+_LEAST_S = 2.0  # A shorter time measures nothing,
 _MOST_S = 10.0  # and a longer one is over.
 _QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
@@ -66,7 +66,7 @@ class Processors:
             self._begin()
 
     def change(self, calls: int) -> None:
-        """Says how many calls there are from now on."""
+        """Sets how many calls there are from now on."""
         self._learn()
         if not self._calls:
             self._begin()  # What went on before the first one was not for calls.

@@ -40,7 +40,7 @@ class Line(Protocol):
         """
 
     def finish(self, item: str = "") -> None:
-        """Says that the utterance is complete.
+        """Completes the utterance.
 
         `Voice.finished` is called when its last sample has been played.
         """
@@ -96,13 +96,13 @@ class Voice(Protocol):
         """
 
     async def finished(self, item: str) -> None:
-        """Is told that an utterance was played to its end."""
+        """Called when an utterance was played to its end."""
 
     async def interrupted(self, played: Played) -> None:
-        """Is told that the caller pressed interrupt; speech has been flushed already."""
+        """Called when the caller pressed interrupt; speech has been flushed already."""
 
     async def heard_all(self) -> None:
-        """Is told that the caller's sound is complete, as at the end of a file."""
+        """Called when the caller's sound is complete, as at the end of a file."""
 
     async def close(self) -> None:
         """Ends; called once, whatever happened. Nothing of the line is used after it."""

@@ -1,6 +1,6 @@
-"""What the engine needs from devices; plain code that knows no model."""
+"""What the engine needs from devices; plain code, independent of any model."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,14 +51,14 @@ class Backend(Protocol):
     after: int
     depth: int
 
-    def lane(self, batch: int) -> object:
-        """Makes a lane of `batch` slots."""
+    def lane(self, batch: int) -> Any:
+        """Makes a lane of `batch` slots; what it is concerns the backend alone."""
 
-    def begin(self, lane: object, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: Any, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """Puts a new stream into a slot, whatever was there before."""
 
     def step(
-        self, lane: object, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
+        self, lane: Any, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
         others: np.ndarray | None = None,
     ) -> Job:
         """Dispatches the next chunk of all slots and returns at once.

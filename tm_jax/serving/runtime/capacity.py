@@ -99,6 +99,8 @@ def plan(
     Returns:
       The plan; of one stream if not even that is served in real time.
     """
+    if not batches:
+        raise ValueError("batches: expected at least one batch size, got none.")
     budget_s = utilisation * backend.chunk_frames / backend.fps
     best = None
     for batch in sorted(set(batches)):
@@ -116,6 +118,7 @@ def plan(
             best = found
         if not lanes or best.capacity >= most:
             break
+    assert best is not None  # The first batch is taken.
     if not best.real_time:
         logging.warning(
             "A chunk of %.2f s takes %.2f s here: even one call will stutter.",

@@ -7,6 +7,7 @@ slice by `device_put` while the host goes on.
 import dataclasses
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,19 @@ class _Lane:
 
     Attributes:
       batch: Slots.
+      shown: Chunks that each stream has shown, [B], on the host.
       start: Constant inputs of the streams, on the denoise slice; None before the first one.
       state: State of `denoise`, on the denoise slice.
       decoder: State of `decode`, on the decode slice.
       held: Chunks that each stream still speaks in pose auto, int32 [B].
-      shown: Chunks that each stream has shown, [B], on the host.
     """
 
     batch: int
-    start: object = None
-    state: object = None
-    decoder: object = None
-    held: object = None
-    shown: np.ndarray | None = None
+    shown: np.ndarray
+    start: Any = None
+    state: Any = None
+    decoder: Any = None
+    held: jax.Array | None = None
 
 
 class _Job:
@@ -81,7 +82,7 @@ class PipelineBackend:
             )
         return _Lane(batch, shown=np.zeros(batch, np.int64))
 
-    def begin(self, lane: _Lane, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: _Lane, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """See `backend.Backend`."""
         pipeline = self._pipeline
         keys = pipeline_lib.stream_key(seed, chunk)[None]
@@ -97,7 +98,10 @@ class PipelineBackend:
         lane.state = pipeline.insert(lane.state, slot, state)
         lane.decoder = pipeline.insert(lane.decoder, slot, decoder, decoder=True)
 
-    def step(self, lane: _Lane, sounds, poses, clear, others=None) -> _Job:
+    def step(
+        self, lane: _Lane, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
+        others: np.ndarray | None = None
+    ) -> _Job:
         """See `backend.Backend`."""
         pipeline = self._pipeline
         lane.shown += 1

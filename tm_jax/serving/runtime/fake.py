@@ -1,4 +1,4 @@
-"""Devices for tests: frames whose pixels say what was heard, after a chosen time."""
+"""Devices for tests: frames whose pixels encode the input, after a chosen time."""
 
 import threading
 import time
@@ -42,15 +42,15 @@ class FakeBackend:
         """A list of streams: [red level, chunk]."""
         return [[0, 0] for _ in range(batch)]
 
-    def begin(self, lane: list, slot: int, picture: np.ndarray, seed: int, chunk: int):
+    def begin(self, lane: list, slot: int, picture: np.ndarray, seed: int, chunk: int) -> None:
         """See `backend.Backend`."""
         self._work(self.begin_s)
         lane[slot] = [int(picture[..., 0].mean()), 0]
 
     def step(
         self, lane: list, sounds: np.ndarray, poses: np.ndarray, clear: np.ndarray,
-        others: np.ndarray | None = None,
-    ):
+        others: np.ndarray | None = None
+    ) -> backend.Job:
         """See `backend.Backend`."""
         self._work(0)
         self.steps += 1
@@ -60,7 +60,8 @@ class FakeBackend:
         loud = np.abs(own.reshape(len(lane), self.chunk_frames, samples)).mean(-1)  # [B, F]
         frames = np.zeros((len(lane), self.chunk_frames, self.height, self.width, 3), np.uint8)
         half = self.height // 2
-        frames[:, :, :half] = np.uint8(np.clip(loud * 1000, 0, 255))[..., None, None, None]
+        level = np.clip(loud * 1000, 0, 255).astype(np.uint8)  # [B, F]
+        frames[:, :, :half] = level[..., None, None, None]
         for slot, stream in enumerate(lane):
             frames[slot, :, half:] = stream[0]
             frames[slot, :, half:, self.width // 2 :] = stream[1] * 8 % 256

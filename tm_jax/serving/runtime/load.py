@@ -6,6 +6,7 @@ measures from the capture of a sample to the frame that moves with it.
 
 import asyncio
 import dataclasses
+import os
 import pathlib
 import time
 
@@ -24,7 +25,7 @@ _PLAYED_S = 1.0
 
 @dataclasses.dataclass
 class Report:
-    """What one caller saw; times in milliseconds.
+    """What one caller measured; times in milliseconds.
 
     Attributes:
       connect_ms: Until `welcome`.
@@ -83,7 +84,7 @@ class Player:
         return due_s
 
 
-def speech(path: str | None = None) -> np.ndarray:
+def speech(path: str | os.PathLike | None = None) -> np.ndarray:
     """A sound file, or a bundled recording, as int16 [n] at 24 kHz."""
     if path is None:
         path = pathlib.Path(__file__).parents[2] / "assets" / "voices" / "dashwood_leisure.flac"
@@ -102,14 +103,14 @@ async def visit(
 
     Args:
       url: Address of the server.
-      speech: What the caller says, int16 [n] at 24 kHz; repeated.
+      speech: Sound that the caller sends, int16 [n] at 24 kHz; repeated.
       seconds: Length of the call.
       token: Access token of the server.
       mode: "mirror", or another one of `protocol.MODES`.
       buffer_s: Play-out buffer.
 
     Returns:
-      What the caller saw; `error` is set if the server refused or broke off.
+      What the caller measured; `error` is set if the server refused or broke off.
     """
     report = Report()
     started_s = time.monotonic()
@@ -125,7 +126,7 @@ async def visit(
             finally:
                 speaker.cancel()
             await call.stop()
-    except (OSError, protocol.ProtocolError, TimeoutError) as error:
+    except (OSError, protocol.ProtocolError) as error:
         report.error = f"{getattr(error, 'code', type(error).__name__)}: {error}"
     return report
 
@@ -165,7 +166,7 @@ async def _watch(call, report, seconds, started_s, captured, buffer_s) -> None:
         if message.source != protocol.NO_SOURCE and began_s is not None:
             sample_s = began_s + message.source % piece / protocol.SAMPLE_RATE
             report.voice_to_lips.append(1000 * (shown_s - sample_s))
-        if now_s - reported_s > _PLAYED_S:
+        if reported_s is None or now_s - reported_s > _PLAYED_S:
             reported_s = now_s
             await call.send(messages.Played(
                 generation=message.generation, frame=max(0, message.frame - 3),

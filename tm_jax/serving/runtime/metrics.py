@@ -1,5 +1,6 @@
 """Figures of a server in the format of Prometheus."""
 
+from collections.abc import Callable, Iterator
 import os
 import time
 
@@ -64,7 +65,7 @@ class Metrics:
         self._gauges = None
         registry.register(self)
 
-    def watch(self, gauges) -> None:
+    def watch(self, gauges: Callable[[], dict[str, tuple[str, float]]]) -> None:
         """Sets the function that returns present values: name -> (text, value)."""
         self._gauges = gauges
 
@@ -84,7 +85,7 @@ class Metrics:
             self.voice_to_lips.observe(played.voice_to_lips_ms / 1000)
 
     def forget(self, session: str) -> None:
-        """Forgets a session that has ended."""
+        """Drops the figures of a session that has ended."""
         self._late.pop(session, None)
 
     def percentiles(self) -> dict[str, dict[str, float]]:
@@ -95,7 +96,7 @@ class Metrics:
         """All figures."""
         return prometheus_client.generate_latest(self._registry)
 
-    def collect(self):
+    def collect(self) -> Iterator[core.Metric]:
         """Called by the registry: present values and quantiles."""
         quantiles = core.GaugeMetricFamily(
             "tm_jax_span_quantile_seconds", "Quantiles of the last chunks.",

@@ -17,7 +17,7 @@ from tm_jax.serving.transport import protocol
 RATE = protocol.SAMPLE_RATE
 
 _STALLED_S = 0.25  # No more sound is expected after a pause of this length.
-_WATCHED = 6  # Chunks whose least surplus says how much delay is not needed.
+_WATCHED = 6  # Chunks whose least surplus is the delay that is not needed.
 _SPARE_S = 0.02  # Surplus that is kept.
 _TRIM_QUIET_S, _TRIM_S = 0.04, 0.2  # Surplus that is cut: in silence, in any case.
 _MOST_LIVE_S = 1.0  # Beyond this a live queue is cut at once.
@@ -114,7 +114,7 @@ class SoundQueue:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all sound that waits."""
+        """Discards all sound that waits."""
         self._pieces: collections.deque[_Piece] = collections.deque()
         self._samples = 0
         self._offsets: dict[str, int] = {}
@@ -143,7 +143,7 @@ class SoundQueue:
         return True
 
     def finish(self) -> None:
-        """Says that what waits is the end of an utterance."""
+        """Marks the end of an utterance after what waits."""
         self._finished = True
 
     def take(self, now_s: float, pts: int) -> Taken:

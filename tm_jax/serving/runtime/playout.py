@@ -6,6 +6,7 @@ stay together whatever was late. Plain code without sockets; the transport calls
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 
 import av
@@ -39,7 +40,7 @@ class Item:
     frame: int
     image: np.ndarray
     pcm: np.ndarray
-    done: object = None
+    done: Callable[[], None] | None = None
 
 
 class Playout:

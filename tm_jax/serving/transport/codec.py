@@ -6,6 +6,7 @@ import math
 import struct
 import types
 import typing
+from typing import Any
 
 from tm_jax.serving.transport import messages
 from tm_jax.serving.transport import protocol
@@ -21,7 +22,7 @@ _TYPES = {kind: name for name, kind in {**messages.FROM_CLIENT, **messages.FROM_
 _HINTS = {kind: typing.get_type_hints(kind) for kind in _TYPES}
 
 
-def to_text(message) -> str:
+def to_text(message: messages.Message) -> str:
     """A message of `messages` as JSON; fields that are None are left out."""
     fields = {k: v for k, v in vars(message).items() if v is not None}
     return json.dumps(
@@ -29,7 +30,7 @@ def to_text(message) -> str:
     )
 
 
-def from_client(text: str):
+def from_client(text: str) -> messages.Message:
     """Reads a text message of a client.
 
     Raises:
@@ -43,12 +44,12 @@ def from_client(text: str):
     return _parse(text, messages.FROM_CLIENT)
 
 
-def from_server(text: str):
+def from_server(text: str) -> messages.Message:
     """Reads a text message of the server; raises `ProtocolError`."""
     return _parse(text, messages.FROM_SERVER)
 
 
-def start_from(fields) -> messages.Start:
+def start_from(fields: Any) -> messages.Start:
     """Reads the fields of `Start` out of a JSON object; raises `ProtocolError`."""
     if not isinstance(fields, dict):
         raise protocol.ProtocolError(

@@ -1,6 +1,8 @@
 """What client and server say to each other in a call, message by message."""
 
+from collections.abc import Collection
 import dataclasses
+from typing import Any, TypeAlias
 
 from tm_jax.serving.transport import protocol
 
@@ -8,13 +10,16 @@ _TEXT = 4096  # Longest string in a message of a client.
 _WORD = 256  # Longest identifier.
 
 
-def _word(default=dataclasses.MISSING, choices=None, longest=_WORD):
+def _word(
+    default: Any = dataclasses.MISSING, choices: Collection[str] | None = None,
+    longest: int = _WORD,
+) -> Any:
     return dataclasses.field(
         default=default, metadata={"choices": choices, "longest": longest}
     )
 
 
-def _count(default=dataclasses.MISSING):
+def _count(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"least": 0, "most": 0xFFFFFFFF})
 
 
@@ -384,6 +389,11 @@ def _table(*kinds):
     return dict(zip(names, kinds))
 
 
+Message: TypeAlias = (
+    Hello | Start | Mode | Avatar | Character | Interrupt | SpeechEnd | Reset | Played | Ping
+    | Stop | Welcome | Started | State | Caption | Interrupted | Timing | Stats | Pong | Ending
+    | Ended | Error | Sound | Frames
+)  # fmt: skip
 FROM_CLIENT = _table(
     Hello, Start, Mode, Avatar, Character, Interrupt, SpeechEnd, Reset, Played, Ping, Stop
 )

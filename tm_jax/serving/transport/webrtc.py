@@ -13,6 +13,7 @@ import aioice.ice
 import aiortc
 from aiortc import jitterbuffer
 from aiortc import mediastreams
+from aiortc import sdp as sdp_lib
 import av
 import numpy as np
 
@@ -128,8 +129,9 @@ class PeerConnection:
         try:
             while True:
                 frame = await track.recv()
-                if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
-                    kind = frame.sample_rate, frame.layout.name, frame.format.name
+                found = frame.sample_rate, frame.layout.name, frame.format.name
+                if resampler is None or kind != found:
+                    kind = found
                     resampler = av.AudioResampler("s16", "mono", protocol.SAMPLE_RATE)
                 for part in resampler.resample(frame):
                     if self._call.ended is None and not self._closed:
@@ -146,7 +148,7 @@ class PeerConnection:
 
     # What goes out.
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """See `call.Connection`."""
         text = codec.to_text(message)
         if self._channel is None:
@@ -161,6 +163,7 @@ class PeerConnection:
     def show(self, chunk: stream_lib.Chunk, own_voice: bool) -> None:
         """See `call.Connection`."""
         del own_voice  # The client knows its mode.
+        assert chunk.frames is not None  # The stream is raw.
         samples = len(chunk.pcm) // len(chunk.frames)
         shown_s = time.perf_counter()
 
@@ -212,6 +215,7 @@ class PeerConnection:
         asyncio.get_running_loop().call_later(_FAREWELL_S, self.end)
 
     def end(self) -> None:
+        """Closes the connection; may be called twice."""
         if not self._closed:
             self._closed = True
             self._timer.cancel()
@@ -268,7 +272,7 @@ class Peers:
             raise protocol.ProtocolError("bad_message", "Expected `sdp` of an `offer`.")
         try:
             offer = aiortc.RTCSessionDescription(sdp=sdp, type="offer")
-            aiortc.sdp.SessionDescription.parse(sdp)
+            sdp_lib.SessionDescription.parse(sdp)
         except Exception as error:  # The parser raises whatever its code runs into.
             raise protocol.ProtocolError("bad_message", "The `sdp` cannot be read.") from error
         resume = fields.get("resume")

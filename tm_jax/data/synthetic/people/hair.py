@@ -1,12 +1,16 @@
 """Hair and beards: ribbons of strands that grow from the scalp, are combed, and fall."""
 
 import dataclasses
+import typing
 
 import numpy as np
 from scipy import spatial
 
 from tm_jax.data.synthetic.people import paint
 from tm_jax.data.synthetic.people import surfaces
+
+if typing.TYPE_CHECKING:  # It builds figures with what this module makes.
+    from tm_jax.data.synthetic.people import figure as figure_lib
 
 _GRAVITY = np.array([0.0, -1.0, 0.0])
 _CROWN = np.array([0.0, 8.42, -0.02])  # Where hair turns, on the template.
@@ -91,7 +95,7 @@ class _Body:
         self.points = figure.rest[self.rows].astype(np.float64)
         self.normals = figure.vertex_normals(figure.rest)[self.rows].astype(np.float64)
         self.extra = cloth * surfaces.step(5.75, 5.45, figure.canon[self.rows, 1])
-        self.tree = spatial.cKDTree(self.points)
+        self.tree = spatial.KDTree(self.points)
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nearest row, smooth normal [P, 3], and height over the surface [P]."""
@@ -205,7 +209,10 @@ def _march(style: Style, figure, body: _Body, roots, normals, canon, rng):
     return lines, outward
 
 
-def ribbons(lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng, taper=0.35):
+def ribbons(
+    lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng: np.random.Generator,
+    taper: float = 0.35
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Flat ribbons along middle lines [S + 1, P, 3].
 
     Returns:
@@ -220,7 +227,7 @@ def ribbons(lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng, tape
     shape = 1 - (1 - taper) * np.clip((t - 0.6) / 0.4, 0, 1) ** 1.5
     half = 0.5 * width[None, :, None] * shape[:, None, None]
     position = np.stack([lines - across * half, lines + across * half], 2)  # [S+1, P, 2, 3]
-    # A ribbon is rounded: its sides look aside.
+    # A ribbon is rounded: the normals of its sides turn outward.
     normal = surfaces.unit(np.stack([outward - 0.35 * across, outward + 0.35 * across], 2))
     uv = np.empty(position.shape[:3] + (4,))
     uv[..., 0] = np.array([0.0, 1.0])
@@ -228,11 +235,14 @@ def ribbons(lines: np.ndarray, outward: np.ndarray, width: np.ndarray, rng, tape
     uv[..., 2] = rng.random(count)[None, :, None]
     uv[..., 3] = 1.0
     order = (1, 0, 2, 3)
-    flat = [a.transpose(order).reshape(-1, a.shape[-1])
-            for a in (position, normal, np.repeat(tangent[:, :, None], 2, 2), uv)]  # fmt: skip
+
+    def flat(a: np.ndarray) -> np.ndarray:
+        return a.transpose(order).reshape(-1, a.shape[-1])
+
     grid = surfaces.grid_faces(steps + 1, 2, False)
     faces = (grid[None] + (np.arange(count) * (steps + 1) * 2)[:, None, None]).reshape(-1, 3)
-    return *flat, faces
+    tangent = np.repeat(tangent[:, :, None], 2, 2)
+    return flat(position), flat(normal), flat(tangent), flat(uv), faces
 
 
 def _weights(position: np.ndarray, figure) -> np.ndarray:
@@ -244,7 +254,7 @@ def _weights(position: np.ndarray, figure) -> np.ndarray:
     return weights
 
 
-def build(figure, below: float | None = None) -> list[surfaces.Surface]:
+def build(figure: "figure_lib.Figure", below: float | None = None) -> list[surfaces.Surface]:
     """The hair of a person.
 
     Args:
@@ -345,7 +355,7 @@ def _join(parts, figure, identity, follow=None) -> surfaces.Surface:
     )  # fmt: skip
 
 
-def beard(figure) -> list[surfaces.Surface]:
+def beard(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """Ribbons of a beard or moustache, which follow the skin of the moving face."""
     identity = figure.identity
     if identity.beard in ("none", "stubble"):

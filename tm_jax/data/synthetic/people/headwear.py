@@ -1,10 +1,15 @@
 """Scarves, caps, beanies and glasses."""
 
+import typing
+
 import numpy as np
 from scipy import ndimage
 
 from tm_jax.data.synthetic.people import clothes
 from tm_jax.data.synthetic.people import surfaces
+
+if typing.TYPE_CHECKING:  # It builds figures with what this module makes.
+    from tm_jax.data.synthetic.people import figure as figure_lib
 
 _ANGLES = np.linspace(-np.pi, np.pi, 64, endpoint=False)
 
@@ -48,7 +53,7 @@ def _on_head(points: np.ndarray) -> np.ndarray:
     return weights
 
 
-def cap(figure) -> list[surfaces.Surface]:
+def cap(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """A baseball cap: dome, sweatband's edge and brim."""
     identity = figure.identity
     bottom = _mark(figure, [0, 7.68, 1.3])[1]
@@ -73,7 +78,7 @@ def cap(figure) -> list[surfaces.Surface]:
     return [*result, upper, lower]
 
 
-def beanie(figure) -> list[surfaces.Surface]:
+def beanie(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """A knitted hat with a folded edge."""
     identity = figure.identity
     bottom = _mark(figure, [0, 7.74, 1.3])[1]
@@ -94,7 +99,7 @@ def beanie(figure) -> list[surfaces.Surface]:
     return [*result, surfaces.from_grid(fold, _on_head(fold), material, wrap=True)]
 
 
-def hijab(figure) -> list[surfaces.Surface]:
+def hijab(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """A scarf around head and neck that falls on the chest, open for the face."""
     identity = figure.identity
     rng = np.random.default_rng([identity.seed, 602214])
@@ -142,7 +147,7 @@ def hijab(figure) -> list[surfaces.Surface]:
     return [cloth]
 
 
-def glasses(figure) -> list[surfaces.Surface]:
+def glasses(figure: "figure_lib.Figure") -> list[surfaces.Surface]:
     """Frames around the eyes, a bridge, and the temples to the ears."""
     rng = np.random.default_rng([figure.identity.seed, 173205])
     dark = np.array([0.06, 0.055, 0.05])

@@ -6,6 +6,7 @@ decimal digit is 9 belongs to the held-out set and must never be trained on.
 
 import colorsys
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def _spread(part: str, target: str) -> float:
     return {"eyes": 0.75, "mouth": 0.75, "head": 0.8}.get(part, 1.0)
 
 
-def sample(seed: int, **fixed: object) -> Identity:
+def sample(seed: int, **fixed: Any) -> Identity:
     """Draws a person.
 
     Args:
@@ -262,7 +263,7 @@ def sample(seed: int, **fixed: object) -> Identity:
     cloth = _hsv(accent, muted, rng.uniform(0.16, 0.85))
     trim = _hsv(accent + rng.choice([0.0, 0.08, 0.5]), muted * 0.6, rng.uniform(0.7, 0.95))
     colour = rng.random()
-    values = dict(
+    values: dict[str, Any] = dict(
         seed=int(seed), race=race, female=female, age=age,
         weight=float(np.clip(rng.normal(0.48, 0.14), 0.15, 0.85)),
         skin=skin, melanin=melanin, lips=_lips(rng, skin, makeup), makeup=makeup,

@@ -6,6 +6,7 @@ small matrix product on the CPU and one pass at a larger size, reduced by averag
 
 import dataclasses
 import types
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ def _moderngl() -> types.ModuleType:
     return moderngl
 
 
-def create_context():
+def create_context() -> Any:
     """An OpenGL context without a window.
 
     Raises:
@@ -95,7 +96,7 @@ class _Part:
     content: list
     faces: np.ndarray
     surface: surfaces.Surface | None = None
-    array: object = None
+    array: Any = None
 
 
 class Renderer:
@@ -218,7 +219,7 @@ class Renderer:
         ]  # fmt: skip
         matrix = np.diag([1 / _SPAN, 1 / _SPAN, -1 / 6.0, 1.0])
         matrix = matrix @ pose_lib.light_view(figure.identity.light.key)
-        matrix = matrix @ pose_lib.translation([0, 0.6, 0])
+        matrix = matrix @ pose_lib.translation(np.array([0, 0.6, 0]))
         softness = figure.identity.light.softness / _SPAN * 0.5
         clouds = [(figure.rest, figure.vertex_normals(figure.rest), figure.weights, 0.05)]
         front = figure.eyes + [0, 0, figure.radius * 1.25]
@@ -348,10 +349,10 @@ class Renderer:
         vertices = figure.vertices(np.asarray(actions, np.float32))
         self._move(vertices, figure)
         bones = pose_lib.bone_matrices(figure.joints, pose)
-        body = pose_lib.translation([pose.shift[0], pose.shift[1], 0])
+        body = pose_lib.translation(np.array([pose.shift[0], pose.shift[1], 0]))
         opening = float(np.clip(figure.opening(vertices) / 0.25, 0, 1))
         self._place(bones, body, pose, opening)
-        self._draw(actions, pose, bones, opening)
+        self._draw(figure, actions, pose, bones, opening)
         data = self._canvas.read(components=3, alignment=1)
         pixels = np.frombuffer(data, np.uint8).reshape(self._wide, self._wide, 3)[::-1]
         if self._wide != self.size:
@@ -373,7 +374,7 @@ class Renderer:
                 opening=opening, breath=pose.breath, turn=tuple(map(float, turn)),
             )  # fmt: skip
 
-    def _draw(self, actions, pose, bones, opening: float) -> None:
+    def _draw(self, figure: figure_lib.Figure, actions, pose, bones, opening: float) -> None:
         context, gl = self.context, self._gl
         self._canvas.use()
         self._canvas.clear()
@@ -388,13 +389,13 @@ class Renderer:
             if part.surface is None or part.array is None:
                 continue
             if part.program == "tip":
-                late.append(part)
+                late.append((part.surface, part.array))
                 continue
             self._set(part.program, **part.surface.uniforms)
             part.array.render()
         context.enable_only(gl.DEPTH_TEST | gl.CULL_FACE)
         self._parts["skin"].array.render()
-        self._draw_eyes(actions, pose, bones)
+        self._draw_eyes(figure, actions, pose, bones)
         context.enable_only(gl.DEPTH_TEST)
         if opening > 0.02:
             for name in ("teeth", "tongue"):
@@ -403,13 +404,12 @@ class Renderer:
         context.enable_only(gl.DEPTH_TEST | gl.BLEND)
         self._canvas.depth_mask = False
         self._parts["lashes"].array.render()
-        for part in late:
-            self._set(part.program, **part.surface.uniforms)
-            part.array.render()
+        for surface, array in late:
+            self._set("tip", **surface.uniforms)
+            array.render()
         self._canvas.depth_mask = True
 
-    def _draw_eyes(self, actions, pose, bones) -> None:
-        figure = self._figure
+    def _draw_eyes(self, figure: figure_lib.Figure, actions, pose, bones) -> None:
         for side, centre in enumerate(figure.eyes):
             vergence = 0.03 if side else -0.03
             turn = pose_lib.rotation(1, pose.gaze[0] + vergence)

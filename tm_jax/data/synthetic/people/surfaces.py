@@ -72,8 +72,8 @@ def grid_normals(points: np.ndarray, wrap: bool) -> np.ndarray:
 
 def from_grid(
     points: np.ndarray, weights: np.ndarray, uniforms: dict, *, wrap: bool,
-    uv: np.ndarray | None = None, edge: np.ndarray | None = None, occlusion=1.0, flip=False,
-    **settings: object,
+    uv: np.ndarray | None = None, edge: np.ndarray | None = None,
+    occlusion: np.ndarray | float = 1.0, flip: bool = False, casts: bool = True
 ) -> Surface:  # fmt: skip
     """A cloth surface from a grid of points [R, C, 3] with weights [R, C, 4].
 
@@ -86,7 +86,7 @@ def from_grid(
       edge: Signed distance to the edge [R, C]; all cloth by default.
       occlusion: [R, C] or a number.
       flip: Whether normals point to the other side.
-      **settings: Further fields of `Surface`.
+      casts: Whether it throws shadows.
     """
     rows, columns, _ = points.shape
     normal = grid_normals(points, wrap) * (-1 if flip else 1)
@@ -105,7 +105,7 @@ def from_grid(
     return Surface(
         kind="cloth", position=points.reshape(-1, 3), normal=normal.reshape(-1, 3),
         tangent=tangent.reshape(-1, 3), uv=full.reshape(-1, 4), weights=weights.reshape(-1, 4),
-        faces=faces, uniforms=uniforms, **settings,
+        faces=faces, uniforms=uniforms, casts=casts,
     )  # fmt: skip
 
 

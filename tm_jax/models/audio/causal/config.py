@@ -12,8 +12,8 @@ class AudioEncoderConfig:
       width: Channels of the hidden layers.
       features: Width U of a feature frame.
       dilations: Dilation of each causal three-tap layer after the first.
-      past: Frames that the first layer sees before the current one.
-      future: Frames that the first layer sees after the current one.
+      past: Frames that the first layer reads before the current one.
+      future: Frames that the first layer reads after the current one.
       outputs: What features predict in training: columns of a frame, such as logits of its
         phones, and voice activity.
       recalled: Earlier frames whose columns a feature predicts besides its own: which stop

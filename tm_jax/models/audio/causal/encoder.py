@@ -82,7 +82,7 @@ def log_mel(samples: jax.Array, mels: int, warp: jax.Array | None = None) -> jax
 
 
 class AudioEncoder(nn.Module):
-    """Convolutions over frames: one layer looks ahead, the others only back.
+    """Convolutions over frames: one layer reads later frames, the others only earlier ones.
 
     Attributes:
       config: Sizes.
@@ -110,7 +110,7 @@ class AudioEncoder(nn.Module):
 
         Args:
           samples: [B, MARGIN + 640 (history + n + future) + MARGIN] at 16 kHz.
-          warp: As in `log_mel`; None hears voices as they are.
+          warp: As in `log_mel`; None leaves voices as they are.
 
         Returns:
           [B, n, U].
@@ -146,7 +146,7 @@ def init(config: config_lib.AudioEncoderConfig, key: jax.Array) -> dict:
     model = AudioEncoder(config)
     frames = config.history + config.future + 1
     samples = jnp.zeros((1, frames * FRAME + 2 * MARGIN))
-    return model.init(key, samples, method=model.train)["params"]
+    return dict(model.init(key, samples, method=model.train)["params"])
 
 
 def _normalise(x):

@@ -89,7 +89,7 @@ class Wav2Vec2Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """The sliding window of sound that a stream hears for one chunk.
+    """The sliding window of sound from which a stream computes one chunk.
 
     The encoder attends in both directions: each of its states depends on the whole window.
     A window is [past | chunk | future]. Features of the chunk are kept, with those of a few
@@ -128,7 +128,7 @@ class WindowConfig:
         """Seconds of sound after the end of a chunk that its features depend on.
 
         This is latency, on top of the chunk's own length: features of a chunk can be
-        computed when that much sound after it has been heard, and they use all of it.
+        computed when that much sound after it has arrived, and they use all of it.
         """
         return self.future_frames / self.timing.fps
 

@@ -13,6 +13,7 @@ from tm_jax.models.audio.wav2vec2 import sound
 from tm_jax.nn import encoder_layer
 from tm_jax.nn import linear
 from tm_jax.nn import norms
+from tm_jax.nn import parameters
 
 
 class Hidden(NamedTuple):
@@ -54,16 +55,14 @@ class SampleConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, inputs, in] to [B, outputs, features]."""
         names = (None, axes.CHANNELS_IN, axes.CHANNELS_OUT)
-        init = nn.with_logical_partitioning(nn.initializers.he_normal(), names)
+        init = parameters.named(nn.initializers.he_normal(), names)
         kernel = self.param("kernel", init, (self.taps, x.shape[-1], self.features))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,), "VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         if self.bias:
-            zeros = nn.with_logical_partitioning(
-                nn.initializers.zeros, (axes.CHANNELS_OUT,)
-            )
+            zeros = parameters.named(nn.initializers.zeros, (axes.CHANNELS_OUT,))
             y = y + self.param("bias", zeros, (self.features,)).astype(self.dtype)
         return y
 
@@ -80,8 +79,8 @@ class TimeNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """Normalises [B, n, C]; statistics are of the valid positions [B, n] if given."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.CHANNELS_OUT,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.CHANNELS_OUT,))
+        ones = parameters.named(nn.initializers.ones, (axes.CHANNELS_OUT,))
+        zeros = parameters.named(nn.initializers.zeros, (axes.CHANNELS_OUT,))
         scale = self.param("scale", ones, (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
         y = x.astype(jnp.float32)
@@ -94,7 +93,7 @@ class TimeNorm(nn.Module):
 
 
 class PositionConv(nn.Module):
-    """Grouped convolution over time that tells the layers where a token stands.
+    """Grouped convolution over time: a positional embedding of the tokens.
 
     Its kernel is stored as published: a direction, and a length for every tap.
 
@@ -111,16 +110,16 @@ class PositionConv(nn.Module):
         """Maps tokens [B, n, D] to their positional embedding [B, n, D]."""
         c, width = self.config, x.shape[-1]
         names = (None, axes.CHANNELS_IN, axes.CHANNELS_OUT)
-        init = nn.with_logical_partitioning(nn.initializers.he_normal(), names)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.CHANNELS_OUT,))
+        init = parameters.named(nn.initializers.he_normal(), names)
+        ones = parameters.named(nn.initializers.ones, (None,))
+        zeros = parameters.named(nn.initializers.zeros, (axes.CHANNELS_OUT,))
         shape = (c.position_taps, width // c.position_groups, width)
         direction = self.param("direction", init, shape).astype(jnp.float32)
         scale = self.param("scale", ones, (c.position_taps,)).astype(jnp.float32)
         bias = self.param("bias", zeros, (width,))
         length = jnp.sqrt(jnp.square(direction).sum((1, 2), keepdims=True))
         kernel = direction * (scale[:, None, None] / length)
-        # An even kernel looks one token further back than ahead.
+        # An even kernel reaches one token further back than ahead.
         before = c.position_taps // 2
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), (1,),
@@ -173,11 +172,12 @@ class Wav2Vec2(nn.Module):
         x = samples[..., None].astype(self.dtype)
         for i, conv in enumerate(self.convs):
             x = conv(x)
-            if c.feature_norm == "layer":
-                x = self.conv_norms[i](x)
-            elif i == 0:
+            norm = self.conv_norms[i] if i < len(self.conv_norms) else None
+            if isinstance(norm, TimeNorm):
                 seen = None if valid is None else sound.covered(valid, c.taps[0], c.strides[0])
-                x = self.conv_norms[0](x, seen)
+                x = norm(x, seen)
+            elif norm is not None:
+                x = norm(x)
             x = nn.gelu(x, approximate=False)
         return x
 
@@ -188,7 +188,7 @@ class Wav2Vec2(nn.Module):
         """Runs the encoder.
 
         Args:
-          samples: Sound, [B, samples]; normalised (`sound.normalise`) if the config says so.
+          samples: Sound, [B, samples]; normalised (`sound.normalise`) if `config.normalise`.
           valid: Optional boolean [B, samples], False for padding in front or behind; states
             of padding are hidden from the others.
           padding_counts: Whether statistics over time (`feature_norm="group"`) include the
@@ -227,4 +227,4 @@ class Wav2Vec2(nn.Module):
 
 def init(config: config_lib.Wav2Vec2Config, key: jax.Array) -> dict:
     """Random parameters, boxed with their logical axis names."""
-    return Wav2Vec2(config).init(key, jnp.zeros((1, config.field)))["params"]
+    return dict(Wav2Vec2(config).init(key, jnp.zeros((1, config.field)))["params"])

@@ -27,7 +27,7 @@ def normalise(samples: jax.Array, valid: jax.Array | None = None) -> jax.Array:
 
 
 def covered(valid: jax.Array, taps: int, stride: int) -> jax.Array:
-    """Which outputs of a convolution saw valid inputs only.
+    """Which outputs of a convolution depend on valid inputs only.
 
     Args:
       valid: Boolean [B, inputs].
@@ -62,7 +62,7 @@ def to_video(
       [B, n, U] in the dtype of `features`.
 
     Raises:
-      ValueError: The encoder hears another sample rate than the timing's.
+      ValueError: The encoder's sample rate differs from the timing's.
     """
     if config.sample_rate != timing.sample_rate:
         raise ValueError(

@@ -2,9 +2,11 @@
 
 The encoder is not causal. In a stream it runs on a window of fixed length that slides by one
 chunk; the window's sound after the chunk is latency (`WindowConfig.lookahead_s`). Sound before
-the start of a stream is hidden from the encoder, not heard as silence; features of frames
+the start of a stream is masked from the encoder, not treated as silence; features of frames
 before the start are those of the first frame.
 """
+
+import typing
 
 import flax.struct
 import jax
@@ -20,7 +22,7 @@ from tm_jax.models.audio.wav2vec2 import sound
 
 @flax.struct.dataclass
 class SoundState:
-    """What a stream remembers between chunks.
+    """State of a stream between chunks.
 
     Attributes:
       samples: The sound before the next chunk's last part arrives: past and look-ahead,
@@ -49,8 +51,8 @@ def begin(window: config_lib.WindowConfig, first: jax.Array) -> SoundState:
 
 
 def step(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, state: SoundState,
-    samples: jax.Array,
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, state: SoundState,
+    samples: jax.Array
 ) -> tuple[jax.Array, SoundState]:
     """Features of the next chunk.
 
@@ -75,7 +77,7 @@ def step(
 
 
 def windowed(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, samples: jax.Array
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, samples: jax.Array
 ) -> jax.Array:
     """What a stream computes, for a whole clip at once; silence follows the clip.
 
@@ -104,8 +106,8 @@ def windowed(
 
 
 def whole(
-    model: encoder.Wav2Vec2, params, timing: timing_lib.Timing, samples: jax.Array,
-    valid: jax.Array | None = None,
+    model: encoder.Wav2Vec2, params: dict, timing: timing_lib.Timing, samples: jax.Array,
+    valid: jax.Array | None = None
 ) -> jax.Array:
     """Features of a clip without a window: every state may depend on all of the sound.
 
@@ -120,14 +122,15 @@ def whole(
       Features [B, n, U].
     """
     x = sound.normalise(samples, valid) if model.config.normalise else samples
-    hidden = model.apply({"params": params}, x, valid, padding_counts=False)
+    output = model.apply({"params": params}, x, valid, padding_counts=False)
+    hidden = typing.cast(encoder.Hidden, output)
     frames = samples.shape[1] // timing.samples_per_frame
     return sound.to_video(hidden.features(), model.config, timing, 0, frames)
 
 
 def window_features(
-    model: encoder.Wav2Vec2, params, window: config_lib.WindowConfig, samples: jax.Array,
-    heard: jax.Array,
+    model: encoder.Wav2Vec2, params: dict, window: config_lib.WindowConfig, samples: jax.Array,
+    heard: jax.Array
 ) -> jax.Array:
     """Features of the chunk in the middle of a window of sound.
 
@@ -142,9 +145,10 @@ def window_features(
       [B, window.kept, U].
     """
     age = window.samples - np.arange(window.samples)
-    valid = age <= heard[:, None]  # [B, window.samples]
+    valid = heard[:, None] >= age  # [B, window.samples]
     x = sound.normalise(samples, valid) if model.config.normalise else samples
-    hidden = model.apply({"params": params}, x, valid, padding_counts=False)
+    output = model.apply({"params": params}, x, valid, padding_counts=False)
+    hidden = typing.cast(encoder.Hidden, output)
     first = window.past_frames - window.before_frames
     features = sound.to_video(
         hidden.features(), model.config, window.timing, first, window.kept

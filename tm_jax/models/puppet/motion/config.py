@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# Drawn into the picture by the transformer, which is told them.
+# Drawn into the picture by the transformer, which is conditioned on them.
 EXPRESSION = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 # Applied to the picture by `pose.warp`.
 POSE = ("yaw", "pitch", "roll", "head_x", "head_y", "breath")
@@ -19,8 +19,8 @@ class MotionConfig:
       width: Hidden width.
       mlp_width: Width inside a residual block.
       layers: Residual blocks.
-      history: Latent frames of past motion that it sees.
-      heard: Latent frames before its own in which it hears the other party.
+      history: Latent frames of past motion in its input.
+      heard: Latent frames before its own whose features of the other party it reads.
       steps: Euler steps of its sampler.
       frames_per_latent: Pixel frames made at once.
     """
@@ -40,5 +40,5 @@ class MotionConfig:
 
     @property
     def heard_width(self) -> int:
-        """Numbers that tell it of the other party's voice."""
+        """Width of the features of the other party's voice."""
         return (self.heard + 1) * self.frames_per_latent * HEARD

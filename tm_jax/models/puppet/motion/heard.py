@@ -1,6 +1,6 @@
-"""What a listener hears of the other party: voice activity, now and a little while back.
+"""Features of the other party for a listener: voice activity, now and a little while back.
 
-A listener needs to know when somebody talks and when a phrase ends, not what is said. So the
+A listener reacts to when the other party talks and when a phrase ends, not to words. So the
 other voice comes as one number per video frame, its loudness, and activity is loudness that
 stands out from the quietest sound lately. That needs no weights, works at any level, and
 takes steady noise for silence soon. It streams: state in, state out, in steps of any length.
@@ -15,13 +15,13 @@ from tm_jax.models.puppet.motion import config as config_lib
 
 _RANGE_DB = config_lib.LOUDNESS_DB
 # In loudness, hence in 1/80 dB; a voice is 6 dB above the noise at least, 15 to 50 usually.
-_FIRST_FLOOR, _FIRST_PEAK = 0.25, 0.5  # -60 and -40 dB, until something is heard.
+_FIRST_FLOOR, _FIRST_PEAK = 0.25, 0.5  # -60 and -40 dB, until sound has come.
 _RISE = 2 / _RANGE_DB / 25  # The floor rises by 2 dB/s,
 _RISE_STEADY = 15 / _RANGE_DB / 25  # faster in steady sound, as only noise is;
 _STEADY = 1 / _RANGE_DB  # whose frames differ by about 1 dB or less, those of speech by 5.
 _FALL = 4 / _RANGE_DB / 25  # The peak falls by 4 dB/s.
 _FAST = 1 / 6  # Share of a frame in the averages over about 0.25 s.
-_JUMP = 6 / _RANGE_DB  # A jump counts no more than this, so that it is soon forgotten.
+_JUMP = 6 / _RANGE_DB  # A jump counts no more than this, so that its effect soon decays.
 _ABOVE = 6 / _RANGE_DB
 _SHARE = 0.35  # Of the way from floor to peak.
 _LEAST = 25 / _RANGE_DB  # -55 dB
@@ -31,7 +31,7 @@ _SLOW = 1 / 75  # Share of a frame in the average over about 3 s.
 
 @flax.struct.dataclass
 class HeardState:
-    """What was heard so far.
+    """State of the features: statistics of the sound so far.
 
     Attributes:
       floor: Loudness of the noise, [B].
@@ -51,7 +51,7 @@ class HeardState:
 
 
 def initial_state(config: config_lib.MotionConfig, batch: int) -> HeardState:
-    """State of `batch` streams that have heard nothing."""
+    """State of `batch` streams before any sound."""
     past = config.heard * config.frames_per_latent
     return HeardState(
         floor=jnp.full((batch,), _FIRST_FLOOR), peak=jnp.full((batch,), _FIRST_PEAK),
@@ -60,7 +60,9 @@ def initial_state(config: config_lib.MotionConfig, batch: int) -> HeardState:
     )
 
 
-def hear(config: config_lib.MotionConfig, state: HeardState, other):
+def hear(
+    config: config_lib.MotionConfig, state: HeardState, other: jax.Array
+) -> tuple[jax.Array, HeardState]:
     """Features of latent frames.
 
     Args:
@@ -70,7 +72,7 @@ def hear(config: config_lib.MotionConfig, state: HeardState, other):
         scale and below) to 1 (full scale), as `media/overheard.py` gives it.
 
     Returns:
-      Features [B, T, config.heard_width], zeros where nobody was heard for a while, and the
+      Features [B, T, config.heard_width], zeros after a while without a voice, and the
       next state.
     """
 

@@ -1,14 +1,16 @@
 """Draws the motion of the next latent frame from the past, the sound and chance.
 
-Who speaks moves with its own voice; who listens answers the other party's, if there is one.
+A speaker's motion follows its own voice; a listener's reacts to the other party's, if any.
 What the voice does not determine (when to blink, where to look, how the head drifts and
 nods) is drawn here, four pixel frames at a time, by flow matching in a space of 48 numbers.
-The transformer is told the expression and so has nothing left to guess, which matters for a
-few-step student: one that must guess shows the average of all guesses, and an average never
-blinks.
+The transformer is conditioned on the expression, so its output is nearly determined. A few-step
+student returns about the mean of what its conditions leave open, and a mean never blinks.
 
 Differs from the paper, whose 18 B transformer draws all motion itself.
 """
+
+import dataclasses
+import typing
 
 import flax.linen as nn
 import flax.struct
@@ -38,7 +40,7 @@ class MotionState:
 
     Attributes:
       history: Last frames of motion [B, history_frames, M], oldest first.
-      heard: What was heard of the other party.
+      heard: State of the features of the other party's voice.
       key: Key of every stream, [B].
       latent: Latent frames drawn so far, int32 [B].
     """
@@ -72,11 +74,11 @@ class MotionModel(nn.Module):
         self.second = [linear.Dense(c.width, plain, zero=True) for _ in range(c.layers)]
         self.head = linear.Dense(c.frames_per_latent * _COLUMNS, plain, zero=True)
 
-    def normalise(self, motion, history):
+    def normalise(self, motion: jax.Array, history: jax.Array) -> jax.Array:
         """Motion [B, 4, M] as its change since the last frame of `history`, in unit scale."""
         return (motion - history[:, -1:]) / jax.lax.stop_gradient(self.change)
 
-    def restore(self, x, history):
+    def restore(self, x: jax.Array, history: jax.Array) -> jax.Array:
         """Inverse of `normalise`."""
         return history[:, -1:] + x * jax.lax.stop_gradient(self.change)
 
@@ -109,7 +111,7 @@ class MotionModel(nn.Module):
         return self.head(nn.silu(y)).reshape(x.shape)
 
 
-def initial_state(config: config_lib.MotionConfig, keys) -> MotionState:
+def initial_state(config: config_lib.MotionConfig, keys: jax.Array) -> MotionState:
     """State of streams that begin at rest; keys [B]."""
     batch = keys.shape[0]
     return MotionState(
@@ -120,8 +122,9 @@ def initial_state(config: config_lib.MotionConfig, keys) -> MotionState:
 
 
 def next_chunk(
-    model: MotionModel, params, state: MotionState, windows, mode, other=None
-):
+    model: MotionModel, params: dict, state: MotionState, windows: jax.Array, mode: jax.Array,
+    other: jax.Array | None = None
+) -> tuple[jax.Array, MotionState]:
     """Draws the motion of a chunk.
 
     Args:
@@ -143,7 +146,7 @@ def next_chunk(
     if other is None:
         other = jnp.zeros((mode.shape[0], mode.shape[1] * c.frames_per_latent))
     features, heard_state = heard_lib.hear(c, state.heard, other)
-    state = state.replace(heard=heard_state)
+    state = dataclasses.replace(state, heard=heard_state)
 
     def step(state, inputs):
         window, speaks, heard = inputs
@@ -152,13 +155,14 @@ def next_chunk(
 
         def velocity(x, sigma):
             level = jnp.full((x.shape[0],), sigma)
-            return model.apply(variables, x, level, state.history, window, speaks, heard)
+            output = model.apply(variables, x, level, state.history, window, speaks, heard)
+            return typing.cast(jax.Array, output)
 
         x = samplers.euler(velocity, noise, sigmas)[-1]
-        motion = model.apply(variables, x, state.history, method=model.restore)
-        motion = jnp.clip(motion, _LOW, 1.0)
+        restored = model.apply(variables, x, state.history, method=model.restore)
+        motion = jnp.clip(typing.cast(jax.Array, restored), _LOW, 1.0)
         history = jnp.concatenate([state.history, motion], 1)[:, c.frames_per_latent :]
-        return state.replace(history=history, latent=state.latent + 1), motion
+        return dataclasses.replace(state, history=history, latent=state.latent + 1), motion
 
     inputs = tuple(jnp.moveaxis(x, 1, 0) for x in (windows, mode, features))
     state, motion = jax.lax.scan(step, state, inputs)  # [T, B, 4, M]

@@ -6,6 +6,8 @@ the chest rises with the breath. Displacements fade out around the head, so the 
 stays. The sizes are those of `data/synthetic/portrait.py`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -71,12 +73,15 @@ def _cubic(frame, y, x):
     row, column = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
     columns = [jnp.clip(column + i, 0, width - 1) for i in _TAPS]
     across, down = _catmull_rom(x - column), _catmull_rom(y - row)
-    flat, found = frame.reshape(-1, channels), 0.0
-    for i, weight in zip(_TAPS, down):
+    flat = frame.reshape(-1, channels)
+
+    def line(i):
         start = jnp.clip(row + i, 0, height - 1) * width
-        line = sum(flat[start + at] * w[..., None] for at, w in zip(columns, across))
-        found += line * weight[..., None]
-    return found
+        parts = (flat[start + at] * w[..., None] for at, w in zip(columns, across))
+        return functools.reduce(jnp.add, parts)
+
+    lines = (line(i) * weight[..., None] for i, weight in zip(_TAPS, down))
+    return functools.reduce(jnp.add, lines)
 
 
 def _catmull_rom(t):

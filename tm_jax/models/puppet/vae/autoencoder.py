@@ -1,11 +1,11 @@
-"""Small video autoencoder of aligned faces: latents that say what moved, and a painter.
+"""Small video autoencoder of aligned faces: latents of what moved, and a painter.
 
-A latent tells of 4 frames how the face differs from the reference picture: at every place of
+A latent encodes how the face of 4 frames differs from the reference picture: at every place of
 the upper half lids, gaze and brows, at every place of the lower half the mouth, each in units
 of its spread. The drawn data set has labels of these, so the encoder is trained to read them
-off the pixels and the painter to draw what they say; neither has to invent a code.
+off the pixels and the painter to draw them; neither has to invent a code.
 
-The painter sees the picture. So no latent, nor the transformer that makes it, has to carry
+The painter's input has the picture. So no latent, nor the transformer that makes it, carries
 colours and outlines of a character, and where nothing changes the picture itself is shown, as
 sharp as it came. Every frame has its own channels of a latent: a stream is decoded chunk by
 chunk to the same pixels as the whole clip.
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tm_jax.core import shapes
 from tm_jax.models.puppet.vae import config as config_lib
 from tm_jax.nn import linear
+from tm_jax.nn import parameters
 
 _CELL = 4  # Pixels per side at the finest stride of the convolutions.
 _COLOURS = 3 * _CELL**2  # Numbers in a cell.
@@ -26,12 +27,12 @@ _COLOURS = 3 * _CELL**2  # Numbers in a cell.
 
 @flax.struct.dataclass
 class DecoderState:
-    """What the decoder knows of a stream: it stays the same.
+    """What is constant in the decoding of a stream.
 
     Attributes:
       picture: The reference picture, [B, H, W, 3].
       looks: Features of the picture at strides 4, 8 and 16.
-      rest: What the painter says with latents of zero, paint [B, 1, H, W, 3] and
+      rest: The painter's output for latents of zero, paint [B, 1, H, W, 3] and
         cover [B, 1, H, W, 1].
     """
 
@@ -93,7 +94,9 @@ class VideoAutoencoder(nn.Module):
         paint, cover = self.painter(zero, looks)
         return DecoderState(picture=picture, looks=looks, rest=(paint[:, :1], cover[:, :1]))
 
-    def paint_chunk(self, z: jax.Array, state: DecoderState):
+    def paint_chunk(
+        self, z: jax.Array, state: DecoderState
+    ) -> tuple[jax.Array, jax.Array, DecoderState]:
         """What hides the picture in the next frames of a stream.
 
         Args:
@@ -109,7 +112,7 @@ class VideoAutoencoder(nn.Module):
         # With latents of zero nothing changes.
         return paint - state.rest[0], cover - state.rest[1], state
 
-    def decode_chunk(self, z: jax.Array, state: DecoderState):
+    def decode_chunk(self, z: jax.Array, state: DecoderState) -> tuple[jax.Array, DecoderState]:
         """Next frames of a stream.
 
         Args:
@@ -136,7 +139,7 @@ def _conv(features, dtype, name):
 
 
 class Encoder(nn.Module):
-    """What each frame tells at each place, beside its picture.
+    """What the latent of each frame encodes at each place, beside its picture.
 
     Attributes:
       config: Sizes.
@@ -157,7 +160,7 @@ class Encoder(nn.Module):
         x = x + jnp.repeat(still, f, 0)
         x = _conv(middle, self.dtype, "middle")(_to_cells(nn.silu(x), 2))
         x = _conv(coarse, self.dtype, "coarse")(_to_cells(nn.silu(x), 2))
-        # Every place tells of its whole half.
+        # Every place encodes its whole half.
         h, w = x.shape[1:3]
         half = nn.silu(x).reshape(b * f, 2, h // 2, w, coarse).mean((2, 3))
         half = linear.Dense(coarse, (None, None), self.dtype, name="half")(half)
@@ -210,9 +213,7 @@ class Painter(nn.Module):
         x = z.reshape(b * t, h, w, c.frames_per_latent, -1)
         x = jnp.moveaxis(x, 3, 1).reshape(-1, h, w, x.shape[-1])  # One frame each.
         # The square is aligned: every place has a meaning, and weights of its own.
-        places = nn.with_logical_partitioning(
-            nn.initializers.normal(x.shape[-1] ** -0.5), (None, None, None, None)
-        )
+        places = parameters.named(nn.initializers.normal(x.shape[-1] ** -0.5), (None,) * 4)
         kernel = self.param("places", places, (c.rows, c.rows, x.shape[-1], coarse))
         bias = self.param("places_bias", places, (c.rows, c.rows, 1, coarse))
         x = jnp.einsum("bhwi,hwio->bhwo", x.astype(self.dtype), kernel) + bias[:, :, 0]
@@ -254,7 +255,7 @@ def _from_cells(x, side=_CELL):
 
 
 def appearance(picture: jax.Array, config: config_lib.VAEConfig) -> jax.Array:
-    """What the transformer sees of a picture: its colours, coarsely.
+    """The transformer's conditioning on a picture: its colours, coarsely.
 
     Args:
       picture: [B, H, W, 3] in -1..1.
@@ -271,7 +272,7 @@ def appearance(picture: jax.Array, config: config_lib.VAEConfig) -> jax.Array:
 
 
 def labels(upper: jax.Array, lower: jax.Array, height: int, width: int, group: int) -> jax.Array:
-    """Latents that say what labels say.
+    """Latents of given labels.
 
     Args:
       upper: Changes of the columns `config.UPPER`, in units of their spread, [B, F, 6].
@@ -292,13 +293,13 @@ def labels(upper: jax.Array, lower: jax.Array, height: int, width: int, group: i
 
 
 def respond(z: jax.Array, points: tuple[tuple[float, float], ...]) -> jax.Array:
-    """Latents with the opening of the mouth that the painter needs to be told.
+    """Latents with the opening of the mouth corrected for the painter.
 
     Args:
       z: Latents [B, T, h, w, C].
-      points: Openings that latents tell and those to give to the painter instead, both
+      points: Openings in the latents and those to give to the painter instead, both
         growing from (0, 0), in units of the labels; straight lines between them, and the last
-        difference beyond. A mouth that is told to be shut stays as it is.
+        difference beyond. A mouth that is shut stays as it is.
 
     Returns:
       The same shape.

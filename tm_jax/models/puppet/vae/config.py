@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# What a token of the upper half of the square and one of the lower half tell of a frame.
+# What a token of the upper half of the square and one of the lower half encode of a frame.
 UPPER = ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow", "smile")
 LOWER = ("mouth_open", "mouth_width", "mouth_round", "teeth", "tongue", "smile")
 
@@ -30,7 +30,7 @@ class VAEConfig:
 
     @property
     def appearance_channels(self) -> int:
-        """Channels A of what the transformer sees of the picture: 4 x 4 colours a latent."""
+        """Channels A of the transformer's picture conditioning: 4 x 4 colours a latent."""
         return 3 * 4**2
 
     @property

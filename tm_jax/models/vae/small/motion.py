@@ -5,6 +5,8 @@ place the displacement that explains the difference of colours to first order. T
 the result as features, so that it need not learn to measure motion before it can describe it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -74,5 +76,6 @@ def _sums(x, window):
         pads = [(0, 0)] * x.ndim
         pads[axis] = (half, half)
         padded = jnp.pad(x, pads, mode="edge")
-        x = sum(jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(window))
+        parts = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(window))
+        x = functools.reduce(jnp.add, parts)
     return jnp.moveaxis(x / window**2, -1, 0)

@@ -1,10 +1,12 @@
-"""Video autoencoder with a reference picture: a latent says how 4 frames differ from it.
+"""Video autoencoder with a reference picture: a latent encodes how 4 frames differ from it.
 
 The decoder warps the reference picture by a flow that it predicts, and adds a residual. Identity,
 background and clothes come from the picture and need no latents. Every latent is encoded from its
 own four frames and decoded with the one before it as context, so a stream of any chunks gives the
 same as the whole clip. Everything is learned from pixels.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import flax.struct
@@ -291,7 +293,7 @@ class SmallVAE(nn.Module):
         raw = latents.astype(jnp.float32) * self.latent_std + self.latent_mean
         warped, residual, _ = self.decode_raw(raw, state)
         frames = jnp.clip(warped + residual, -1, 1)
-        return frames, state.replace(previous=raw[:, -1:])
+        return frames, dataclasses.replace(state, previous=raw[:, -1:])
 
     def look(self, picture: jax.Array) -> State:
         """The state of streams that begin with pictures [B, H, W, 3]."""
@@ -322,7 +324,7 @@ class SmallVAE(nn.Module):
         z = self.encoder(change, flow, jnp.repeat(state.fine, t, 0))
         return z.astype(jnp.float32).reshape(b, t, *z.shape[1:])
 
-    def decode_raw(self, raw: jax.Array, state: State):
+    def decode_raw(self, raw: jax.Array, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Latents before normalisation to the decoder's parts; see `Decoder`."""
         previous = jnp.concatenate([state.previous, raw[:, :-1]], 1)
         return self.decoder(raw.astype(self.dtype), previous.astype(self.dtype), state)
@@ -335,4 +337,4 @@ def init(config: config_lib.SmallVAEConfig, key: jax.Array) -> dict:
     """Random parameters."""
     side = config.spatial_stride
     clip = jnp.zeros((1, 1 + config.frames_per_latent, side, side, 3))
-    return SmallVAE(config).init(key, clip)["params"]
+    return dict(SmallVAE(config).init(key, clip)["params"])

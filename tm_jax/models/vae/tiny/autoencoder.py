@@ -2,9 +2,11 @@
 
 It reads and makes the normalised latents that the video transformer works on, without any
 further scale. Decoding is causal: latent k makes frames 4k-3 ... 4k. Encoding is not quite: the
-network was trained on groups 4k ... 4k+3, so latent k sees three frames that come after
+network was trained on groups 4k ... 4k+3, so latent k depends on three frames that come after
 its own.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,7 @@ from tm_jax.nn import linear
 
 
 class MemoryBlock(nn.Module):
-    """Three 3x3 convolutions that see this frame and the one before it.
+    """Three 3x3 convolutions over this frame and the one before it.
 
     Attributes:
       dtype: Dtype of the products.
@@ -149,11 +151,11 @@ class TAEHV(nn.Module):
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
 
-    def encode_first(self, frames: jax.Array):
+    def encode_first(self, frames: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of frames; see `encode_chunk`."""
         return self._encode(frames, None)
 
-    def encode_chunk(self, frames: jax.Array, state):
+    def encode_chunk(self, frames: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of frames on.
 
         Args:
@@ -174,7 +176,7 @@ class TAEHV(nn.Module):
         frames = jnp.concatenate([frames, jnp.repeat(frames[:, -1:], short, 1)], 1)
         return self._encode(frames, None)[0]
 
-    def decode_first(self, z: jax.Array):
+    def decode_first(self, z: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of latents.
 
         Args:
@@ -187,7 +189,7 @@ class TAEHV(nn.Module):
         frames, state = self._decode(z, None)
         return frames[:, self.config.frames_per_latent - 1 :], state
 
-    def decode_chunk(self, z: jax.Array, state):
+    def decode_chunk(self, z: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of latents on.
 
         Args:
@@ -219,7 +221,7 @@ class TAEHV(nn.Module):
                 f"frames: height and width must be multiples of {stride}, "
                 f"got {sizes['H']}x{sizes['W']}."
             )
-        z, state = self.encoder((frames + 1) / 2, state)  # The weights see 0..1.
+        z, state = self.encoder((frames + 1) / 2, state)  # The weights expect 0..1.
         return z.astype(frames.dtype), state
 
     def _decode(self, z, state):

@@ -6,6 +6,8 @@ functions in each direction: `decode_first` (one latent to one frame) begins it,
 and `encode_chunk`. All four give the same numbers as the whole clip at once.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,12 +43,12 @@ class WanVAE(nn.Module):
         moments, state = self.encoder(frames, state)
         return self.quant(moments), state
 
-    def moments_first(self, frames: jax.Array):
+    def moments_first(self, frames: jax.Array) -> tuple[jax.Array, Any]:
         """Mean and log variance of the raw first latent, [B, 1, h, w, 2 C], and the state."""
         check_frames(frames, self.config, first=True)
         return self._moments(frames, None)
 
-    def moments_chunk(self, frames: jax.Array, state):
+    def moments_chunk(self, frames: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Mean and log variance of the next raw latents, [B, T, h, w, 2 C], and the state."""
         check_frames(frames, self.config, first=False)
         return self._moments(frames, state)
@@ -63,7 +65,7 @@ class WanVAE(nn.Module):
         rest, _ = self.moments_chunk(frames[:, 1:], state)
         return jnp.concatenate([first, rest], 1)
 
-    def encode_first(self, frames: jax.Array):
+    def encode_first(self, frames: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of frames.
 
         Args:
@@ -75,7 +77,7 @@ class WanVAE(nn.Module):
         moments, state = self.moments_first(frames)
         return self._normalise(moments, frames.dtype), state
 
-    def encode_chunk(self, frames: jax.Array, state):
+    def encode_chunk(self, frames: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of frames on.
 
         Args:
@@ -92,7 +94,7 @@ class WanVAE(nn.Module):
         """Latents [B, T, h, w, C] of a clip [B, 1 + 4 (T - 1), H, W, 3] in -1..1."""
         return self._normalise(self.moments(frames), frames.dtype)
 
-    def decode_first(self, z: jax.Array):
+    def decode_first(self, z: jax.Array) -> tuple[jax.Array, Any]:
         """Begins a stream of latents.
 
         Args:
@@ -104,7 +106,7 @@ class WanVAE(nn.Module):
         check_latents(z, self.config, first=True)
         return self._decode(z, None)
 
-    def decode_chunk(self, z: jax.Array, state):
+    def decode_chunk(self, z: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Carries a stream of latents on.
 
         Args:
@@ -143,7 +145,7 @@ class WanVAE(nn.Module):
         return jnp.clip(frames, -1, 1).astype(z.dtype), state
 
 
-def check_frames(frames, config: config_lib.WanVAEConfig, first: bool) -> dict:
+def check_frames(frames: jax.Array, config: config_lib.WanVAEConfig, first: bool) -> dict:
     """Sizes of the next frames [B, F, H, W, 3] of a stream.
 
     Raises:
@@ -166,7 +168,7 @@ def check_frames(frames, config: config_lib.WanVAEConfig, first: bool) -> dict:
     return sizes
 
 
-def check_latents(z, config: config_lib.WanVAEConfig, first: bool) -> dict:
+def check_latents(z: jax.Array, config: config_lib.WanVAEConfig, first: bool) -> dict:
     """Sizes of the next latents [B, T, h, w, C] of a stream.
 
     Raises:

@@ -10,12 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from tm_jax.models.vae.wan import autoencoder
 from tm_jax.models.vae.wan import tiling as tiling_lib
 
 
 def decode(
-    model, params, z: jax.Array, latents_per_step: int = 1,
-    tiling: tiling_lib.Tiling | None = None,
+    model: autoencoder.WanVAE, params: dict, z: jax.Array, latents_per_step: int = 1,
+    tiling: tiling_lib.Tiling | None = None
 ) -> jax.Array:
     """Decodes a clip step by step; without tiles equal to `model.decode`.
 
@@ -34,8 +35,8 @@ def decode(
 
 
 def encode(
-    model, params, frames: jax.Array, latents_per_step: int = 1,
-    tiling: tiling_lib.Tiling | None = None,
+    model: autoencoder.WanVAE, params: dict, frames: jax.Array, latents_per_step: int = 1,
+    tiling: tiling_lib.Tiling | None = None
 ) -> jax.Array:
     """Encodes a clip step by step; without tiles equal to `model.encode`.
 

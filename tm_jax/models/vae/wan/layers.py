@@ -6,6 +6,7 @@ and one frame is a convolution with its last tap alone.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from tm_jax.core import axes
 from tm_jax.nn import attention
 from tm_jax.nn import linear
+from tm_jax.nn import parameters
 
 TAPS = 3  # of a temporal convolution
 # Rows of a frame are its tokens: a mesh splits them as it splits the tokens of the transformer.
@@ -55,14 +57,14 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, H, W, in]; taps over time see only what `x` holds (no zeros added).
+        """Maps [B, T, H, W, in]; taps over time cover only what `x` holds (no zeros added).
 
-        A single frame under a window over time meets the last tap, the others see zeros.
+        A single frame under a window over time meets the last tap, the others meet zeros.
         """
         names = (None,) * len(self.window) + (axes.CHANNELS_IN, axes.CHANNELS_OUT)
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(nn.initializers.he_normal(), names),
+            parameters.named(nn.initializers.he_normal(), names),
             (*self.window, x.shape[-1], self.features),
         ).astype(self.dtype)
         x = x.astype(self.dtype)
@@ -73,7 +75,7 @@ class Conv(nn.Module):
             kernel = kernel[-1:]
         y = _convolve(x, kernel, stride, self.padding)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.CHANNELS_OUT,))
+            zeros = parameters.named(nn.initializers.zeros, (axes.CHANNELS_OUT,))
             y = y + self.param("bias", zeros, (self.features,)).astype(self.dtype)
         return constrain(y)
 
@@ -92,10 +94,11 @@ def _convolve(x, kernel, stride, padding):
     def by_taps(x, kernel):
         count = (x.shape[1] - len(kernel)) // stride[0] + 1
         ends = range((count - 1) * stride[0] + 1, x.shape[1] + 1)
-        return sum(
+        parts = (
             _over_space(x[:, i : ends[i] : stride[0]], tap, stride[1:], padding)
             for i, tap in enumerate(kernel)
         )
+        return functools.reduce(jnp.add, parts)
 
     # XLA's three-dimensional convolution on CPU takes twice as long as one over space per tap.
     return jax.lax.platform_dependent(x, kernel, cpu=by_taps, default=whole)
@@ -135,7 +138,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis; returns the dtype of `x`."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+        ones = parameters.named(nn.initializers.ones, (None,))
         scale = self.param("scale", ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
         # torch's `normalize` bounds the length, it adds nothing to it: max(length, 1e-12).
@@ -188,7 +191,8 @@ class Attention(nn.Module):
         dense = linear.Dense(3 * width, (None, None), self.dtype, name="qkv")
         y = dense(Norm(name="norm")(x))
         y = y.reshape(-1, x.shape[2] * x.shape[3], 1, 3 * width)  # [B * T, H * W, 1, 3 C]
-        mixed = attention.attend(*jnp.split(y, 3, -1)).reshape(x.shape)
+        q, k, v = jnp.split(y, 3, -1)
+        mixed = attention.attend(q, k, v).reshape(x.shape)
         return constrain(x + linear.Dense(width, (None, None), self.dtype, name="out")(mixed))
 
 

@@ -2,8 +2,8 @@
 
 All tiles have one size, so one compiled program serves them; they are run one after another
 and blended by linear ramps over their overlap. The result is not that of the whole frame:
-convolutions near the inner border of a tile see zeros, and the attention in the middle of
-encoder and decoder sees one tile only. The ramps give such pixels little weight; what remains
+convolutions near the inner border of a tile meet zeros, and the attention in the middle of
+encoder and decoder covers one tile only. The ramps give such pixels little weight; what remains
 is the tolerance of blending, smaller with more overlap. Frames that fit into one tile are
 computed as without tiling.
 
@@ -13,10 +13,13 @@ the right and lower border: here they are spread evenly, so that none is small.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from tm_jax.models.vae.wan import autoencoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,25 +149,33 @@ def _run(model, params, method, x, state, tiling, scale_in, scale_out):
     return _blend(y, rows, columns, scale_out), state
 
 
-def decode_first(model, params, z: jax.Array, tiling: Tiling):
+def decode_first(
+    model: autoencoder.WanVAE, params: dict, z: jax.Array, tiling: Tiling
+) -> tuple[jax.Array, Any]:
     """`WanVAE.decode_first` in tiles; every leaf of the state has a leading axis of tiles."""
     stride = model.config.spatial_stride
     return _run(model, params, "decode_first", z, None, tiling, 1, stride)
 
 
-def decode_chunk(model, params, z: jax.Array, state, tiling: Tiling):
+def decode_chunk(
+    model: autoencoder.WanVAE, params: dict, z: jax.Array, state: Any, tiling: Tiling
+) -> tuple[jax.Array, Any]:
     """`WanVAE.decode_chunk` in tiles."""
     stride = model.config.spatial_stride
     return _run(model, params, "decode_chunk", z, state, tiling, 1, stride)
 
 
-def encode_first(model, params, frames: jax.Array, tiling: Tiling):
+def encode_first(
+    model: autoencoder.WanVAE, params: dict, frames: jax.Array, tiling: Tiling
+) -> tuple[jax.Array, Any]:
     """`WanVAE.encode_first` in tiles; every leaf of the state has a leading axis of tiles."""
     stride = model.config.spatial_stride
     return _run(model, params, "encode_first", frames, None, tiling, stride, 1)
 
 
-def encode_chunk(model, params, frames: jax.Array, state, tiling: Tiling):
+def encode_chunk(
+    model: autoencoder.WanVAE, params: dict, frames: jax.Array, state: Any, tiling: Tiling
+) -> tuple[jax.Array, Any]:
     """`WanVAE.encode_chunk` in tiles."""
     stride = model.config.spatial_stride
     return _run(model, params, "encode_chunk", frames, state, tiling, stride, 1)
