@@ -8,6 +8,7 @@ OUT/manifest.json says why. The same command goes on where it was stopped. --dry
 videos and tells what would be used.
 """
 
+from typing import Any
 import json
 import pathlib
 import pprint
@@ -156,8 +157,8 @@ def main() -> None:
     common.cache_compilations()
     from tm_jax.inference import clip_encoder
 
-    prompt = clip_encoder.loading.PROMPT if _PROMPT.value is None else _PROMPT.value
-    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, prompt=prompt)
+    options: dict[str, Any] = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
+    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
     # Weights may be of another size than their preset.
     config = _config(encoder.height, encoder.width, preset.timing)
     side = max(64, min(encoder.height, encoder.width) // 2 * 2)
