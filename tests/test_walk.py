@@ -24,6 +24,7 @@ from tm_jax.data import prepare
 from tm_jax.inference import clip_encoder
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.models.vae.small import config as small_vae
 from tm_jax.parallel import rules
 from tm_jax.serving.runtime import backend as backend_lib
 from tm_jax.serving.runtime import devices as devices_lib
@@ -44,6 +45,16 @@ def _small(name: str) -> presets.Preset:
     pico, base = presets.get("pico"), presets.get(name)
     if name == "pico":
         return pico
+    if name == "nano-video":
+        return presets.with_settings(base, {
+            "height": _SIDE, "width": _SIDE, "vae": dataclasses.asdict(small_vae.PRESETS["pico"]),
+            "audio": {"mels": 20, "width": 16, "features": 16, "dilations": [1, 2]},
+            "transformer": {
+                "width": 32, "num_heads": 2, "num_layers": 2, "mlp_width": 64,
+                "frequency_width": 32, "latent_channels": 4, "condition_channels": 4,
+                "audio_feature_width": 16, "audio_hidden": 32, "audio_width": 16,
+            },
+        })
     given = presets.settings(pico)
     del given["preset"], given["conditioning"]
     if base.image is None:
@@ -76,7 +87,7 @@ def _train(preset, folder, stage, steps, name=None):
     )
 
 
-@pytest.fixture(scope="module", params=["pico", "wan-1.3b", "tm-18b"])
+@pytest.fixture(scope="module", params=["pico", "nano-video", "wan-1.3b", "tm-18b"])
 def walked(request, videos, tmp_path_factory):
     """(preset, work directory) after preparation and two updates of every stage."""
     preset = _small(request.param)

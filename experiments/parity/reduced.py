@@ -76,10 +76,8 @@ def write(preset: presets.Preset, folder: str, seed: int = 0) -> None:
     output would be zero whatever the inputs are.
     """
     os.makedirs(folder)
-    names = ["transformer", "vae", "taehv", "text", "audio"]
-    if preset.image is not None:
-        names.append("image")
-    for i, name in enumerate(names):
+    others = [n for n in parts.PARTS[1:] if getattr(preset, n) is not None]
+    for i, name in enumerate(("transformer", *others)):
         part = parts.of_preset(preset, name)
         shapes = trees.flatten(rules.unbox(part.boxed))
         rng = np.random.default_rng((seed, i))
@@ -88,7 +86,8 @@ def write(preset: presets.Preset, folder: str, seed: int = 0) -> None:
             ((path, _random(rng, path, shape)) for path, shape in shapes.items()),
             metadata={"part": part.name},
         )
-    _write_tokenizer(os.path.join(folder, part_files.TOKENIZERS[0]))
+    if preset.text is not None:
+        _write_tokenizer(os.path.join(folder, part_files.TOKENIZERS[0]))
     part_files.write_settings(preset, folder)
 
 
@@ -97,7 +96,7 @@ def _random(rng, path: str, leaf) -> np.ndarray:
     value = rng.standard_normal(leaf.shape, np.float32)
     if leaf.ndim > 1:
         value /= math.sqrt(math.prod(leaf.shape[:-1]))
-    elif path.endswith("scale"):
+    elif path.endswith(("scale", "std")):
         value = 1 + 0.2 * value
     else:
         value *= 0.1

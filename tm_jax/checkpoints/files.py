@@ -14,16 +14,22 @@ import safetensors.numpy
 from tm_jax.core import trees
 
 
-def save(path: str, params, dtype=ml_dtypes.bfloat16, **facts: str):
+def save(
+    path: str, params, dtype=ml_dtypes.bfloat16, exact: tuple[str, ...] = (), **facts: str
+) -> None:
     """Writes a tree, atomically.
 
     Args:
       path: Target file.
       params: Tree of arrays.
       dtype: Storage dtype of floating-point leaves.
+      exact: Names of leaves that keep their own dtype.
       **facts: Strings for the file's metadata.
     """
-    flat = {k: np.asarray(v).astype(dtype) for k, v in trees.flatten(params).items()}
+    flat = {
+        name: np.asarray(leaf) if name in exact else np.asarray(leaf).astype(dtype)
+        for name, leaf in trees.flatten(params).items()
+    }
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         safetensors.numpy.save_file(flat, temporary, metadata=facts)

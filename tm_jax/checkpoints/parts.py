@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from tm_jax.checkpoints import mapping
 from tm_jax.configs import presets
+from tm_jax.models.audio.causal import config as audio_config
 from tm_jax.models.dit import config as dit_config
+from tm_jax.models.vae.small import config as small_vae_config
 
 OURS = ("ours", "orbax")
 
@@ -81,7 +83,11 @@ def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
 
 
 def vae(config, name: str = "vae") -> Part:
-    """The Wan autoencoder of one size."""
+    """The video autoencoder of one size: Wan's, or the small one, which is ours alone."""
+    if isinstance(config, small_vae_config.SmallVAEConfig):
+        from tm_jax.models.vae.small import network
+
+        return _own(name, lambda key: network.init(config, key))
     from tm_jax.checkpoints import wan_vae
     from tm_jax.models.vae.wan import autoencoder
 
@@ -129,11 +135,23 @@ def image(config, name: str = "image") -> Part:
 
 
 def audio(config, name: str = "audio") -> Part:
-    """The speech encoder of one size."""
+    """The speech encoder of one size: wav2vec2, or the causal one, which is ours alone."""
+    if isinstance(config, audio_config.AudioEncoderConfig):
+        from tm_jax.models.audio.causal import encoder as causal
+
+        return _own(name, lambda key: causal.init(config, key))
     from tm_jax.checkpoints import wav2vec2
     from tm_jax.models.audio.wav2vec2 import encoder
 
     return _part(wav2vec2, config, name, init=lambda key: encoder.init(config, key))
+
+
+def _own(name: str, init: Callable) -> Part:
+    """A part that nobody else publishes."""
+    return Part(
+        name=name, layouts=(), boxed=jax.eval_shape(init, jax.random.key(0)),
+        rows=lambda layout: [], init=init,
+    )
 
 
 def _part(table, config, name, init, places=(), stem="model") -> Part:

@@ -304,6 +304,19 @@ PRESETS = {
         ),
         student=StudentConfig(temperature=0.2),
     ),
+    # A latent video model of whole frames, the paper's made small: experiments/nano/train.sh
+    # trains it from videos with sound. Its weights are not shipped yet.
+    "nano-video": Preset(
+        name="nano-video", height=256, width=256, conditioning="reference",
+        dit=dit_config.DiTConfig(
+            width=256, num_heads=4, num_layers=7, mlp_width=1024, patch=1,
+            latent_channels=48, condition_channels=48, text_width=None, image_width=None,
+            audio_feature_width=64, audio_window=6, audio_hidden=256, audio_tokens=4,
+            audio_width=128, reference_std=1.0,
+        ),
+        vae=small_vae_config.PRESETS["nano"],
+        audio=audio_config.AudioEncoderConfig(features=64, outputs=92),
+    ),
     # Sizes of the published Wan2.1-T2V-1.3B, plus audio.
     "wan-1.3b": Preset(
         name="wan-1.3b", height=512, width=512, dtype="bfloat16",

@@ -13,6 +13,7 @@ import numpy as np
 
 from tm_jax.configs import presets
 from tm_jax.data.corpus import tracks
+from tm_jax.models.audio.causal import config as audio_config
 from tm_jax.models.audio.causal import encoder
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -70,15 +71,13 @@ def make(preset: presets.Preset, config: AudioStageConfig) -> loop.Stage:
     Raises:
       ValueError: The preset uses wav2vec2.
     """
-    if preset.audio is None:
+    if not isinstance(preset.audio, audio_config.AudioEncoderConfig):
         raise ValueError(f"preset {preset.name} uses wav2vec2; there is none to train.")
     model = encoder.AudioEncoder(preset.audio)
     voices = tracks.Voices(config.corpus, "train")
-    frames = preset.audio.history + preset.audio.future + 1
 
     def init(key):
-        dummy = jnp.zeros((1, frames * encoder.FRAME + 2 * encoder.MARGIN))
-        return model.init(key, dummy, method=model.train)["params"]
+        return encoder.init(preset.audio, key)
 
     def loss(params, frozen, batch, key):
         warp = None

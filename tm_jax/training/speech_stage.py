@@ -202,9 +202,7 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
     held_out = tracks.Voices(config.corpus, "held_out")
 
     def init(key):
-        frames = audio.history + audio.future + 1
-        dummy = jnp.zeros((1, frames * encoder.FRAME + 2 * encoder.MARGIN))
-        return model.init(key, dummy, method=model.train)["params"]
+        return encoder.init(audio, key)
 
     def loss(params, frozen, batch, key):
         warp = None

@@ -21,7 +21,6 @@ from tm_jax.parallel import rules
 
 _HEADS = ("flow", "residual", "latent", "condition")  # Last layers: AdamW, not Muon.
 _BETA2 = 0.99
-_STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,11 +129,9 @@ def rate(step: int, steps: int, decay_steps: int, warmup_steps: int) -> float:
 
 def create(model: network.SmallVAE, config: VideoVAEConfig, key: jax.Array) -> TrainState:
     """The state before the first update."""
-    side = model.config.spatial_stride
 
     def build(key):
-        clip = jnp.zeros((1, 1 + model.config.frames_per_latent, side, side, 3))
-        params = rules.unbox(model.init(key, clip)["params"])
+        params = rules.unbox(network.init(model.config, key))
         return TrainState(
             step=jnp.zeros((), jnp.int32), params=params,
             average=jax.tree.map(jnp.copy, params),
@@ -218,10 +215,10 @@ def make_step(model: network.SmallVAE, config: VideoVAEConfig):
             lambda params: loss(model, config, params, clips, key), has_aux=True
         )
         (value, metrics), grads = gradient(state.params)
-        for name in _STATISTICS:
+        for name in network.STATISTICS:
             grads[name] = jnp.zeros_like(grads[name])
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        for name in _STATISTICS:
+        for name in network.STATISTICS:
             updates[name] = jnp.zeros_like(updates[name])
         updates = jax.tree.map(lambda u: factor * u, updates)
         params = optax.apply_updates(state.params, updates)

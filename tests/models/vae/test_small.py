@@ -234,7 +234,7 @@ def test_another_file_is_refused(tmp_path):
 
 
 def test_it_is_a_video_vae_of_the_pipeline(params, run, whole, clip):
-    """Through the protocol of `models/components.py`: the same latents, streamed frames."""
+    """Through the protocol of `configs/components.py`: the same latents, streamed frames."""
     vae, given = components.SmallVideoVAE(_CONFIG), {"vae": params}
     latents, frames = whole
     picture = jnp.asarray(clip[:, 0])

@@ -141,5 +141,13 @@ class AudioEncoder(nn.Module):
         return self.predict(self(samples, warp))
 
 
+def init(config: config_lib.AudioEncoderConfig, key: jax.Array) -> dict:
+    """Random parameters."""
+    model = AudioEncoder(config)
+    frames = config.history + config.future + 1
+    samples = jnp.zeros((1, frames * FRAME + 2 * MARGIN))
+    return model.init(key, samples, method=model.train)["params"]
+
+
 def _normalise(x):
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)

@@ -16,6 +16,8 @@ from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
 
+STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
+
 
 @flax.struct.dataclass
 class Reference:
@@ -327,3 +329,10 @@ class SmallVAE(nn.Module):
 
     def _normalise(self, raw):
         return (raw - self.latent_mean) / self.latent_std
+
+
+def init(config: config_lib.SmallVAEConfig, key: jax.Array) -> dict:
+    """Random parameters."""
+    side = config.spatial_stride
+    clip = jnp.zeros((1, 1 + config.frames_per_latent, side, side, 3))
+    return SmallVAE(config).init(key, clip)["params"]
