@@ -128,3 +128,11 @@ def test_loading_a_part(tmp_path):
     )
     for name, x in trees.flatten(expected).items():
         np.testing.assert_array_equal(trees.flatten(params)[name], x, err_msg=name)
+
+
+def test_a_part_is_traced_once_however_often_it_is_asked_for():
+    preset = presets.get("pico")
+    for name in ("transformer", "vae", "audio", "image", "text", "taehv"):
+        part = parts.of_preset(preset, name)
+        assert parts.of_preset(dataclasses.replace(preset), name) is part
+        assert part.name == f"{name} of pico"

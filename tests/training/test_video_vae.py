@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tm_jax.checkpoints import store as store_lib
 from tm_jax.data import frame_store
 from tm_jax.evaluation import reconstruction
@@ -83,8 +84,8 @@ def test_latents_have_unit_variance_with_statistics(model, step, clips):
     state, _ = _train(model, step, clips, state, 5)
     params = video_vae.with_statistics(model, state.params, [clips[:1], clips[1:]])
     x = jnp.asarray(clips, jnp.float32) / 127.5 - 1
-    z = model.apply({"params": params}, x, method=model.encode)[:, 1:]
-    reference, _ = model.apply({"params": params}, x[:, 0], method=model.begin)
+    z = compiled.method(model, "encode")(params, x)[:, 1:]
+    reference, _ = compiled.method(model, "begin")(params, x[:, 0])
     for values in (z, reference.condition):
         np.testing.assert_allclose(np.mean(values, (*range(values.ndim - 1),)), 0, atol=1e-3)
         np.testing.assert_allclose(np.std(values, (*range(values.ndim - 1),)), 1, atol=1e-2)

@@ -1,10 +1,13 @@
 """Every part of the system that has published weights: its tables, sizes and file names.
 
-A part is imported when it is asked for: the registry itself knows only names.
+A part is imported when it is asked for: the registry itself knows only names. Parts of equal
+size are one object: tracing the shapes of the largest takes seconds, and a loaded pipeline asks
+for every part several times.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import os
 
 import jax
@@ -62,6 +65,7 @@ def transformer(preset: presets.Preset) -> Part:
     return transformer_of(preset.dit, preset.name)
 
 
+@functools.cache
 def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     """The video transformer in any size."""
     from tm_jax.checkpoints import wan
@@ -82,6 +86,7 @@ def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     )
 
 
+@functools.cache
 def vae(config, name: str = "vae") -> Part:
     """The video autoencoder of one size: Wan's, or the small one, which is ours alone."""
     if isinstance(config, small_vae_config.SmallVAEConfig):
@@ -99,6 +104,7 @@ def vae(config, name: str = "vae") -> Part:
     )
 
 
+@functools.cache
 def taehv(config, name: str = "taehv") -> Part:
     """The tiny autoencoder of one size."""
     from tm_jax.checkpoints import taehv as table
@@ -112,6 +118,7 @@ def taehv(config, name: str = "taehv") -> Part:
     )
 
 
+@functools.cache
 def text(config, name: str = "text") -> Part:
     """The text encoder of one size."""
     from tm_jax.checkpoints import umt5
@@ -123,6 +130,7 @@ def text(config, name: str = "text") -> Part:
     )
 
 
+@functools.cache
 def image(config, name: str = "image") -> Part:
     """The image encoder of one size."""
     from tm_jax.checkpoints import clip
@@ -134,6 +142,7 @@ def image(config, name: str = "image") -> Part:
     )
 
 
+@functools.cache
 def audio(config, name: str = "audio") -> Part:
     """The speech encoder of one size: wav2vec2, or the causal one, which is ours alone."""
     if isinstance(config, audio_config.AudioEncoderConfig):

@@ -1,6 +1,7 @@
 """The networks of a small preset."""
 
 import dataclasses
+import functools
 import os
 
 import jax
@@ -93,6 +94,7 @@ def models(preset: presets.Preset) -> Models:
     )
 
 
+@functools.cache
 def shapes(networks: Models) -> dict:
     """Tree of parameter shapes of every part."""
     from flax.core import meta

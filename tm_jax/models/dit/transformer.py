@@ -1,5 +1,7 @@
 """The audio-driven video transformer: teacher and student share these parameters."""
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -263,8 +265,9 @@ def touch(model: DiT):
     return model(x, jnp.zeros((1, 1)), model.embed(given), lambda layer: pattern)
 
 
+@functools.cache
 def boxed_shapes(config: config_lib.DiTConfig) -> dict:
-    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
+    """Boxed parameter shapes of a transformer; no parameter is computed or stored."""
     model = DiT(config)
     key = jax.random.key(0)
     return jax.eval_shape(lambda key: model.init(key, method=touch)["params"], key)
