@@ -1,5 +1,6 @@
 """Every part converts between all of its layouts, bit by bit, and is found by its names."""
 
+import dataclasses
 import functools
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import parts
 from tm_jax.checkpoints import sinks
 from tm_jax.checkpoints import sources
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.image import config as clip_config
