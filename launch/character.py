@@ -2,6 +2,7 @@
 
   python launch/character.py --seed=3 --style=clay --out=clay.png
   python launch/character.py --seed=3 --video=clip.mp4 --seconds=8
+  python launch/character.py --seed=3 --style=person --video=clip.mp4   # extra people
   python launch/character.py --video=talk.mp4 --kind=conversing --partner   # two channels
 """
 
@@ -10,7 +11,6 @@ import sys
 
 from absl import flags
 import imageio.v3 as imageio
-import numpy as np
 
 try:
     from launch import common
@@ -20,11 +20,13 @@ except ModuleNotFoundError as error:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
 
-from tm_jax.data.synthetic import characters
 from tm_jax.data.synthetic import drawn_videos
 
 _SEED = flags.DEFINE_integer("seed", 0, "Which character; the same seed draws the same one.")
-_STYLE = flags.DEFINE_string("style", None, "Style of the drawing; the seed chooses by default.")
+_STYLE = flags.DEFINE_string(
+    "style", None, f"One of {', '.join(drawn_videos.STYLES)}; the seed chooses one of the drawn "
+    "styles by default.",
+)
 _OUT = flags.DEFINE_string("out", "character.png", "PNG file to write.")
 _SIZE = flags.DEFINE_integer("size", 256, "Side of the picture in pixels.", lower_bound=16)
 _VIDEO = flags.DEFINE_string("video", None, "MP4 file to write instead of a portrait.")
@@ -49,9 +51,7 @@ def draw(seed: int, style: str | None, out: pathlib.Path, size: int) -> None:
         raise ValueError(f"--out must name a .png file, got {out}.")
     if not out.parent.is_dir():
         raise ValueError(f"--out: there is no folder {out.parent}.")
-    character = characters.stack([characters.sample(seed, style)])
-    video = characters.render(character, characters.neutral()[None, None], size)
-    imageio.imwrite(out, np.asarray(video[0, 0]))
+    imageio.imwrite(out, drawn_videos.portrait(seed, style, size))
 
 
 def _speakers() -> list:

@@ -69,6 +69,10 @@ _CORPUS = flags.DEFINE_string(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of --synthetic.", lower_bound=0)
 _DRAWN = flags.DEFINE_float("drawn_seconds", 6.0, "Length of a video of --synthetic.")
+_PEOPLE = flags.DEFINE_float(
+    "people", 0.0, "Share of the videos of --synthetic that show 3-D people (extra people).",
+    lower_bound=0, upper_bound=1,
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be used; write nothing.")
 
 
@@ -109,7 +113,8 @@ def _draw(size: int) -> pathlib.Path:
     try:
         drawn_videos.draw_folder(
             folder, _SYNTHETIC.value, drawn_videos.voices(_CORPUS.value), seed=_SEED.value,
-            seconds=_DRAWN.value, size=size, partner=_PARTNER.value == "right", progress=bar,
+            seconds=_DRAWN.value, size=size, partner=_PARTNER.value == "right",
+            people=_PEOPLE.value, progress=bar,
         )
     finally:
         bar.close()

@@ -53,7 +53,8 @@ _CONFIG = flags.DEFINE_string(
 )
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
 _DATA = flags.DEFINE_string(
-    "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model."
+    "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model; "
+    "in stage vae folders of clips (experiments/nano/draw_clips.py).",
 )
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
 _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. sample_every=50.")
@@ -96,10 +97,10 @@ def _resolve() -> dict:
 
     corpus = _CORPUS.value or str(pathlib.Path(_WORKDIR.value or ".") / "corpus")
     values = record.get("settings", {})
-    data = _DATA.value or values.get("data", {}).get("path")
+    data = _DATA.value or values.get("path") or values.get("data", {}).get("path")
     values = _without(values, "path") if _DATA.present else values
     values = _without(values, "corpus") if _CORPUS.present else values
-    settings = stored.fill(run.config(stage, corpus, data), values)
+    settings = stored.fill(run.config(stage, corpus, data, preset), values)
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
     flagged = {
         name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present

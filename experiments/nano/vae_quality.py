@@ -27,7 +27,7 @@ from tm_jax.core import pixels as pixels_lib  # noqa: E402
 from tm_jax.core import trees  # noqa: E402
 from tm_jax.data import frame_store  # noqa: E402
 from tm_jax.models.vae.small import network
-from tm_jax.training import video_vae  # noqa: E402
+from tm_jax.training import vae_measures  # noqa: E402
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Safetensors file.", required=True)
 _CLIPS = flags.DEFINE_string("clips", None, "Store of held-out clips.", required=True)
@@ -89,14 +89,14 @@ def main(argv: list[str]) -> None:
     clips = np.stack([store.clip(i) for i in range(min(_COUNT.value, len(store)))])
     values = {
         "clips": len(clips), "frames": clips.shape[1] - 1,
-        **video_vae.measure(model, params, clips), **latents(model, params, clips),
+        **vae_measures.measure(model, params, clips), **latents(model, params, clips),
         **decode_ms(model, params, clips[0, 0], _RUNS.value),
         "parameters": trees.count(params),
     }
     values = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
     pathlib.Path(_OUT.value).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if _PREVIEW.value:
-        iio.imwrite(_PREVIEW.value, video_vae.preview(model, params, clips[:8]))
+        iio.imwrite(_PREVIEW.value, vae_measures.preview(model, params, clips[:8]))
     logging.info("%s", json.dumps(values))
 
 

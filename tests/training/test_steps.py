@@ -194,6 +194,25 @@ def test_groups_keep_their_shardings():
     assert {x.sharding.spec for x in held} == {P("fsdp", "tensor")}
 
 
+def test_muon_makes_updates_of_matrices_orthogonal():
+    """The first update of a matrix is nearly U V^T of its gradient's singular vectors."""
+    config = optimizer_lib.OptimizerConfig(
+        muon=True, learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0,
+        clip_norm=1e9,
+    )
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.zeros((6, 4)), "b": jnp.zeros(4), "k": jnp.zeros((2, 3, 4))}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    optimizer = optimizer_lib.make(config, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    u, _, v = np.linalg.svd(grads["w"], full_matrices=False)
+    made = -np.asarray(updates["w"]) / (0.2 * np.sqrt(6))
+    np.testing.assert_allclose(np.linalg.svd(made)[1], 1, atol=0.35)  # Four steps of Newton-Schulz.
+    assert np.sum(made * (u @ v)) / np.sqrt(np.sum(made**2) * 4) > 0.97
+    for name in ("b", "k"):  # AdamW's first update is the sign.
+        np.testing.assert_allclose(updates[name], -np.sign(grads[name]), rtol=1e-3)
+
+
 def test_gradients_are_clipped_and_vectors_not_decayed():
     config = optimizer_lib.OptimizerConfig(
         learning_rate=0.1, warmup_steps=1, weight_decay=1.0, clip_norm=1.0

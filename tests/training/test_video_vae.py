@@ -1,7 +1,7 @@
 """Training the small video autoencoder: what the loss does, statistics, exact resume."""
 
-import contextlib
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,41 @@ import numpy as np
 import pytest
 
 from tests import compiled
-from tm_jax.checkpoints import store as store_lib
+from tm_jax.checkpoints import small_vae as weights
+from tm_jax.configs import presets
 from tm_jax.data import frame_store
 from tm_jax.evaluation import reconstruction
+from tm_jax.inference import part_files
 from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import network
+from tm_jax.parallel import rules
+from tm_jax.training import optimizer as optimizer_lib
+from tm_jax.training import run
+from tm_jax.training import vae_measures
 from tm_jax.training import video_vae
 
 _SIDE = 64
-_CONFIG = video_vae.VideoVAEConfig(batch=2, latents=1, side=None, warmup_steps=2, noise=0.1)
+_OPTIMIZER = optimizer_lib.OptimizerConfig(
+    learning_rate=2e-3, schedule="constant", warmup_steps=2, muon=True, ema_decay=0.9
+)
+_CONFIG = video_vae.VideoVAEConfig(
+    batch=2, latents=1, side=None, motion_channels=0, optimizer=_OPTIMIZER
+)
+_LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
 
 
 @pytest.fixture(scope="module")
 def model():
     return network.SmallVAE(config_lib.PRESETS["pico"])
+
+
+@pytest.fixture(scope="module")
+def preset():
+    return presets.with_settings(presets.get("nano-video"), {
+        "height": _SIDE, "width": _SIDE,
+        "vae": dataclasses.asdict(config_lib.PRESETS["pico"]),
+        "transformer": {"latent_channels": 4, "condition_channels": 4},
+    })
 
 
 @pytest.fixture(scope="module")
@@ -38,51 +59,83 @@ def clips():
 
 
 @pytest.fixture(scope="module")
-def step(model):
-    return video_vae.make_step(model, _CONFIG)
+def folder(clips, tmp_path_factory):
+    """A folder of clips as the stage reads it."""
+    root = tmp_path_factory.mktemp("clips")
+    for name in ("drawn", video_vae.HELD_OUT):
+        frame_store.write(str(root / name), list(clips))
+    return str(root)
 
 
-def _train(model, step, clips, state, updates):
-    for _ in range(updates):
-        state, metrics = step(state, clips, jax.random.key(5), 1.0)
-    return state, metrics
+@pytest.fixture(scope="module")
+def initial(model):
+    return jax.jit(lambda key: rules.unbox(network.init(model.config, key)))(jax.random.key(0))
 
 
-def test_the_loss_falls_below_the_still_picture(model, step, clips):
-    state = video_vae.create(model, _CONFIG, jax.random.key(0))
-    state, first = _train(model, step, clips, state, 1)
-    assert abs(first["psnr"] - first["psnr_warped"]) < 1e-3  # It starts with the picture.
-    state, last = _train(model, step, clips, state, 60)
-    assert last["loss"] < 0.7 * first["loss"]
-    assert last["psnr"] > first["psnr"] + 2
+def _train(preset, folder, workdir, steps, **kwargs):
+    config = dataclasses.replace(_CONFIG, path=folder)
+    assert run.train(preset, "vae", config, str(workdir), steps, _LOOP, **kwargs)
+    return weights.load(os.path.join(str(workdir), kwargs.get("name", "vae"), "vae.safetensors"))[1]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(model, step, clips, tmp_path):
-    state = video_vae.create(model, _CONFIG, jax.random.key(0))
-    state, _ = _train(model, step, clips, state, 2)
-    with contextlib.closing(store_lib.Store(str(tmp_path))) as store:
-        store.save(2, state, {"step": 2})
-    whole, _ = _train(model, step, clips, state, 2)  # Donates `state`.
-    fresh = video_vae.create(model, _CONFIG, jax.random.key(9))
-    with contextlib.closing(store_lib.Store(str(tmp_path))) as store:
-        resumed, position = store.restore(fresh, jax.tree.map(lambda x: x.sharding, fresh))
-    assert position == {"step": 2}
-    resumed, _ = _train(model, step, clips, resumed, 2)
+@pytest.fixture(scope="module")
+def trained(preset, folder, tmp_path_factory):
+    """Parameters after 60 updates, and the work directory."""
+    workdir = tmp_path_factory.mktemp("run")
+    return _train(preset, folder, workdir, 60, export=str(workdir / "export")), workdir
+
+
+def test_it_learns_to_move_what_moves(model, trained, initial, clips):
+    before = vae_measures.measure(model, initial, clips)
+    after = vae_measures.measure(model, trained[0], clips)
+    assert abs(before["psnr"] - before["psnr_still"]) < 1e-3  # It starts with the picture.
+    assert after["psnr"] > before["psnr"] + 2
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(preset, folder, tmp_path):
+    _train(preset, folder, tmp_path, 2, name="parts")
+    resumed = _train(preset, folder, tmp_path, 4, name="parts")
+    whole = _train(preset, folder, tmp_path, 4, name="whole")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
-def test_statistics_are_not_trained(model, step, clips):
-    state = video_vae.create(model, _CONFIG, jax.random.key(0))
-    state, _ = _train(model, step, clips, state, 3)
-    for name, value in (("mean", 0), ("std", 1)):
-        np.testing.assert_array_equal(state.params[f"latent_{name}"], value)
-        np.testing.assert_array_equal(state.params[f"condition_{name}"], value)
+def test_a_run_starts_from_a_weight_file(preset, folder, trained, tmp_path):
+    params, workdir = trained
+    start = str(workdir / "vae" / "vae.safetensors")
+    again = _train(preset, folder, tmp_path, 1, start=start)
+    far = [np.abs(a - b).max() for a, b in zip(
+        jax.tree.leaves(again["decoder"]), jax.tree.leaves(params["decoder"])
+    )]
+    assert 0 < max(far) < 0.01  # One step of warm-up away.
 
 
-def test_latents_have_unit_variance_with_statistics(model, step, clips):
-    state = video_vae.create(model, _CONFIG, jax.random.key(0))
-    state, _ = _train(model, step, clips, state, 5)
-    params = video_vae.with_statistics(model, state.params, [clips[:1], clips[1:]])
+def test_what_is_exported_is_a_part_of_the_preset(preset, trained):
+    params, workdir = trained
+    mesh = rules.make_mesh(jax.devices()[:1])
+    found = part_files.load(preset, str(workdir / "export"), "vae", mesh, "float32")
+    np.testing.assert_array_equal(found["latent_std"], params["latent_std"])
+    kernel = ("decoder", "latent", "kernel")
+    np.testing.assert_allclose(_at(found, kernel), _at(params, kernel), rtol=1 / 128, atol=1e-6)
+
+
+def _at(tree, names):
+    for name in names:
+        tree = tree[name]
+    return tree
+
+
+def test_a_wrong_folder_is_explained(preset, tmp_path):
+    with pytest.raises(ValueError, match="name their folder with --data"):
+        video_vae.make(preset, _CONFIG)
+    (tmp_path / video_vae.HELD_OUT).mkdir()
+    with pytest.raises(ValueError, match="no folder of clips beside"):
+        video_vae.stores(str(tmp_path))
+    with pytest.raises(ValueError, match="no autoencoder that this stage trains"):
+        video_vae.make(presets.get("pico"), _CONFIG)
+
+
+def test_latents_have_unit_variance_with_statistics(model, trained, clips):
+    params = video_vae.with_statistics(model, trained[0], [clips[:1], clips[1:]])
     x = jnp.asarray(clips, jnp.float32) / 127.5 - 1
     z = compiled.method(model, "encode")(params, x)[:, 1:]
     reference, _ = compiled.method(model, "begin")(params, x[:, 0])
@@ -91,33 +144,19 @@ def test_latents_have_unit_variance_with_statistics(model, step, clips):
         np.testing.assert_allclose(np.std(values, (*range(values.ndim - 1),)), 1, atol=1e-2)
 
 
-def test_moving_pixels_weigh_more(model, clips):
+def test_moving_pixels_weigh_more(model, clips, initial):
     """The same error costs more where the frame differs from the reference."""
-    state = video_vae.create(model, _CONFIG, jax.random.key(0))
     still = np.repeat(clips[:1, :1], 5, 1)
     patch = (slice(None), slice(1, None), slice(0, 8), slice(0, 8))
     small, large = still.copy(), still.copy()
     small[patch] += 20
     large[patch] += 40
     value = lambda x, w: float(video_vae.loss(
-        model, dataclasses.replace(_CONFIG, moving_weight=w), state.params, x, jax.random.key(0)
+        model, dataclasses.replace(_CONFIG, moving_weight=w), initial, x, jax.random.key(0)
     )[0])
     plain = value(large, 0.0) / value(small, 0.0)
     weighted = value(large, 8.0) / value(small, 8.0)
     assert weighted > 1.2 * plain
-
-
-@pytest.mark.parametrize(
-    "step, expected", [(0, 0.1), (9, 1.0), (50, 1.0), (80, 1.0), (90, 0.5), (100, 0.0)]
-)
-def test_the_schedule(step, expected):
-    assert video_vae.rate(step, 100, 20, 10) == pytest.approx(expected)
-
-
-def test_the_stable_part_does_not_depend_on_the_end():
-    assert [video_vae.rate(i, 100, 20, 10) for i in range(80)] == [
-        video_vae.rate(i, 500, 20, 10) for i in range(80)
-    ]
 
 
 def test_psnr_of_a_known_error():

@@ -24,9 +24,12 @@ def save(
       config: Sizes of the model.
       dtype: Storage dtype of the tensors.
     """
-    files.save(
-        path, params, dtype, network.STATISTICS, config=json.dumps(dataclasses.asdict(config))
-    )
+    files.save(path, params, dtype, network.STATISTICS, **facts(config))
+
+
+def facts(config: config_lib.SmallVAEConfig) -> dict[str, str]:
+    """What the metadata of a file says of its sizes."""
+    return {"config": json.dumps(dataclasses.asdict(config))}
 
 
 def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]:
@@ -43,12 +46,12 @@ def load(path: str, dtype=jnp.float32) -> tuple[config_lib.SmallVAEConfig, dict]
       FileNotFoundError: No such file.
       ValueError: Not a file of this model.
     """
-    facts = files.facts(path)
-    if "config" not in facts:
+    found = files.facts(path)
+    if "config" not in found:
         raise ValueError(f"{path}: not a file of the small video autoencoder (no config in it).")
     values = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.loads(facts["config"]).items()
+        for name, value in json.loads(found["config"]).items()
     }
     config = config_lib.SmallVAEConfig(**values)
     return config, files.load(path, shapes(config), dtype)

@@ -1,4 +1,4 @@
-"""Optimiser of every stage: AdamW with clipped gradients, schedules by name, parameter groups."""
+"""Optimiser of every stage: clipped gradients, schedules by name, parameter groups."""
 
 from collections.abc import Callable
 import dataclasses
@@ -12,6 +12,7 @@ from tm_jax.parallel import rules
 SCHEDULES = ("constant", "cosine", "wsd")
 # Groups of parameters: what a published checkpoint fills, and what was added to it.
 BASE, NEW = "base", "new"
+_MUON_RMS = 0.2  # Of an update, so that one learning rate suits both (Liu et al. 2025).
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class OptimizerConfig:
       base_factor: Factor on the learning rate of the group "base" of `labels`.
       base_from_step: Step at which the group "base" starts to learn, with a warm-up of its
         own; until then its parameters stay as they are.
+      muon: Muon (Jordan et al. 2024; momentum with orthogonalised updates) for parameters of
+        two axes and AdamW for the rest, instead of AdamW for all.
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
       weight_decay: Decoupled decay of matrices; vectors are not decayed.
@@ -44,6 +47,7 @@ class OptimizerConfig:
     final_fraction: float = 0.05
     base_factor: float = 1.0
     base_from_step: int = 0
+    muon: bool = False
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01
@@ -82,11 +86,33 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, borders)
 
 
-def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
+def _update(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    adamw = optax.adamw(
         rate, config.beta1, config.beta2, weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
     )
+    if not config.muon:
+        return adamw
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(ns_steps=4, weight_dimension_numbers=_as_they_are),
+        optax.stateless(_scale_by_shape),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    # Labels without boxes, so that what is masked has none left either.
+    return optax.multi_transform({"muon": muon, "adamw": adamw}, lambda params: jax.tree.map(
+        lambda x: "muon" if jnp.ndim(x) == 2 else "adamw", rules.unbox(params)
+    ))
+
+
+def _as_they_are(updates: optax.Updates) -> optax.Params:
+    """All updates are matrices."""
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+
+
+def _scale_by_shape(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+    """Orthogonal matrices scaled to entries of the size that AdamW's updates have."""
+    return jax.tree.map(lambda x: _MUON_RMS * max(x.shape) ** 0.5 * x, updates)
 
 
 def make(
@@ -112,15 +138,15 @@ def make(
                 "base_factor and base_from_step need a stage whose parameters have groups; "
                 "leave them at 1 and 0 here."
             )
-        return optax.chain(clip, _adamw(config, rate))
+        return optax.chain(clip, _update(config, rate))
     if first and first >= steps:
         raise ValueError(
             f"base_from_step={first} must be below the {steps} steps of the run."
         )
     slow = schedule(config, steps - first)  # Counted from the step at which they start.
     groups = {
-        NEW: _adamw(config, rate),
-        BASE: _from_step(_adamw(config, lambda count: config.base_factor * slow(count)), first),
+        NEW: _update(config, rate),
+        BASE: _from_step(_update(config, lambda count: config.base_factor * slow(count)), first),
     }
     parts = [clip, optax.multi_transform(groups, _checked(labels))]
     if first:

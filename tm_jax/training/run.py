@@ -13,9 +13,11 @@ import numpy as np
 
 from tm_jax.checkpoints import files
 from tm_jax.checkpoints import sinks
+from tm_jax.checkpoints import small_vae
 from tm_jax.configs import presets
 from tm_jax.configs import puppet as networks
 from tm_jax.core import trees
+from tm_jax.models.vae.small import network
 from tm_jax.parallel import rules
 from tm_jax.training import audio_stage
 from tm_jax.training import distill_stage
@@ -32,6 +34,7 @@ from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import trajectories
 from tm_jax.training import vae_stage
+from tm_jax.training import video_vae
 
 # The part that a stage trains, and parts that it reads.
 _TRAINS = {
@@ -44,18 +47,25 @@ _READS = {
     "vae": {}, "locator": {}, "audio": {}, "speech": {}, "motion": {"audio": "audio"},
     "teacher": _ENCODERS, "student": _TEACHER, "distill": _TEACHER,
 }
+# Stages of other components, which any preset with that component has.
+_COMPONENTS = ("vae", "speech")
 # Stages whose transformer is a student of a few steps: what a stream runs.
 _STUDENTS = ("student", "distill")
 
 
-def config(stage: str, corpus: str, data: str | None = None) -> Any:
+def config(
+    stage: str, corpus: str, data: str | None = None, preset: presets.Preset | None = None
+) -> Any:
     """Default settings of a stage.
 
     Args:
       stage: Name of the stage.
       corpus: Folder with speech, from which clips of presets with a motion model are made.
-      data: Folder of prepared examples, for all other presets.
+      data: Folder of prepared examples (of clips, in stage vae), for all other presets.
+      preset: What is trained; None: a preset with a motion model.
     """
+    if stage == "vae" and preset is not None and preset.motion is None:
+        return video_vae.VideoVAEConfig(path=data or "")
     if stage == "vae":
         return vae_stage.VAEStageConfig()
     if stage == "locator":
@@ -119,6 +129,11 @@ def make(
       start: Weights to start from.
     """
     preset = sampled(preset, stage, settings)
+    if stage == "speech":
+        built = speech_stage.make(preset, settings)
+        return _from(built, start) if start else built
+    if preset.motion is None and stage == "vae":
+        return video_vae.make(preset, settings, start)
     if preset.motion is None:
         return example_run.make(preset, stage, settings, workdir, mesh, start)
     if isinstance(getattr(settings, "data", None), example_source.ExampleConfig):
@@ -137,8 +152,6 @@ def _make(preset: presets.Preset, stage: str, settings: Any, workdir: str) -> lo
         return locator_stage.make(preset, settings)
     if stage == "audio":
         return audio_stage.make(preset, settings)
-    if stage == "speech":
-        return speech_stage.make(preset, settings)
     models = networks.models(preset)
     params = _collect(models, workdir, f"stage {stage}", _READS[stage])
     if stage == "motion":
@@ -246,7 +259,7 @@ def train(
     facts = {"preset": preset.name, "stage": stage}
     if stage in _STUDENTS:
         facts |= preset.student.facts
-    if preset.motion is None:
+    if preset.motion is None and stage not in _COMPONENTS:
         _publish(preset, _published(workdir, name, example_run.PART), result, np.float32, facts)
         if export:
             path = os.path.join(export, f"{example_run.PART}.safetensors")
@@ -254,10 +267,13 @@ def train(
         return True
     # float32 here, so that a later stage starts from exactly what was trained.
     part = _TRAINS[stage]
+    if stage == "vae" and preset.motion is None:
+        facts |= small_vae.facts(preset.vae)
     files.save(_published(workdir, name, part), result, "float32", **facts)
     if export:
         os.makedirs(export, exist_ok=True)
-        files.save(os.path.join(export, f"{part}.safetensors"), result, **facts)
+        path = os.path.join(export, f"{part}.safetensors")
+        files.save(path, result, exact=network.STATISTICS, **facts)
         if stage in _STUDENTS:
             rest = {**_ENCODERS, "locator": "locator", "motion": "motion"}
             others = _collect(networks.models(preset), workdir, "export", rest)

@@ -1,149 +1,85 @@
-"""Learning the reference-conditioned video autoencoder from pixels: loss, update, statistics.
+"""Stage `vae` of presets with the small autoencoder: it learns from pixels alone.
 
 A batch is clips of a reference picture and frames, nothing else. Pixels that differ from the
 reference weigh more; the flow also has a loss of its own, on the picture that it moves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
+import pathlib
 
-import flax.struct
+import grain
+import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from tm_jax.checkpoints import small_vae
+from tm_jax.configs import presets
 from tm_jax.core import pixels as pixels_lib
-from tm_jax.evaluation import reconstruction
+from tm_jax.data import frame_store
+from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import motion
 from tm_jax.models.vae.small import network
 from tm_jax.parallel import rules
+from tm_jax.training import loop
+from tm_jax.training import optimizer as optimizer_lib
+from tm_jax.training import vae_measures
+from tm_jax.training import vae_start
 
-_HEADS = ("flow", "residual", "latent", "condition")  # Last layers: AdamW, not Muon.
-_BETA2 = 0.99
+HELD_OUT = "held_out"  # Subfolder of clips that are measured and not trained on.
+_MEASURED = 16  # Held-out clips in a measurement.
+_SHOWN = 6  # Of them on a contact sheet.
+_STATISTICS_SEED, _START_SEED = 1 << 20, 1 << 21
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoVAEConfig:
-    """Settings of the training.
+    """Settings of the stage.
 
     Attributes:
+      path: Folder of clips (`data/frame_store.py`): `held_out` in it is measured, all its other
+        subfolders are trained on.
       batch: Clips per step.
       latents: Latent frames per clip.
       side: Side of random crops in pixels, a multiple of 32; None for whole frames. Crops hold
-        most of what moves at half the cost; the last steps take whole frames.
+        most of what moves at less cost; the last steps take whole frames.
+      motion_channels: Latent channels that start as components of measured motion, the others
+        as those of what it leaves unexplained (`vae_start`); 0: a random start.
       moving_weight: Extra weight of a pixel that differs from the reference by 0.25 or more.
       corner: Errors below this count as squares (rounded L1).
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
       flow_weight: Weight of the error of the moved picture.
       pooled_weight: Weight of the same at a quarter and a sixteenth of the resolution.
       motion_weight: Weight of the difference between the flow and the motion measured in closed
-        form (`small_vae.motion`), which the flow learns from first.
+        form (`vae/small/motion.py`), which the flow learns from first.
       noise: Largest noise on latents, in standard deviations of a channel.
-      learning_rate: Peak rate.
-      muon: Muon for hidden matrices and AdamW for the rest; else AdamW for all. Muon's own
-        products cost as much as the gradient of three whole clips of two latents, so it pays
-        with large batches.
-      weight_decay: Decoupled decay of the matrices.
-      warmup_steps: Linear warm-up.
-      clip_norm: Largest global norm of a gradient.
-      ema_decay: Decay of the averaged parameters.
+      optimizer: Optimiser. The constant part of its schedule does not depend on the length of
+        the run, so a run can be extended from a checkpoint of it.
     """
 
-    batch: int = 4
+    path: str = ""
+    batch: int = 3
     latents: int = 2
-    side: int | None = 128
+    side: int | None = 192
+    motion_channels: int = 28
     moving_weight: float = 8.0
     corner: float = 0.1
     edge_weight: float = 0.5
     flow_weight: float = 0.2
-    pooled_weight: float = 0.5
-    motion_weight: float = 0.2
-    noise: float = 0.2
-    learning_rate: float = 2e-3
-    muon: bool = False
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    clip_norm: float = 1.0
-    ema_decay: float = 0.995
+    pooled_weight: float = 0.25
+    motion_weight: float = 0.05
+    noise: float = 0.1
+    optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+        learning_rate=1.5e-3, schedule="wsd", final_fraction=0.0, muon=True, beta2=0.99,
+        ema_decay=0.998,
+    )
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.latents < 1:
             raise ValueError(
                 f"batch and latents must be at least 1, got {self.batch} and {self.latents}."
             )
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What a resumed run needs; batches are functions of the step.
-
-    Attributes:
-      step: Updates so far, int32 scalar.
-      params: Parameters.
-      average: Their exponential moving average.
-      optimizer: Optimiser state.
-    """
-
-    step: jax.Array
-    params: dict
-    average: dict
-    optimizer: optax.OptState
-
-
-def make_optimizer(config: VideoVAEConfig) -> optax.GradientTransformation:
-    """The optimiser with its peak rates; the schedule (`rate`) scales its updates."""
-
-    def dimensions(params):
-        def one(path, x):
-            muon = x.ndim == 2 and path[-2].key not in _HEADS
-            return optax.contrib.MuonDimensionNumbers() if muon else None
-
-        return jax.tree_util.tree_map_with_path(one, params)
-
-    def matrices(params):
-        return jax.tree.map(lambda x: x.ndim == 2, params)
-
-    if config.muon:
-        update = optax.contrib.muon(
-            config.learning_rate, weight_decay=config.weight_decay, adam_b2=_BETA2,
-            muon_weight_dimension_numbers=dimensions, consistent_rms=0.2, ns_steps=4,
-        )
-    else:
-        update = optax.adamw(
-            config.learning_rate, b2=_BETA2, weight_decay=config.weight_decay, mask=matrices
-        )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-
-
-def rate(step: int, steps: int, decay_steps: int, warmup_steps: int) -> float:
-    """Warm-up, constant, linear decay to zero over the last `decay_steps`: factor of all rates.
-
-    The constant part does not depend on `steps`, so a run can be extended from any checkpoint of
-    it.
-    """
-    warm = min(1.0, (step + 1) / max(1, warmup_steps))
-    left = (steps - step) / decay_steps if decay_steps else 1.0
-    return warm * min(1.0, max(0.0, left))
-
-
-def create(model: network.SmallVAE, config: VideoVAEConfig, key: jax.Array) -> TrainState:
-    """The state before the first update."""
-
-    def build(key):
-        params = rules.unbox(network.init(model.config, key))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params,
-            average=jax.tree.map(jnp.copy, params),
-            optimizer=make_optimizer(config).init(params),
-        )
-
-    return jax.jit(build)(key)
-
-
-def restart(state: TrainState, params: dict) -> TrainState:
-    """A fresh state with other parameters (`vae_start`)."""
-    return state.replace(params=params, average=jax.tree.map(jnp.copy, params))
 
 
 def _rounded(x, corner):
@@ -200,39 +136,6 @@ def loss(
     return total, {"psnr": psnr(error), "psnr_warped": psnr(moved)}
 
 
-def make_step(model: network.SmallVAE, config: VideoVAEConfig):
-    """Compiles one update.
-
-    Returns:
-      Function (state, clips, key, rate) -> (state, metrics); the old state is donated. `rate`
-      scales the update, see `rate`.
-    """
-    optimizer = make_optimizer(config)
-
-    def step(state, clips, key, factor):
-        key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(
-            lambda params: loss(model, config, params, clips, key), has_aux=True
-        )
-        (value, metrics), grads = gradient(state.params)
-        for name in network.STATISTICS:
-            grads[name] = jnp.zeros_like(grads[name])
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        for name in network.STATISTICS:
-            updates[name] = jnp.zeros_like(updates[name])
-        updates = jax.tree.map(lambda u: factor * u, updates)
-        params = optax.apply_updates(state.params, updates)
-        count = state.step.astype(jnp.float32) + 1
-        decay = jnp.minimum(config.ema_decay, (1 + count) / (10 + count))
-        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(grads), **metrics}
-        return TrainState(
-            step=state.step + 1, params=params, average=average, optimizer=optimizer_state
-        ), metrics
-
-    return jax.jit(step, donate_argnums=0)
-
-
 def with_statistics(
     model: network.SmallVAE, params: dict, batches: Iterable[np.ndarray]
 ) -> dict:
@@ -265,74 +168,99 @@ def with_statistics(
     return values
 
 
-def measure(model: network.SmallVAE, params: dict, clips: np.ndarray, batch: int = 4) -> dict:
-    """Reconstruction of clips, without noise.
+def stores(path: str) -> tuple[frame_store.FrameStore, frame_store.FrameStore]:
+    """The clips to train on and those to measure on, in a folder of stores.
+
+    Raises:
+      ValueError: One of them is missing.
+    """
+    root = pathlib.Path(path)
+    if not path or not root.is_dir():
+        raise ValueError(
+            f"stage vae learns from clips: name their folder with --data, got {path!r} "
+            "(experiments/nano/draw_clips.py draws some)."
+        )
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name != HELD_OUT)
+    if not folders:
+        raise ValueError(f"{path}: has no folder of clips beside {HELD_OUT}.")
+    return frame_store.FrameStore(map(str, folders)), frame_store.FrameStore([str(root / HELD_OUT)])
+
+
+def _examples(
+    clips: frame_store.FrameStore, config: VideoVAEConfig, frames: int, seed: int
+) -> grain.IterDataset:
+    """Endless batches of varied clips, uint8 [B, 1 + F, H, W, 3]; the position can be stored."""
+
+    def one(index: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, int(index)))
+        clip = clips.clip(int(rng.integers(len(clips))))
+        return np.ascontiguousarray(frame_store.vary(rng, clip, frames, config.side))
+
+    return (
+        grain.MapDataset.range(1 << 31)
+        .map(one)
+        .batch(config.batch)
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    )
+
+
+def make(
+    preset: presets.Preset, config: VideoVAEConfig, weights: str | None = None
+) -> loop.Stage:
+    """The stage.
 
     Args:
-      model: The autoencoder.
-      params: Its parameters.
-      clips: uint8 [N, 1 + F, H, W, 3].
-      batch: Clips at once.
+      preset: Preset with the small autoencoder.
+      config: Settings.
+      weights: File of the autoencoder to start from.
 
-    Returns:
-      psnr and psnr_moving in dB, the same of the still picture and of the moved picture alone
-      (see `evaluation.reconstruction`), and ssim.
+    Raises:
+      ValueError: The preset has another autoencoder, `weights` are of another size, or there
+        are no clips.
+      FileNotFoundError: No such weights.
     """
-    run = jax.jit(lambda params, clips: _errors(model, params, pixels_lib.to_float(clips)))
-    parts = [
-        jax.device_get(run(params, clips[at : at + batch])) for at in range(0, len(clips), batch)
-    ]
-    sums = jax.tree.map(lambda *x: np.concatenate(x).sum(0), *parts)
-    values = {}
-    for name in ("", "_warped", "_still"):
-        for where in ("", "_moving"):
-            square = sums[f"square{name}{where}"]
-            values[f"psnr{name}{where}"] = float(
-                reconstruction.psnr(square, sums[f"count{where}"])
-            )
-    values["ssim"] = float(sums["ssim"] / len(clips))
-    return values
+    sizes = preset.vae
+    if not isinstance(sizes, config_lib.SmallVAEConfig):
+        raise ValueError(f"preset {preset.name} has no autoencoder that this stage trains.")
+    model = network.SmallVAE(sizes)
+    clips, held_out = stores(config.path)
+    frames = config.latents * sizes.frames_per_latent
+    measured = np.stack([held_out.clip(i) for i in range(min(_MEASURED, len(held_out)))])
 
+    def whole(seed: int, count: int) -> Iterator[np.ndarray]:
+        return (clips.batch(seed, i, 8, frames) for i in range(count))
 
-def _errors(model, params, clips):
-    """Squared errors of a batch by name, and the numbers of pixels, each [B]."""
-    picture, frames = clips[:, 0], clips[:, 1:]
-    variables = {"params": params}
-    state = model.apply(variables, picture, method=model.look)
-    z = model.apply(variables, frames, state, method=model.encode_raw)
-    warped, residual, _ = model.apply(variables, z, state, method=model.decode_raw)
-    still = jnp.broadcast_to(picture[:, None], frames.shape)
-    made = {"": jnp.clip(warped + residual, -1, 1), "_warped": warped, "_still": still}
-    mask = reconstruction.moving(frames, picture)
-    values = {}
-    for name, video in made.items():
-        values[f"square{name}"], values["count"] = reconstruction.squared_error(video, frames)
-        both = reconstruction.squared_error(video, frames, mask)
-        values[f"square{name}_moving"], values["count_moving"] = both
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    similar = reconstruction.ssim(flat(made[""]), flat(frames))
-    values["ssim"] = similar.reshape(frames.shape[:2]).mean(1)
-    return values
+    def linear_code(placement):
+        params = jax.jit(lambda key: rules.unbox(network.init(sizes, key)))(jax.random.key(0))
+        few, count = list(whole(_START_SEED, 6)), config.motion_channels
+        codes = (
+            vae_start.measure_motion(sizes, few, count),
+            vae_start.measure_change(sizes, few, sizes.latent_channels - count),
+        )
+        return jax.device_put(vae_start.start(params, sizes, *codes), placement)
 
+    start = linear_code if config.motion_channels else None
+    if weights:
+        found, start = small_vae.load(weights)
+        if found != sizes:
+            raise ValueError(f"{weights}: has the sizes {found}, the preset {sizes}.")
 
-def preview(model: network.SmallVAE, params: dict, clips: np.ndarray) -> np.ndarray:
-    """A contact sheet: every clip as two rows, truth above reconstruction; reference first.
+    def objective(params, frozen, batch, key):
+        # Statistics are set at the end.
+        params = params | {name: jax.lax.stop_gradient(params[name]) for name in network.STATISTICS}
+        return loss(model, config, params, batch, key)
 
-    Args:
-      model: The autoencoder.
-      params: Its parameters.
-      clips: uint8 [N, 1 + F, H, W, 3].
+    def sample(params, frozen, path):
+        sheet = vae_measures.preview(model, params, measured[:_SHOWN])
+        iio.imwrite(path + ".png", sheet)
+        return vae_measures.measure(model, params, measured)
 
-    Returns:
-      uint8 [2 N H, 4 W, 3].
-    """
-    shown = np.linspace(1, clips.shape[1] - 1, 3).astype(int)
-    made = jax.jit(lambda params, x: pixels_lib.to_uint8(
-        model.apply({"params": params}, pixels_lib.to_float(x))
-    ))
-    rows = []
-    for clip in clips:
-        again = np.asarray(made(params, clip[None]))[0]
-        for video in (clip, again):
-            rows.append(np.concatenate([video[0], *video[shown]], 1))
-    return np.concatenate(rows)
+    return loop.Stage(
+        name="vae", init=lambda key: network.init(sizes, key), loss=objective, frozen={},
+        batches=lambda seed: _examples(clips, config, frames, seed), sample=sample,
+        start=start,
+        finish=lambda params, frozen: with_statistics(
+            model, jax.device_get(params), whole(_STATISTICS_SEED, 12)
+        ),
+        optimizer=config.optimizer, frames=config.batch * frames,
+    )

@@ -1,9 +1,10 @@
-"""Draws videos of characters that speak and listen, and writes them as MP4 with sound.
+"""Draws videos of characters or 3-D people that speak and listen, as MP4 files with sound.
 
 A source of video like any other: what is learned from these files is in their pixels and their
 sound. Whole frames move: lips, lids, gaze, brows, head, shoulders.
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 import os
@@ -18,6 +19,8 @@ from tm_jax.data.synthetic import characters
 from tm_jax.data.synthetic import motion as motion_lib
 from tm_jax.media import video
 
+PERSON = "person"  # The style of 3-D people, beside the drawn ones.
+STYLES = (*characters.STYLES, PERSON)
 KINDS = ("talking", "conversing", "listening")
 _SHARES = (0.6, 0.25, 0.15)
 _STREAM = 40813  # Keeps these random numbers apart from those of other sources.
@@ -96,16 +99,17 @@ def draw(
       speakers: Voices to draw from.
       seed: Seed of voice, words and motion.
       character: Which character (`characters.sample`).
-      style: Style of the drawing; None lets the character choose.
+      style: One of `STYLES`; None lets the character choose one of the drawn styles.
       config: What the video shows.
       own: Number of the character's own voice; drawn by default.
 
     Raises:
       ValueError: Wrong settings, or a style that does not exist.
+      people.assets.Missing: What draws people is not installed.
       OSError: The file cannot be written.
     """
     rng = np.random.default_rng((_STREAM, seed))
-    look = characters.stack([characters.sample(character, style)])
+    draw_frames = _drawer(character, style, config.size)
     motion, own, other = _scene(rng, speakers, config, own)
     sound = np.stack([own, other] if config.partner else [own], 1)  # [samples, channels]
     per_frame = config.timing.samples_per_frame
@@ -115,15 +119,35 @@ def draw(
     ) as writer:
         padded = np.pad(motion, ((0, -len(motion) % _PART), (0, 0)), mode="edge")
         for at in range(0, len(motion), _PART):
-            drawn = characters.render(look, padded[None, at : at + _PART], config.size)
             count = min(_PART, len(motion) - at)
-            writer.write_frames(np.asarray(drawn)[0, :count])
+            writer.write_frames(draw_frames(padded[at : at + _PART])[:count])
             writer.write_sound(sound[at * per_frame : (at + count) * per_frame])
+
+
+def portrait(character: int, style: str | None = None, size: int = 256) -> np.ndarray:
+    """The neutral portrait of a character or person, uint8 [size, size, 3].
+
+    Raises:
+      ValueError: A style that does not exist.
+      people.assets.Missing: What draws people is not installed.
+    """
+    return _drawer(character, style, size)(characters.neutral()[None])[0]
+
+
+def _drawer(character: int, style: str | None, size: int) -> Callable:
+    """Function (motion [F, M]) -> frames uint8 [F, size, size, 3] of a character or person."""
+    if style == PERSON:
+        from tm_jax.data.synthetic.people import clip  # Brings OpenGL in.
+
+        return lambda motion: clip.draw(character, motion, size=size)
+    look = characters.stack([characters.sample(character, style)])
+    return lambda motion: np.asarray(characters.render(look, motion[None], size))[0]
 
 
 def draw_folder(
     folder: str | os.PathLike, count: int, speakers: list[speech.Speaker], *, seed: int = 0,
-    seconds: float = 6.0, size: int = 256, partner: bool = False, progress=None,
+    seconds: float = 6.0, size: int = 256, partner: bool = False, people: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Draws videos into a folder; those that are there already are kept.
 
@@ -136,7 +160,12 @@ def draw_folder(
       size: Side of the picture.
       partner: Whether the other party's voice is in the right channel. Without it, one
         side of a conversation is heard.
+      people: Share of videos that show 3-D people.
       progress: Called with the videos done and the videos in all.
+
+    Raises:
+      people.assets.Missing: What draws people is not installed.
+      OSError: A file cannot be written.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +176,9 @@ def draw_folder(
             kind = str(rng.choice(KINDS, p=_SHARES))
             character = characters.training_seed(int(rng.integers(1 << 24)))
             config = Config(seconds=seconds, size=size, kind=kind, partner=partner)
-            draw(
-                path, speakers, seed=int(rng.integers(1 << 31)), character=character,
-                config=config,
-            )
+            scene = int(rng.integers(1 << 31))
+            style = PERSON if rng.random() < people else None
+            draw(path, speakers, seed=scene, character=character, style=style, config=config)
         if progress is not None:
             progress(index + 1, count)
 

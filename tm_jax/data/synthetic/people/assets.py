@@ -21,7 +21,7 @@ _RIG = "mpfb2/rigs/standard/rig.default.json"
 _WEIGHTS = "mpfb2/rigs/standard/weights.default.json"
 
 
-class Missing(RuntimeError):
+class Missing(ValueError):
     """Something that the drawn people need is not installed; the message says what."""
 
 
