@@ -8,5 +8,6 @@ prepare_environment test reference plots text hub serve webrtc agent livekit bro
 cd -- "$TM_JAX_ROOT"
 # Tests share a device with whatever else runs on it.
 export XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"
-# Two at a time, each file in one process: the browser's tests mostly wait.
-exec "$TM_JAX_PYTHON" -m pytest -q -n 2 --dist loadfile "$@"
+# Two at a time, each file in one process: the browser's tests mostly wait. In the order of
+# tests/conftest.py, the longest files first.
+exec "$TM_JAX_PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,5 +1,6 @@
 """What every test shares: eight simulated devices, a compilation cache, random weights."""
 
+import ctypes
 import gc
 import os
 import shutil
@@ -8,6 +9,12 @@ import types
 
 # Before jax is imported: tests run on simulated CPU devices wherever they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most tests wait for the compiler rather than for what it makes. The emitters of fused loops
+# make faster programs and take it three times as long as the plain ones.
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+if _EMITTERS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false".strip()
 
 # Equal programs are compiled once per run, by whichever process comes first: what is in the
 # environment is shared. A folder that was given keeps them for longer.
@@ -23,10 +30,23 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Most tests wait for the compiler rather than for what it makes: a third less time.
+# A third less time, again of the compiler's.
 jax.config.update("jax_disable_most_optimizations", True)
 
+# What a process may hold when a file ends: memory mappings, of which Linux allows 65,530 and a
+# compiled program takes several, and memory.
 _MAPPINGS = 40000
+_RESIDENT = 1.5 * 2**30  # Bytes.
+
+# Files that take longest, those first: what is long and comes last keeps one process waiting.
+_LONGEST = (
+    "test_walk.py", "training/test_distill_stage.py", "training/test_example_stages.py",
+    "training/test_stages.py", "inference/test_pipeline.py", "training/test_speech_stage.py",
+    "parallel/test_sequence.py", "training/test_rollouts.py", "parallel/test_sharded_models.py",
+    "models/vae/test_wan.py", "training/test_video_vae.py", "inference/test_session.py",
+    "inference/test_teacher.py", "models/dit/test_causal_student.py", "inference/test_programs.py",
+    "launch/test_weights.py", "browser/test_real_server.py", "browser/test_page.py",
+)
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -37,21 +57,33 @@ def pytest_unconfigure(config):
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_mappings():
-    """Forgets compiled programs before they fill the process's table of memory mappings.
+def pytest_collection_modifyitems(items):
+    """The longest files first, all others in their order."""
+    places = {f"tests/{name}": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
-    Linux allows 65,530 of them, and a program takes several.
-    """
-    yield
+
+def _held():
+    """Memory mappings of this process and its resident bytes; zeros where it is not Linux."""
     try:
         with open("/proc/self/maps", "rb") as file:
             count = sum(1 for _ in file)
-    except OSError:  # Not Linux.
-        return
-    if count > _MAPPINGS:
+        with open("/proc/self/statm", "rb") as file:
+            return count, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0, 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_process():
+    """Forgets compiled programs before they fill the memory or the table of its mappings."""
+    yield
+    count, resident = _held()
+    if count > _MAPPINGS or resident > _RESIDENT:
         jax.clear_caches()
         gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):  # Of glibc, which keeps what is freed.
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def random_parameters(shapes, seed=0):

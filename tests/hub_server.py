@@ -55,6 +55,20 @@ class Hub:
         self._thread.join()
         self._server.server_close()
 
+    def serve_this_process(self, monkeypatch, folder) -> None:
+        """Points the Hub's library to this server, with a cache in `folder` and no token."""
+        from huggingface_hub import constants
+
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(folder / "no-token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+
     def push(self, name: str, files: dict[str, bytes], revision: str = "main", **kind) -> str:
         """Adds a commit to a repository and lets a branch or tag point to it."""
         repo = self.repos.setdefault(name, Repo(**kind))

@@ -39,7 +39,7 @@ _WAYS = pytest.mark.parametrize("transport, init", [
 # Three callers who talk as long as the server lives.
 _CROWD = """
 import asyncio, sys
-from tm_jax.serving import load
+from tm_jax.serving.runtime import load
 print(asyncio.run(load.storm(sys.argv[1], load.speech(), 120, 3, stagger_s=0.05))["errors"])
 """
 

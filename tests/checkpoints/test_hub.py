@@ -24,16 +24,8 @@ _REPO = "someone/Some-Weights.v2"
 def server(tmp_path, monkeypatch):
     """A Hub without repositories, and a cache of its own."""
     with hub_server.Hub() as running:
-        constants = library.constants
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        running.serve_this_process(monkeypatch, tmp_path)
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # Between two tries.
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
         yield running
 
 

@@ -1,5 +1,6 @@
 """Every part converts between all of its layouts, bit by bit, and is found by its names."""
 
+import dataclasses
 import functools
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import parts
 from tm_jax.checkpoints import sinks
 from tm_jax.checkpoints import sources
+from tm_jax.configs import presets
 from tm_jax.core import trees
 from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.image import config as clip_config
@@ -128,3 +130,11 @@ def test_loading_a_part(tmp_path):
     )
     for name, x in trees.flatten(expected).items():
         np.testing.assert_array_equal(trees.flatten(params)[name], x, err_msg=name)
+
+
+def test_a_part_is_traced_once_however_often_it_is_asked_for():
+    preset = presets.get("pico")
+    for name in ("transformer", "vae", "audio", "image", "text", "taehv"):
+        part = parts.of_preset(preset, name)
+        assert parts.of_preset(dataclasses.replace(preset), name) is part
+        assert part.name == f"{name} of pico"

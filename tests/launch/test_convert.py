@@ -81,7 +81,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv.pop(1))
 mark = sys.argv.pop(1)
 from launch import common, convert
-from tm_jax.weights import sinks
+from tm_jax.checkpoints import sinks
 write, count = sinks._write_array, []
 def slow(stream, value):
     write(stream, value)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.launch import in_process
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -19,15 +21,25 @@ def _run(*arguments):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--weights=a=/nowhere"], "'/nowhere' is not a folder"),
         (["--weights=truth=launch"], "the label 'truth' is taken"),
         (["--syncnet=x"], "--syncnet needs --video"),
         (["--video=/nowhere.mp4"], "there is no file /nowhere.mp4"),
         (["--noplots", "--corpus=/nowhere"], "build it with"),
-        (["--clips=0"], "clips"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, words):
+def test_mistakes_end_in_one_line(monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(_ROOT)
+    with pytest.raises(SystemExit) as caught:
+        in_process.launcher(monkeypatch, "evaluate")(*arguments)
+    assert caught.value.code.startswith("evaluate: ") and words in caught.value.code
+    assert "\n" not in caught.value.code and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["--weights=a=/nowhere"], "'/nowhere' is not a folder"), (["--clips=0"], "clips")],
+)
+def test_the_script_reports_mistakes(arguments, words):
     done = _run(*arguments)
     assert done.returncode == 1
     assert words in done.stderr and "Traceback" not in done.stderr

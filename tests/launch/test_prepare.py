@@ -1,41 +1,16 @@
 """The launchers of examples and drawn videos, with a tiny encoder: results and one-line errors."""
 
-import importlib
 import json
-import sys
 
-from absl import flags
 import av
 import numpy as np
 import pytest
 
-from launch import common
 from tests.data import encoders
 from tests.data import recordings
+from tests.launch import in_process
 from tm_jax.data import shards
 from tm_jax.inference import clip_encoder
-
-
-def _launcher(monkeypatch, name):
-    """A launcher with flags of its own, as a function of arguments."""
-    values = flags.FlagValues()
-    for kind in ("string", "integer", "enum", "float", "bool"):
-        define = getattr(flags, f"DEFINE_{kind}")
-
-        def own(*args, define=define, **options):
-            return define(*args, flag_values=values, **options)
-
-        monkeypatch.setattr(flags, f"DEFINE_{kind}", own)
-    monkeypatch.delitem(sys.modules, f"launch.{name}", raising=False)
-    module = importlib.import_module(f"launch.{name}")
-    monkeypatch.delitem(sys.modules, f"launch.{name}")
-    monkeypatch.setattr(common, "cache_compilations", lambda: None)
-
-    def run(*arguments):
-        values([name, *arguments])
-        common.guard(name, module.main)
-
-    return run
 
 
 @pytest.fixture
@@ -46,7 +21,7 @@ def prepare(monkeypatch):
         return encoders.Tiny(**options)
 
     monkeypatch.setattr(clip_encoder, "load", load)
-    return _launcher(monkeypatch, "prepare")
+    return in_process.launcher(monkeypatch, "prepare")
 
 
 @pytest.fixture
@@ -108,7 +83,7 @@ def test_what_is_wrong_ends_in_one_line(prepare, tmp_path, monkeypatch, argument
 
 
 def test_a_preset_without_a_video_encoder_says_which_have_one():
-    with pytest.raises(ValueError, match="nano has no autoencoder .* pico, wan-1.3b, tm-18b"):
+    with pytest.raises(ValueError, match="nano has no autoencoder .* pico, nano-video, wan-1.3b, tm-18b"):
         clip_encoder.load("nano", None)
     with pytest.raises(FileNotFoundError, match="needs --weights"):
         clip_encoder.load("tm-18b", None)
@@ -131,7 +106,7 @@ def test_drawn_videos_are_a_source_like_any_other(prepare, tmp_path, capsys):
 
 
 def test_a_drawn_video_has_frames_and_sound(monkeypatch, tmp_path, capsys):
-    character = _launcher(monkeypatch, "character")
+    character = in_process.launcher(monkeypatch, "character")
     path = tmp_path / "a.mp4"
     character(
         f"--video={path}", "--seconds=1.2", "--seed=3", "--style=clay", "--size=64",

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from tests import hub_server
+from tests.launch import in_process
 from tm_jax.checkpoints import files
 from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import sinks
@@ -73,7 +74,7 @@ def test_convert_reads_a_repository_and_writes_down_its_commit(hub, tmp_path, pi
 @pytest.mark.parametrize(
     "name, flags",
     [
-        ("convert", ["--source=hf:no/body", "--out=x"]),
+        ("convert", ["--preset=pico", "--source=hf:no/body", "--out=x"]),
         ("generate", ["--image=x.png", "--weights=hf:no/body", "--seconds=1"]),
         ("serve", ["--port=0", "--weights=hf:no/body"]),
         # The sampler of the arm stands behind the revision.
@@ -81,15 +82,19 @@ def test_convert_reads_a_repository_and_writes_down_its_commit(hub, tmp_path, pi
         ("train", ["--stage=audio", "--workdir=run", "--start=hf:no/body"]),
     ],
 )
-def test_every_launcher_says_in_one_line_what_is_not_there(hub, tmp_path, name, flags):
+def test_every_launcher_says_in_one_line_what_is_not_there(
+    hub, tmp_path, monkeypatch, capsys, name, flags
+):
     if name == "serve":
         pytest.importorskip("aiohttp")
     PIL.Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
-    done = hub.run(name, *flags)
-    assert done.returncode == 1
-    spec = "hf:no/body@v1" if name == "evaluate" else "hf:no/body"
-    assert done.stderr.startswith(f"{name}: {spec}: ") and done.stderr.count("\n") == 1
-    assert "no public repository no/body" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    hub.serve_this_process(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        in_process.launcher(monkeypatch, name)(*flags)
+    line, spec = caught.value.code, "hf:no/body@v1" if name == "evaluate" else "hf:no/body"
+    assert line.startswith(f"{name}: {spec}: ") and "\n" not in line
+    assert "no public repository no/body" in line and not capsys.readouterr().err
 
 
 def test_the_library_loads_a_repository(hub, tmp_path):

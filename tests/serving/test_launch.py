@@ -19,7 +19,10 @@ _SERVER = """
 import asyncio, sys
 import numpy as np
 from launch import serve
-from tm_jax.serving import app, engine, exchange, fake, pictures, security
+from tm_jax.serving import app, security
+from tm_jax.serving.calls import exchange
+from tm_jax.serving.runtime import engine, fake
+from tm_jax.serving.transport import pictures
 devices = fake.FakeBackend(16, chunk_frames=2)
 face = pictures.character("ann", "Ann", np.zeros((16, 16, 3), np.uint8))
 motor = engine.Engine(devices)

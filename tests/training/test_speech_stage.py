@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tm_jax.configs import overrides
 from tm_jax.configs import presets
 from tm_jax.data.corpus import acoustics
@@ -70,7 +71,7 @@ def test_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_pa
     batch = speech_stage.clean_batch(speaker, settings, audio, 4)
 
     def measured(params):
-        out = model.apply({"params": params}, batch["samples"], method=model.train)
+        out = compiled.method(model, "train")(params, batch["samples"])
         return speech_stage.losses(out, batch, audio.recalled)
 
     whole = run.loop.run(stage, str(tmp_path / "whole"), _STEPS, _LOOP)
@@ -207,7 +208,7 @@ def test_the_stage_publishes_an_encoder(corpus, tmp_path):
     path = os.path.join(export, "audio.safetensors")
     params = run.files.load(path, shapes)
     assert run.files.facts(path) == {"preset": "puppet", "stage": "speech"}
-    out = model.apply({"params": params}, dummy, method=model.train)
+    out = compiled.method(model, "train")(params, dummy)
     assert out.shape == (1, 1, speech_stage.COLUMNS * (1 + audio.recalled) + 1)
 
 
@@ -217,17 +218,17 @@ def test_standardised_features_tell_the_same(corpus):
     batch = next(iter(speech_stage.batches(
         tracks.Voices(corpus, "train"), settings, audio, 1
     )))  # fmt: skip
-    params = run.rules.unbox(
-        model.init(jax.random.key(1), batch["samples"], method=model.train)["params"]
-    )
-    features = model.apply({"params": params}, batch["samples"])
+    params = run.rules.unbox(jax.jit(
+        lambda key, x: model.init(key, x, method=model.train)["params"]
+    )(jax.random.key(1), batch["samples"]))
+    features = compiled.method(model, "__call__")(params, batch["samples"])
     plain = speech_stage.standardised(params, 3 * features + 1)  # As if of another size.
     before, after = (
-        model.apply({"params": p}, batch["samples"], method=model.train) for p in (params, plain)
+        compiled.method(model, "train")(p, batch["samples"]) for p in (params, plain)
     )
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
-    unit = model.apply(
-        {"params": speech_stage.standardised(params, features)}, batch["samples"]
+    unit = compiled.method(model, "__call__")(
+        speech_stage.standardised(params, features), batch["samples"]
     )
     np.testing.assert_allclose(unit.mean((0, 1)), 0, atol=1e-3)
     np.testing.assert_allclose(unit.std((0, 1)), 1, atol=1e-2)

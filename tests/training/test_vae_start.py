@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
@@ -81,9 +82,9 @@ def test_the_flow_is_the_projection_of_measured_motion(started, codes, clips):
     model, _, params = started
     x = jnp.asarray(clips[:2], jnp.float32) / 127.5 - 1
     picture, frames = x[:, 0], x[:, 1:]
-    state = model.apply({"params": params}, picture, method=model.look)
-    z = model.apply({"params": params}, frames, state, method=model.encode_raw)
-    flow = np.asarray(model.apply({"params": params}, z, state, method=model.decode_raw)[2])
+    state = compiled.method(model, "look")(params, picture)
+    z = compiled.method(model, "encode_raw")(params, frames, state)
+    flow = np.asarray(compiled.method(model, "decode_raw")(params, z, state)[2])
     measured = np.float64(motion.estimate(picture, frames))  # [2, 4, 16, 16, 2]
     matrix = codes[0].cell, codes[0].middle, codes[0].coarse
     code = network.abreast(measured, 2)
@@ -112,8 +113,8 @@ def test_the_start_beats_the_still_picture(started, clips):
 def test_codes_have_a_mean_square_of_one(started, clips):
     model, _, params = started
     x = jnp.asarray(clips, jnp.float32) / 127.5 - 1
-    state = model.apply({"params": params}, x[:, 0], method=model.look)
-    z = np.asarray(model.apply({"params": params}, x[:, 1:], state, method=model.encode_raw))
+    state = compiled.method(model, "look")(params, x[:, 0])
+    z = np.asarray(compiled.method(model, "encode_raw")(params, x[:, 1:], state))
     assert np.mean(np.square(z[..., :12])) == pytest.approx(1, rel=0.05)
     assert np.mean(np.square(z[..., 12:])) == pytest.approx(1, rel=0.05)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tm_jax.checkpoints import small_vae as weights
 from tm_jax.configs import presets
 from tm_jax.data import frame_store
@@ -136,8 +137,8 @@ def test_a_wrong_folder_is_explained(preset, tmp_path):
 def test_latents_have_unit_variance_with_statistics(model, trained, clips):
     params = video_vae.with_statistics(model, trained[0], [clips[:1], clips[1:]])
     x = jnp.asarray(clips, jnp.float32) / 127.5 - 1
-    z = model.apply({"params": params}, x, method=model.encode)[:, 1:]
-    reference, _ = model.apply({"params": params}, x[:, 0], method=model.begin)
+    z = compiled.method(model, "encode")(params, x)[:, 1:]
+    reference, _ = compiled.method(model, "begin")(params, x[:, 0])
     for values in (z, reference.condition):
         np.testing.assert_allclose(np.mean(values, (*range(values.ndim - 1),)), 0, atol=1e-3)
         np.testing.assert_allclose(np.std(values, (*range(values.ndim - 1),)), 1, atol=1e-2)

@@ -1,10 +1,13 @@
 """Every part of the system that has published weights: its tables, sizes and file names.
 
-A part's tables and modules are imported when they are asked for.
+A part's tables and modules are imported when they are asked for. Parts of equal
+size are one object: tracing the shapes of the largest takes seconds, and a loaded pipeline asks
+for every part several times.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import os
 
 import jax
@@ -67,6 +70,7 @@ def transformer(preset: presets.Preset) -> Part:
     return transformer_of(preset.dit, preset.name)
 
 
+@functools.cache
 def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     """The video transformer in any size."""
     from tm_jax.checkpoints import wan
@@ -87,6 +91,7 @@ def transformer_of(c: dit_config.DiTConfig, name: str) -> Part:
     )
 
 
+@functools.cache
 def vae(
     config: vae_config.WanVAEConfig | small_vae_config.SmallVAEConfig, name: str = "vae"
 ) -> Part:
@@ -106,6 +111,7 @@ def vae(
     )
 
 
+@functools.cache
 def taehv(config: taehv_config.TAEHVConfig, name: str = "taehv") -> Part:
     """The tiny autoencoder of one size."""
     from tm_jax.checkpoints import taehv as table
@@ -119,6 +125,7 @@ def taehv(config: taehv_config.TAEHVConfig, name: str = "taehv") -> Part:
     )
 
 
+@functools.cache
 def text(config: umt5_config.UMT5Config, name: str = "text") -> Part:
     """The text encoder of one size."""
     from tm_jax.checkpoints import umt5
@@ -130,6 +137,7 @@ def text(config: umt5_config.UMT5Config, name: str = "text") -> Part:
     )
 
 
+@functools.cache
 def image(config: clip_config.CLIPConfig, name: str = "image") -> Part:
     """The image encoder of one size."""
     from tm_jax.checkpoints import clip
@@ -141,6 +149,7 @@ def image(config: clip_config.CLIPConfig, name: str = "image") -> Part:
     )
 
 
+@functools.cache
 def audio(
     config: wav2vec2_config.Wav2Vec2Config | audio_config.AudioEncoderConfig, name: str = "audio"
 ) -> Part:

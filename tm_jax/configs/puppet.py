@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
 
 import jax
@@ -105,6 +106,7 @@ def models(preset: presets.Preset) -> Models:
     )
 
 
+@functools.cache
 def shapes(networks: Models) -> dict:
     """Tree of parameter shapes of every part."""
     from flax.core import meta

@@ -32,9 +32,9 @@ class Streams:
         noise = np.random.default_rng(9).standard_normal(self.inputs["condition"].shape)
         self.inputs["condition"] = self.inputs["condition"] + 0.1 * noise.astype(np.float32)
         i = self.inputs
-        self.context = self.model.apply(
-            {"params": self.params}, i["text"], i["image"], i["face_mask"], method="context"
-        )
+        self.context = jax.jit(
+            lambda p, *x: self.model.apply({"params": p}, *x, method="context")
+        )(self.params, i["text"], i["image"], i["face_mask"])
         self._begin = jax.jit(self._begin_unjitted, static_argnums=(1, 2))
         self._next = {p: self.compile(p) for p in causal.POLICIES}
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tm_jax.configs import presets
 from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.models.puppet.vae import config as config_lib
@@ -52,12 +53,13 @@ def whole(decode, clip):
 
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_reproduce_the_whole_clip(model, params, whole, clip, chunk):
-    run = jax.jit(lambda z, s: model.apply({"params": params}, z, s, method=model.decode_chunk))
     z, picture = clip
-    state = model.apply({"params": params}, picture, method=model.begin)
+    state = compiled.method(model, "begin")(params, picture)
     frames = []
     for start in range(0, _LATENTS, chunk):
-        y, state = run(z[:, start : start + chunk], state)
+        y, state = compiled.method(model, "decode_chunk")(
+            params, z[:, start : start + chunk], state
+        )
         frames.append(y)
     assert whole.shape == (2, 4 * _LATENTS, _SIDE, _SIDE, 3)
     np.testing.assert_allclose(np.concatenate(frames, 1), whole, rtol=0, atol=_ATOL)
@@ -94,12 +96,12 @@ def test_a_still_picture_has_latents_of_zero_and_stays_itself(encode, decode, cl
 
 def test_paint_says_what_it_hides(model, params, clip, whole):
     z, picture = clip
-    state = model.apply({"params": params}, picture, method=model.begin)
-    paint, hidden, _ = model.apply({"params": params}, z, state, method=model.paint_chunk)
+    state = compiled.method(model, "begin")(params, picture)
+    paint, hidden, _ = compiled.method(model, "paint_chunk")(params, z, state)
     assert hidden.shape == (2, 4 * _LATENTS, _SIDE, _SIDE, 1) and np.ptp(hidden) > 0.1
     shown = (1 - hidden) * picture[:, None] + paint
     np.testing.assert_allclose(shown, whole, rtol=0, atol=_ATOL)
-    _, hidden, _ = model.apply({"params": params}, 0 * z, state, method=model.paint_chunk)
+    _, hidden, _ = compiled.method(model, "paint_chunk")(params, 0 * z, state)
     np.testing.assert_allclose(hidden, np.zeros_like(hidden), rtol=0, atol=_ATOL)
 
 

@@ -1,6 +1,7 @@
 """The audio-driven video transformer: teacher and student share these parameters."""
 
 from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -273,8 +274,9 @@ def touch(model: DiT) -> Output:
     return model(x, jnp.zeros((1, 1)), model.embed(given), lambda layer: pattern)
 
 
+@functools.cache
 def boxed_shapes(config: config_lib.DiTConfig) -> dict:
-    """Boxed parameter shapes of a transformer; nothing is computed or stored."""
+    """Boxed parameter shapes of a transformer; no parameter is computed or stored."""
     model = DiT(config)
     key = jax.random.key(0)
     return jax.eval_shape(lambda key: model.init(key, method=touch)["params"], key)

@@ -18,6 +18,7 @@ _LIMIT = 32.0  # Largest displacement in pixels.
 _PRIOR = 5e-2  # Squared slope of noise: flat places keep the coarser level's motion.
 
 
+@jax.jit
 def estimate(picture: jax.Array, frames: jax.Array) -> jax.Array:
     """Where in the picture every place of a frame is found.
 
