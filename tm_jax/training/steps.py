@@ -227,6 +227,11 @@ class Step:
         with rules.use(self._mesh):
             return self._compiled(state, frozen, batch, key)
 
+    def trace(self, state, frozen, batch, key) -> jax.stages.Traced:
+        """The update's program for arguments that may be shapes with shardings."""
+        with rules.use(self._mesh):
+            return self._compiled.trace(state, frozen, batch, key)
+
     def micro_batches(self, count: int) -> int:
         """Batches that update `count` takes."""
         del count
