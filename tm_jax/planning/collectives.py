@@ -129,8 +129,8 @@ def _collective(
             size = size / (1 + n) if kind == "reduce-scatter" else size / 2
     share = (n - 1) / n
     sent = {
-        "all-gather": size * share, "all-reduce": 2 * size * share, "reduce-scatter": size * (n - 1),
-        "all-to-all": size * share, "collective-permute": size, "collective-broadcast": size,
+        "all-gather": size * share, "all-reduce": 2 * size * share, "all-to-all": size * share,
+        "reduce-scatter": size * (n - 1), "collective-permute": size, "collective-broadcast": size,
     }[kind]  # fmt: skip
     if scattered:
         kind, sent = "reduce-scatter", sent / 2

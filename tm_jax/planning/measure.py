@@ -99,8 +99,8 @@ def devices(topology: chips.Topology, simulate: bool) -> list:
                 f"{len(found)}: set jax_num_cpu_devices before JAX starts."
             )
         return found[: topology.count]
-    import libtpu  # noqa: F401  Says what is missing.
     from jax.experimental import topologies
+    import libtpu  # noqa: F401  Says what is missing.
 
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
@@ -235,14 +235,11 @@ def _lines(low: tuple, high: tuple, line: Any) -> tuple[collectives.Collective, 
         return {(one.kind, one.members, one.together): one for one in found}
 
     x, y = table(low), table(high)
-    none = {key: dataclasses.replace(one, count=0.0, wire_bytes=0.0) for key, one in {**x, **y}.items()}
-    return tuple(
-        dataclasses.replace(
-            none[key],
-            **{
-                name: line(getattr(x.get(key, none[key]), name), getattr(y.get(key, none[key]), name))
-                for name in ("count", "wire_bytes")
-            },
-        )
-        for key in sorted(none)
-    )
+    result = []
+    for key, one in sorted({**x, **y}.items()):
+        none = dataclasses.replace(one, count=0.0, wire_bytes=0.0)
+        a, b = x.get(key, none), y.get(key, none)
+        result.append(dataclasses.replace(
+            one, count=line(a.count, b.count), wire_bytes=line(a.wire_bytes, b.wire_bytes)
+        ))
+    return tuple(result)

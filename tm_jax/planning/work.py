@@ -202,7 +202,8 @@ def _single(models: Any, source: Any, stage: str, settings: Any, mesh: Mesh) -> 
 def _distill(models: Any, source: Any, settings: Any, mesh: Mesh) -> Work:
     """The distillation: rounds of the critic's updates and one of the student."""
     preset = models.preset
-    latents, longest = transformer_stage.window_latents(models, settings), _longest(preset, settings)
+    latents = transformer_stage.window_latents(models, settings)
+    longest = _longest(preset, settings)
     teacher = _placed(mesh, transformer.boxed_shapes(preset.dit), jnp.bfloat16)
     item = {"rollout": source.window(0, 0, longest)}
     regression = None
