@@ -51,6 +51,9 @@ _DEPTHS = flags.DEFINE_string(
 )
 _SIMULATE = flags.DEFINE_bool("simulate", False, "Simulated CPU devices for TPUs too.")
 _QUICK = flags.DEFINE_bool("quick", False, "The TPU compiler takes less trouble.")
+_ARITHMETIC = flags.DEFINE_bool(
+    "arithmetic", False, "Compile nothing: trace, count and estimate; no collectives."
+)
 _SEARCH = flags.DEFINE_integer(
     "search", 1, "Cases that are compiled to confirm what would fit.", lower_bound=0
 )
@@ -119,10 +122,11 @@ def _case():
     simulate = _SIMULATE.value or topology.chip.platform != "tpu"
     depths = _depths()
     settings = _settings(_STAGE.value, _BATCH.value or mesh["data"] * mesh["fsdp"])
-    _environment(simulate, topology.count)
+    _environment(simulate or _ARITHMETIC.value, topology.count)
     return plan.Case(
         preset=preset, stage=_STAGE.value, settings=settings, topology=topology, mesh=mesh,
-        depths=depths, simulate=simulate, quick=_QUICK.value,
+        depths=depths, simulate=simulate or _ARITHMETIC.value, quick=_QUICK.value,
+        arithmetic=_ARITHMETIC.value,
     )
 
 

@@ -64,7 +64,7 @@ def test_what_fits_says_so_last(launch, capsys, tmp_path):
     assert settings.optimizer.accumulate == settings.critic_optimizer.accumulate == 3
     assert settings.critic_updates == 2 and topology.count == 8
     assert mesh == {"data": 1, "fsdp": 4, "seq": 2, "tensor": 1} and depths == (1, 2)
-    assert options == {"simulate": True, "quick": False}
+    assert options == {"simulate": True, "quick": False, "arithmetic": False}
     written = json.loads(path.read_text())
     assert written["fits"] and written["total_gib"] == 2 and written["mesh"] == {"fsdp": 4, "seq": 2}
 

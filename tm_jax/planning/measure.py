@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from tm_jax.configs import presets
 from tm_jax.core import target
 from tm_jax.parallel import rules
+from tm_jax.planning import activations
 from tm_jax.planning import chips
 from tm_jax.planning import collectives
 from tm_jax.planning import flops
@@ -112,7 +113,7 @@ def devices(topology: chips.Topology, simulate: bool) -> list:
 def measure(
     preset: presets.Preset, stage: str, settings: Any, topology: chips.Topology,
     mesh_sizes: dict[str, int], depths: tuple[int, ...] = (), *, simulate: bool = False,
-    quick: bool = False,
+    quick: bool = False, arithmetic: bool = False,
 ) -> Stage:
     """Compiles a stage and reads its needs.
 
@@ -125,6 +126,8 @@ def measure(
       depths: One or two numbers of layers to compile; empty: all layers of the model.
       simulate: Whether CPU devices stand for the topology's.
       quick: Whether the compiler of TPUs may take less trouble.
+      arithmetic: Whether nothing is compiled: programs are traced and counted, activations
+        estimated, collectives left out.
 
     Raises:
       ValueError: What `devices` or `work.make` refuse, or a program that the compiler refuses.
@@ -134,7 +137,7 @@ def measure(
     layers = preset.dit.num_layers
     depths = tuple(sorted({min(depth, layers) for depth in depths or (layers,)}))
     found = [
-        _at_depth(preset, stage, settings, topology, mesh, depth, simulate, quick)
+        _at_depth(preset, stage, settings, topology, mesh, depth, simulate, quick, arithmetic)
         for depth in depths
     ]
     result = found[0] if len(found) == 1 else extrapolate(*found[-2:], layers)
@@ -143,7 +146,7 @@ def measure(
 
 def _at_depth(
     preset: presets.Preset, stage: str, settings: Any, topology: chips.Topology, mesh: Mesh,
-    depth: int, simulate: bool, quick: bool,
+    depth: int, simulate: bool, quick: bool, arithmetic: bool,
 ) -> Stage:
     """A stage with so many layers."""
     preset = dataclasses.replace(preset, dit=dataclasses.replace(preset.dit, num_layers=depth))
@@ -152,7 +155,11 @@ def _at_depth(
         programs = []
         for program in work.programs:
             began = time.monotonic()
-            programs.append(_program(program, topology, mesh, simulate, quick))
+            if arithmetic:
+                estimate = activations.bytes_of(preset, stage, settings, mesh.shape)
+                programs.append(_traced(program, work, estimate))
+            else:
+                programs.append(_program(program, topology, mesh, simulate, quick))
             logging.info(
                 "%s, %d layers: %.0f s", program.name, depth, time.monotonic() - began
             )
@@ -168,6 +175,18 @@ def _tracing(topology: chips.Topology) -> Iterator[None]:
     """Programs written for the chip, whatever this process runs on."""
     with target.tracing_for(topology.chip.platform):
         yield
+
+
+def _traced(program: work_lib.Program, work: work_lib.Work, estimate: float) -> Measured:
+    """What a program needs by arithmetic."""
+    counted = flops.count(program.trace().jaxpr, program.trips)
+    temporaries = estimate + sum(work.inside.values())
+    kept = sum(work_lib.device_bytes(tree) for tree in work.trees.values())
+    return Measured(
+        name=program.name, times=program.times, temporaries=temporaries, flops=counted.total,
+        recomputed=counted.recomputed, replicated=1.0, memory_bytes=2 * (kept + temporaries),
+        collectives=(),
+    )
 
 
 def _program(

@@ -14,6 +14,11 @@ SIMULATED = (
     "CPU backend places them (products in float32, so rather too many)"
 )
 
+ARITHMETIC = (
+    "arithmetic, nothing compiled: what is kept and FLOPs exactly, activations estimated, "
+    "collectives left out (so the time is without the network)"
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
@@ -28,6 +33,7 @@ class Case:
       depths: Layers to compile, one or two numbers; empty: all.
       simulate: Whether CPU devices stand for the topology's.
       quick: Whether the compiler may take less trouble.
+      arithmetic: Whether nothing is compiled.
     """
 
     preset: presets.Preset
@@ -38,6 +44,7 @@ class Case:
     depths: tuple[int, ...] = ()
     simulate: bool = False
     quick: bool = False
+    arithmetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,7 @@ def make(case: Case) -> Plan:
     """Compiles a case and works out its plan; raises what `measure.measure` does."""
     found = measure.measure(
         case.preset, case.stage, case.settings, case.topology, case.mesh, case.depths,
-        simulate=case.simulate, quick=case.quick,
+        simulate=case.simulate, quick=case.quick, arithmetic=case.arithmetic,
     )
     times = tuple(
         roofline.time(

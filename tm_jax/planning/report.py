@@ -54,6 +54,8 @@ def text(plan: plan_lib.Plan) -> str:
 
 def method(case: plan_lib.Case) -> str:
     """How the figures were found."""
+    if case.arithmetic:
+        return plan_lib.ARITHMETIC
     return plan_lib.SIMULATED if case.simulate else plan_lib.COMPILED
 
 
@@ -67,10 +69,14 @@ def _settings(settings: Any) -> str:
 def _depth(plan: plan_lib.Plan) -> str:
     layers, depths = plan.case.preset.dit.num_layers, plan.stage.depths
     if depths == (layers,):
-        return f"all {layers} layers compiled"
+        return f"all {layers} layers {_how(plan)}"
     if len(depths) == 1:
         return f"{depths[0]} of {layers} layers"
-    return f"{depths[0]} and {depths[1]} layers compiled, {layers} on the line through both"
+    return f"{depths[0]} and {depths[1]} layers {_how(plan)}, {layers} on the line through both"
+
+
+def _how(plan: plan_lib.Plan) -> str:
+    return "traced" if plan.case.arithmetic else "compiled"
 
 
 def values(plan: plan_lib.Plan) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import itertools
 import math
 
 from tm_jax.parallel import rules
+from tm_jax.planning import activations
 from tm_jax.planning import chips
 from tm_jax.planning import plan as plan_lib
 from tm_jax.training import plan as training_plan
@@ -126,7 +127,7 @@ def estimate(plan: plan_lib.Plan, case: plan_lib.Case) -> float:
     total = 0.0
     for name, size in plan.memory.items():
         if name == "activations and temporaries":
-            total += size * activations(case) / activations(old)
+            total += size * _activations(case) / _activations(old)
         elif name in _UNSPLIT:
             total += size * load(case) / load(old)
         else:
@@ -137,23 +138,8 @@ def estimate(plan: plan_lib.Plan, case: plan_lib.Case) -> float:
     return total / chips.GIB
 
 
-def activations(case: plan_lib.Case) -> float:
-    """Bytes of activations of one device, in proportion: what layers keep, and one at work."""
-    preset, mesh, settings = case.preset, case.mesh, case.settings
-    c = preset.dit
-    parts = mesh["data"] * mesh["fsdp"]
-    samples = math.ceil(settings.batch / parts) if settings.batch % parts == 0 else settings.batch
-    chunks = getattr(settings, "chunks", 1)
-    length = (1 + chunks * preset.timing.latents_per_chunk) * preset.tokens
-    tokens, hidden = length / mesh["seq"], c.mlp_width / mesh["tensor"]
-    logits = c.num_heads / (mesh["seq"] * mesh["tensor"]) * length**2
-    at_work = 12 * logits + 8 * tokens * hidden + 20 * tokens * c.width
-    if case.stage == "stream":
-        return samples * at_work
-    kept = 2 * tokens * c.width
-    if not settings.remat:
-        kept = 28 * tokens * c.width + 6 * tokens * hidden + 6 * logits
-    return samples * (c.num_layers * kept + at_work)
+def _activations(case: plan_lib.Case) -> float:
+    return activations.bytes_of(case.preset, case.stage, case.settings, case.mesh)
 
 
 def least_chips(plan: plan_lib.Plan) -> int:
