@@ -1,8 +1,9 @@
 """Collectives read from HLO: programs with known ones, and texts by hand."""
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from tm_jax.configs import presets
+from tm_jax.parallel import rules
 from tm_jax.planning import chips
 from tm_jax.planning import measure
 from tm_jax.planning import plan
@@ -18,7 +19,6 @@ from tm_jax.planning import report
 from tm_jax.planning import roofline
 from tm_jax.planning import search
 from tm_jax.planning import work
-from tm_jax.parallel import rules
 from tm_jax.training import plan as training_plan
 from tm_jax.training import run
 
