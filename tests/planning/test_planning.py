@@ -86,6 +86,11 @@ def test_a_stage_on_simulated_devices():
     assert found.fits and found.verdict == f"fits: {found.total_gib:.1f} of 79.6 GiB"
     assert plan.SIMULATED in report.text(found)
     json.dumps(report.values(found))
+    # Arithmetic alone finds the same products and trees; it has no collectives to count.
+    alone = plan.make(_case(depths=(1,), arithmetic=True))
+    assert alone.stage.programs[0].flops == program.flops
+    assert alone.stage.trees == found.stage.trees and not alone.stage.programs[0].collectives
+    assert plan.ARITHMETIC in report.text(alone)
 
 
 def test_depth_is_a_line():
