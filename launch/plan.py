@@ -26,8 +26,6 @@ except ModuleNotFoundError as error:
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from launch import common
-from tm_jax.configs import overrides
-from tm_jax.configs import presets
 
 _STAGES = ("teacher", "student", "distill", "stream")
 
@@ -79,6 +77,7 @@ def _settings(stage: str, batch: int):
         if given:
             raise ValueError(f"--{given[0]}: a stream does not learn; leave it out.")
         return types.SimpleNamespace(batch=batch)
+    from tm_jax.configs import overrides
     from tm_jax.training import run
 
     settings = run.config(stage, "corpus", "data")
@@ -108,24 +107,28 @@ def _environment(simulate: bool, count: int) -> None:
 
 def _case():
     """What the flags ask for."""
-    from tm_jax.parallel import mesh_flag
-    from tm_jax.planning import chips
-    from tm_jax.planning import plan
-    from tm_jax.training import plan as training_plan
-
     if _TOPOLOGY.value is None or _STAGE.value is None:
         missing = "topology" if _TOPOLOGY.value is None else "stage"
         raise ValueError(f"--{missing}: name it, for example --stage=teacher --topology=v5p:4x4x4.")
-    preset, topology = presets.get(_PRESET.value), chips.parse(_TOPOLOGY.value)
+    from tm_jax.planning import chips  # Knows no JAX, which must find its environment.
+
+    topology = chips.parse(_TOPOLOGY.value)
+    simulate = _SIMULATE.value or _ARITHMETIC.value or topology.chip.platform != "tpu"
+    _environment(simulate, topology.count)
+
+    from tm_jax.configs import presets
+    from tm_jax.parallel import mesh_flag
+    from tm_jax.planning import plan
+    from tm_jax.training import plan as training_plan
+
+    preset = presets.get(_PRESET.value)
     mesh = mesh_flag.parse(_MESH.value, topology.count)
     training_plan.check_mesh(preset, mesh)
-    simulate = _SIMULATE.value or topology.chip.platform != "tpu"
     depths = _depths()
     settings = _settings(_STAGE.value, _BATCH.value or mesh["data"] * mesh["fsdp"])
-    _environment(simulate or _ARITHMETIC.value, topology.count)
     return plan.Case(
         preset=preset, stage=_STAGE.value, settings=settings, topology=topology, mesh=mesh,
-        depths=depths, simulate=simulate or _ARITHMETIC.value, quick=_QUICK.value,
+        depths=depths, simulate=simulate, quick=_QUICK.value,
         arithmetic=_ARITHMETIC.value,
     )
 
