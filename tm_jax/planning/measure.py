@@ -68,6 +68,7 @@ class Stage:
       programs: Its programs.
       depths: Layers that were compiled; one number: the model itself.
       seconds: Time that it took to trace and compile.
+      points: Bytes of temporaries of the largest program, by layers that were compiled.
     """
 
     unit: str
@@ -78,6 +79,7 @@ class Stage:
     programs: tuple[Measured, ...]
     depths: tuple[int, ...]
     seconds: float
+    points: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 def devices(topology: chips.Topology, simulate: bool) -> list:
@@ -167,6 +169,7 @@ def _at_depth(
         unit=work.unit, frames=work.frames, tokens=work.tokens, inside=dict(work.inside),
         trees={name: work_lib.device_bytes(tree) for name, tree in work.trees.items()},
         programs=tuple(programs), depths=(depth,), seconds=0.0,
+        points={depth: max(program.temporaries for program in programs)},
     )
 
 
@@ -244,7 +247,7 @@ def extrapolate(low: Stage, high: Stage, layers: int) -> Stage:
     )
     return dataclasses.replace(
         high, trees=table(low.trees, high.trees), inside=table(low.inside, high.inside),
-        programs=programs, depths=(a, b),
+        programs=programs, depths=(a, b), points={**low.points, **high.points},
     )
 
 

@@ -23,7 +23,7 @@ def text(plan: plan_lib.Plan) -> str:
     lines += [f"  {name:<30} {size / chips.GIB:8.2f}" for name, size in plan.memory.items()]
     lines.append(f"  {'all':<30} {plan.total_gib:8.2f}")
     for program, time in zip(stage.programs, plan.times, strict=True):
-        lines += ["", f"{program.name} ({program.times} in a {stage.unit}), one device"]
+        lines += ["", f"{program.name} ({program.times} per {stage.unit}), one device"]
         lines.append(
             f"  TFLOPs {program.flops * program.replicated / count / 1e12:.2f}"
             f" (of them recomputed {program.recomputed / count / 1e12:.2f}"
@@ -40,7 +40,7 @@ def text(plan: plan_lib.Plan) -> str:
         ]  # fmt: skip
     least, serial = plan.least_s, plan.serial_s
     lines += [
-        "", f"a {stage.unit}: {least:.3f} s if all work overlaps (roofline), {serial:.3f} s if "
+        "", f"one {stage.unit}: {least:.3f} s if all work overlaps (roofline), {serial:.3f} s if "
         f"nothing does; utilisation {plan.utilisation(least):.0%} and "
         f"{plan.utilisation(serial):.0%}",
         f"{stage.frames / least:.1f} frames a second, {stage.tokens / least:.0f} tokens a second "
@@ -89,7 +89,9 @@ def values(plan: plan_lib.Plan) -> dict[str, Any]:
         "batch": settings.batch, "remat": getattr(settings, "remat", None),
         "accumulate": settings.optimizer.accumulate if hasattr(settings, "optimizer") else None,
         "method": method(case), "layers": case.preset.dit.num_layers,
-        "depths": list(stage.depths), "quick": case.quick, "seconds": round(stage.seconds, 1),
+        "depths": list(stage.depths), "temporaries_gib_by_depth": {
+            str(depth): size / chips.GIB for depth, size in stage.points.items()
+        }, "quick": case.quick, "seconds": round(stage.seconds, 1),
         "unit": stage.unit, "frames": stage.frames, "tokens": stage.tokens,
         "memory_gib": {name: size / chips.GIB for name, size in plan.memory.items()},
         "total_gib": plan.total_gib, "limit_gib": case.topology.chip.memory_gib,
