@@ -18,7 +18,7 @@ _LEVELS = (
     ("checkpoints", "data", "media"),
     ("evaluation",),
     ("training", "inference"),
-    ("serving",),
+    ("serving", "planning"),
     ("integrations",),
     ("launch", "experiments"),
 )

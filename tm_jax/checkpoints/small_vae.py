@@ -62,5 +62,5 @@ def load(path: str, dtype: npt.DTypeLike = jnp.float32) -> tuple[config_lib.Smal
 
 def shapes(config: config_lib.SmallVAEConfig) -> dict:
     """Tree of the parameters' shapes."""
-    boxed = jax.eval_shape(lambda key: network.init(config, key), jax.random.key(0))
+    boxed: dict = jax.eval_shape(lambda key: network.init(config, key), jax.random.key(0))
     return rules.unbox(boxed)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.core import axes
+from tm_jax.core import target
 
 # Logits of one head of one sample from which heads are taken one after another on CPU.
 _LARGE = 2**19
@@ -41,7 +42,7 @@ def attend(
     if q.dtype == jnp.float32:  # Cheaper; narrower queries would be rounded once more.
         q, scale = q * scale, 1.0
     plain = valid is None and bias is None and _parts(axes.SPREAD) == 1
-    if plain and jax.default_backend() == "cpu":
+    if plain and target.platform() == "cpu":
         flat, keys, values = _fold(q, k, v)
         if flat.shape[-3] * keys.shape[-3] >= _LARGE:
             return _head_by_head(flat, keys, values, scale).reshape(q.shape)

@@ -67,8 +67,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, /, **sizes: int) -> M
 def use(mesh: Mesh) -> Iterator[Mesh]:
     """Makes `mesh` and the rules active, so that constraints inside modules take effect."""
     # Under the older `with mesh:` form linen's constraints are silently ignored.
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    if is_described(mesh):  # Nothing can be computed there, so it is not where arrays go.
+        active = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    else:
+        active = jax.set_mesh(mesh)
+    with active, nn.logical_axis_rules(RULES):
         yield mesh
+
+
+def is_described(mesh: Mesh) -> bool:
+    """Whether the devices of a mesh are a description to compile for, such as a TPU topology."""
+    return "CompileOnly" in type(mesh.devices.flat[0].client).__name__
 
 
 def unbox(boxed: Any) -> Any:

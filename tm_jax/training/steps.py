@@ -231,6 +231,11 @@ class Step:
         with rules.use(self._mesh):
             return self._compiled(state, frozen, batch, key)
 
+    def trace(self, state: Any, frozen: Any, batch: Any, key: jax.Array) -> jax.stages.Traced:
+        """The update's program for arguments that may be shapes with shardings."""
+        with rules.use(self._mesh):
+            return self._compiled.trace(state, frozen, batch, key)
+
     def micro_batches(self, count: int) -> int:
         """Batches that update `count` takes."""
         del count

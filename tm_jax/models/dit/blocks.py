@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.core import axes
+from tm_jax.core import target
 from tm_jax.models.dit import config as config_lib
 from tm_jax.nn import attention
 from tm_jax.nn import linear
@@ -40,7 +41,7 @@ def _residual(x, update):
     that is only known at run time stays.
     """
     x = nn.with_logical_constraint((x + update).astype(x.dtype), _TOKENS)
-    if jax.default_backend() != "cpu":
+    if target.platform() != "cpu":
         return x
     always = x[0, 0, 0, 0] < jnp.inf
     return jax.lax.cond(always, lambda y: y, lambda y: -y, x)

@@ -1,0 +1,1 @@
+"""What training and streaming need on a mesh of devices that are not there."""
