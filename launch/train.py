@@ -8,8 +8,8 @@
   python launch/train.py --preset=tm-18b --stage=distill --mesh=fsdp=64 --dry_run
   python launch/train.py --config=runs/nano/vae/config.json --workdir=runs/again
 
-The stages follow one another in one work directory: vae, locator and audio (in any
-order), motion, teacher, student, distill. A stage that was interrupted goes on where it stopped.
+The stages follow one another in one work directory: those that make a preset's other components,
+then teacher, student, distill (docs/training.md). A stage that was interrupted goes on where it stopped.
 """
 
 import dataclasses

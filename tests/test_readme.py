@@ -39,11 +39,3 @@ def test_public_names():
     assert set(tm_jax.__all__) <= set(dir(tm_jax))
     picture = tm_jax.draw_character(9, "clay", size=64)
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-
-
-def test_every_link_of_the_documents_leads_to_a_file():
-    for name in ("README.md", "BUILD.md"):
-        text = (_ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if not target.startswith("http"):
-                assert (_ROOT / target).exists(), f"{name}: {target}"
