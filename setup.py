@@ -12,7 +12,7 @@ EXTRAS = {
     ],
     "reference": [
         "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",
-        "accelerate>=1.10,<2",
+        "accelerate>=1.10,<2", "scikit-image>=0.25,<0.27",
     ],
     "text": ["tokenizers>=0.21,<0.24", "sentencepiece>=0.2,<0.3", "ftfy>=6.3,<7"],
     "hub": ["huggingface_hub>=2.4,<3"],

@@ -9,7 +9,8 @@
   python launch/train.py --config=runs/nano/vae/config.json --workdir=runs/again
 
 The stages follow one another in one work directory: those that make a preset's other components,
-then teacher, student, distill (docs/training.md). A stage that was interrupted goes on where it stopped.
+then teacher, student, distill (docs/training.md). A stage that was interrupted goes on where it
+stopped.
 """
 
 import dataclasses

@@ -69,7 +69,8 @@ def test_a_page_names_what_exists(page):
 
 
 def test_commands_are_found():
-    found = _commands("```sh\n.venv/bin/python launch/x.py --a=1 \\\n  --b 2\n```\n`python -m launch.y --c`")
+    page = "```sh\n.venv/bin/python launch/x.py --a=1 \\\n  --b 2\n```\n`python -m launch.y --c`"
+    found = _commands(page)
     assert found == [("launch/x.py", ["a", "b"]), ("launch/y.py", ["c"])]
     assert sum(len(_commands(_text(page))) for page in _PAGES) > 40
     assert {"stage", "dry_run", "nodry_run"} <= _flags("launch/train.py")

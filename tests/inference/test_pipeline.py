@@ -107,8 +107,8 @@ def test_the_student_sees_the_picture_once_and_then_empty_frames(
         seen.append((None, given.channels))
         return 0, 0
 
-    monkeypatch.setattr(streams.student, "begin", begin)
-    monkeypatch.setattr(streams.student, "next_chunk", next_chunk)
+    monkeypatch.setattr(streams.causal, "begin", begin)
+    monkeypatch.setattr(streams.causal, "next_chunk", next_chunk)
     functions, params = pipeline.functions, pipeline.params
     inputs = functions.inputs(picture[None], None)
     start, _, given = functions.begin(params, inputs, pipeline_lib.stream_key(0)[None])

@@ -106,7 +106,7 @@ def test_a_stage_names_the_one_that_it_needs(folder, tmp_path):
 def test_presets_and_their_data_must_fit(folder, tmp_path):
     with pytest.raises(ValueError, match="learns from prepared examples: name their folder"):
         run.train(small.preset(), "teacher", run.config("teacher", "c"), str(tmp_path), 2, _LOOP)
-    with pytest.raises(ValueError, match="preset pico has no stage vae"):
+    with pytest.raises(ValueError, match="preset pico has no autoencoder that this stage trains"):
         run.train(small.preset(), "vae", run.config("vae", "c"), str(tmp_path), 2, _LOOP)
     puppet = small.preset("puppet")
     with pytest.raises(ValueError, match="takes no prepared examples"):

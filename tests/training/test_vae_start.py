@@ -10,8 +10,9 @@ from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
 from tm_jax.models.vae.small import network
+from tm_jax.parallel import rules
+from tm_jax.training import vae_measures
 from tm_jax.training import vae_start
-from tm_jax.training import video_vae
 
 _SIDE = 64
 _CONFIG = config_lib.SmallVAEConfig(
@@ -57,8 +58,8 @@ def codes(clips):
 def started(codes):
     """The model, its parameters as initialised and as started."""
     model = network.SmallVAE(_CONFIG)
-    state = video_vae.create(model, video_vae.VideoVAEConfig(), jax.random.key(0))
-    return model, state.params, vae_start.start(state.params, _CONFIG, *codes)
+    fresh = jax.jit(lambda key: rules.unbox(network.init(_CONFIG, key)))(jax.random.key(0))
+    return model, fresh, vae_start.start(fresh, _CONFIG, *codes)
 
 
 @pytest.mark.parametrize("down, right", [(0, 0), (3, -2), (-5, 6)])
@@ -103,8 +104,8 @@ def test_the_flow_is_the_projection_of_measured_motion(started, codes, clips):
 
 def test_the_start_beats_the_still_picture(started, clips):
     model, fresh, params = started
-    before = video_vae.measure(model, fresh, clips, 2)
-    after = video_vae.measure(model, params, clips, 2)
+    before = vae_measures.measure(model, fresh, clips)
+    after = vae_measures.measure(model, params, clips)
     assert before["psnr"] == pytest.approx(before["psnr_still"], abs=0.01)
     assert after["psnr_warped"] > after["psnr_still"] + 3
     assert after["psnr"] > after["psnr_warped"]

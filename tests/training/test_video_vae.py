@@ -24,7 +24,7 @@ from tm_jax.training import video_vae
 
 _SIDE = 64
 _OPTIMIZER = optimizer_lib.OptimizerConfig(
-    learning_rate=2e-3, schedule="constant", warmup_steps=2, muon=True, ema_decay=0.9
+    learning_rate=1e-2, schedule="constant", warmup_steps=1, muon=True, ema_decay=0.9
 )
 _CONFIG = video_vae.VideoVAEConfig(
     batch=2, latents=1, side=None, motion_channels=0, optimizer=_OPTIMIZER
@@ -102,11 +102,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(preset, folder, tmp_path):
 def test_a_run_starts_from_a_weight_file(preset, folder, trained, tmp_path):
     params, workdir = trained
     start = str(workdir / "vae" / "vae.safetensors")
-    again = _train(preset, folder, tmp_path, 1, start=start)
+    again = _train(preset, folder, tmp_path, 2, start=start)  # The first at learning rate 0.
     far = [np.abs(a - b).max() for a, b in zip(
         jax.tree.leaves(again["decoder"]), jax.tree.leaves(params["decoder"])
     )]
-    assert 0 < max(far) < 0.01  # One step of warm-up away.
+    assert 0 < max(far) < 0.1  # One update away.
 
 
 def test_what_is_exported_is_a_part_of_the_preset(preset, trained):

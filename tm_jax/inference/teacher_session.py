@@ -7,7 +7,7 @@ of the one before.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +159,8 @@ def sample(
     reference = parts.vae.begin(params, params[streams.CONSTANTS], picture)
     condition = reference.condition
     if not pinned:  # A clip of its own: the frames right after the picture are not settled.
-        assert isinstance(parts.vae, components.WanVideoVAE)  # No other has such presets.
-        condition = parts.vae.clip_condition(params, picture, latents)
+        vae = cast(components.WanVideoVAE, parts.vae)  # No other has such presets.
+        condition = vae.clip_condition(params, picture, latents)
     channels = conditioning_lib.channels(preset.conditioning, condition, latents)
     shape = (latents, *preset.latent_shape)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(pipeline_lib.keys_of(keys))
