@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from experiments.plans import run as plans
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _PAGES = [
     path.relative_to(_ROOT).as_posix()
@@ -74,3 +76,8 @@ def test_commands_are_found():
     assert found == [("launch/x.py", ["a", "b"]), ("launch/y.py", ["c"])]
     assert sum(len(_commands(_text(page))) for page in _PAGES) > 40
     assert {"stage", "dry_run", "nodry_run"} <= _flags("launch/train.py")
+
+
+def test_plans_are_on_their_pages():
+    for page in plans.PAGES:
+        assert plans.table(plans.found()) in page.read_text(encoding="utf-8"), page

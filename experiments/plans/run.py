@@ -19,7 +19,7 @@ _ONLY = flags.DEFINE_list("only", None, "Names of cases to run; all by default."
 _RENDER = flags.DEFINE_bool("render", False, "Run nothing, render what is there.")
 
 _FOLDER = pathlib.Path(__file__).parent
-_PAGES = (_FOLDER / "README.md", _FOLDER.parents[1] / "docs" / "training.md")
+PAGES = (_FOLDER / "README.md", _FOLDER.parents[1] / "docs" / "training.md")
 
 _TPU = ("--depths=1,2", "--quick", "--search=0")
 _ESTIMATE = ("--arithmetic", "--depths=1,2", "--search=0")
@@ -85,6 +85,12 @@ def row(result: dict) -> list[str]:
     ]  # fmt: skip
 
 
+def found() -> list[dict]:
+    """The results that are there, in the order of the cases."""
+    paths = (_FOLDER / "results" / f"{name}.json" for name in CASES)
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
 def table(results: list[dict]) -> str:
     """All results in a table."""
     head = [
@@ -100,11 +106,10 @@ def main(argv):
     if not _RENDER.value:
         for name in _ONLY.value or CASES:
             run(name)
-    paths = (_FOLDER / "results" / f"{name}.json" for name in CASES)
-    results = [json.loads(path.read_text()) for path in paths if path.exists()]
-    for page in _PAGES:
-        tables.put(page, table(results))
-    print(table(results))
+    text = table(found())
+    for page in PAGES:
+        tables.put(page, text)
+    print(text)
 
 
 if __name__ == "__main__":
