@@ -1,5 +1,7 @@
 """Builds the speech corpus: recordings and synthetic voices with phone times.
 
+  python launch/corpus.py --out=runs/corpus --workers=2
+
 Takes what is installed. A missing source is skipped with a warning that names its
 Debian package; speakers already in the folder are kept, so a build can be resumed.
 """
@@ -12,8 +14,10 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import pathlib
 import re
 import shutil
+import sys
 
 from absl import app
 from absl import flags
@@ -21,13 +25,25 @@ from absl import logging
 import numpy as np
 import tqdm
 
-from tm_jax.data.corpus import alignment
-from tm_jax.data.corpus import festival
-from tm_jax.data.corpus import fillets
-from tm_jax.data.corpus import phones as phones_lib
-from tm_jax.data.corpus import refinement
-from tm_jax.data.corpus import speech
-from tm_jax.data.corpus import synthesis
+try:
+    from tm_jax.data.corpus import alignment
+    from tm_jax.data.corpus import festival
+    from tm_jax.data.corpus import fillets
+    from tm_jax.data.corpus import phones as phones_lib
+    from tm_jax.data.corpus import refinement
+    from tm_jax.data.corpus import speech
+    from tm_jax.data.corpus import synthesis
+except ModuleNotFoundError as error:
+    if error.name != "tm_jax":
+        raise
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    from tm_jax.data.corpus import alignment
+    from tm_jax.data.corpus import festival
+    from tm_jax.data.corpus import fillets
+    from tm_jax.data.corpus import phones as phones_lib
+    from tm_jax.data.corpus import refinement
+    from tm_jax.data.corpus import speech
+    from tm_jax.data.corpus import synthesis
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
 _MINUTES = flags.DEFINE_float(

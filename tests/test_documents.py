@@ -4,6 +4,8 @@ import ast
 import functools
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +70,16 @@ def test_a_page_names_what_exists(page):
         if script.endswith(".py"):
             assert (_ROOT / script).is_file(), script
             assert set(names) <= _flags(script), script
+
+
+@pytest.mark.parametrize("path", sorted(_ROOT.glob("launch/*.py")), ids=lambda path: path.stem)
+def test_a_launcher_starts_from_any_folder(path, tmp_path):
+    if "__main__" not in path.read_text(encoding="utf-8"):
+        return  # A module of launchers.
+    done = subprocess.run(
+        [sys.executable, str(path), "--helpshort"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert path.name in done.stdout and "Traceback" not in done.stderr, done.stderr
 
 
 def test_commands_are_found():

@@ -77,8 +77,11 @@ def videos(tmp_path_factory):
 
 def _train(preset, folder, stage, steps, name=None):
     config = run.config(stage, "unused", data=os.path.join(folder, "examples"))
-    config = overrides.apply(config, _SETTINGS[stage])
-    start = os.path.join(folder, "published", "transformer") if stage == "teacher" else None
+    published = os.path.join(folder, "published")
+    # Previews of the teacher alone are decoded, which is enough of compiling.
+    decoder = [f"data.weights={published}"] if stage == "teacher" else []
+    config = overrides.apply(config, _SETTINGS[stage] + decoder)
+    start = os.path.join(published, "transformer") if stage == "teacher" else None
     assert run.train(
         preset, stage, config, folder, steps, _LOOP, os.path.join(folder, "weights"),
         name=name, start=start, mesh=rules.make_mesh(jax.devices()[:1]),
@@ -137,6 +140,13 @@ def test_pico_walks_as_tm_18b():
     pico, paper = presets.settings(presets.get("pico")), presets.settings(_small("tm-18b"))
     assert (pico.pop("preset"), paper.pop("preset")) == ("pico", "tm-18b")
     assert pico == paper and pico["transformer"]["num_layers"] == 2
+
+
+def test_a_preview_shows_truth_and_sample(walked):
+    _, folder = walked
+    with av.open(os.path.join(folder, "teacher", "samples", "0000002.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 12 and frames[0].shape == (_SIDE, 2 * _SIDE, 3)
 
 
 def test_a_stopped_stage_goes_on_to_the_same_weights(walked):

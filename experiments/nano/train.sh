@@ -3,6 +3,8 @@
 #
 #   experiments/nano/train.sh runs/nano-video
 #
+# Needs the extra `corpus` and the Debian packages of docs/data.md#speech-corpus (or a finished corpus:
+# CORPUS=FOLDER), and for 3-D people the extra `people`.
 # Stopped or killed, the same command goes on where it was. Numbers are environment variables with
 # the defaults below; SMOKE=1 runs every step for a moment, to see that all of it works.
 set -euo pipefail
@@ -15,7 +17,7 @@ fi
 work=$1
 python=${PYTHON:-.venv/bin/python}
 if [ "${SMOKE:-0}" = 1 ]; then
-  : "${CLIPS:=8}" "${PEOPLE_CLIPS:=0}" "${VIDEOS:=6}" "${VAE_STEPS:=4}" "${WHOLE_STEPS:=2}"
+  : "${CLIPS:=8}" "${PEOPLE_CLIPS:=0}" "${VIDEOS:=6}" "${MINUTES:=0.5}" "${VAE_STEPS:=4}" "${WHOLE_STEPS:=2}"
   : "${SPEECH_STEPS:=2}" "${TEACHER_STEPS:=2}" "${STUDENT_STEPS:=2}" "${DISTILL_STEPS:=2}"
   few=(--set batch=2 --set data.held_out=1)
   paths=(--set trajectories=4)
@@ -24,6 +26,7 @@ fi
 : "${PEOPLE_CLIPS:=300}"   # Clips of 3-D people (extra people); 0 without it.
 : "${VIDEOS:=1500}"        # Videos with sound of the transformer.
 : "${PEOPLE:=0}"           # Share of them that shows 3-D people.
+: "${MINUTES:=24}"         # Synthetic speech of each synthesiser (launch/corpus.py).
 : "${VAE_STEPS:=12000}"    # On crops of frames.
 : "${WHOLE_STEPS:=1500}"   # More of them, on whole frames.
 : "${SPEECH_STEPS:=5000}"
@@ -56,7 +59,7 @@ if [ -z "${CORPUS:-}" ]; then
   CORPUS=$work/corpus
   if ! done_once corpus; then
     say "speech"
-    "$python" launch/corpus.py --out="$CORPUS" --workers=2
+    "$python" launch/corpus.py --out="$CORPUS" --workers=2 --minutes_synthetic="$MINUTES"
     mark corpus
   fi
 fi

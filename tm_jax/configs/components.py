@@ -60,6 +60,11 @@ class VideoVAE(Protocol):
         """Names of those that decoding needs."""
         ...
 
+    @property
+    def decodes_beside_picture(self) -> bool:
+        """Whether `begin_decoder` needs the picture, not only its latent."""
+        ...
+
     def constants(self, params: dict) -> dict:
         """What is computed once for all streams, a tree of arrays."""
 
@@ -116,6 +121,7 @@ class WanVideoVAE:
 
     preset: presets.Preset
     tiny: bool = False
+    decodes_beside_picture = False
 
     def __post_init__(self):
         if self.tiny and self.preset.taehv is None:
@@ -226,6 +232,7 @@ class SmallVideoVAE:
     dtype: str = "float32"
     parts = ("vae",)
     decoder_parts = ("vae",)
+    decodes_beside_picture = True
 
     def _apply(self, params: dict, method: str, *args) -> Any:
         model = small_vae.SmallVAE(self.config, jnp.dtype(self.dtype))

@@ -23,7 +23,7 @@ class Example(NamedTuple):
 
     Attributes:
       latents: Video, [1 + T, h, w, C]; latent 0 is the reference picture.
-      condition: What conditioning channels are made of (`models/wan/conditioning.channels`),
+      condition: What conditioning channels are made of (`models/dit/conditioning.channels`),
         [1 + K, h, w, R]; R may be 0. With image-to-video conditioning entries 0 ... T are the
         latents of the picture and the empty frames after it, the last is where these settle.
       face_mask: How strongly each token listens to the sound, float32 [P] in 0..1.
@@ -33,6 +33,7 @@ class Example(NamedTuple):
       partner_audio: Windows of the other party's voice, as `audio`; absent as None.
       text: Tokens of the text encoder, [L, D]; absent as None.
       image: Tokens of the image encoder, [L, D]; absent as None.
+      picture: The reference picture, uint8 [H, W, 3], where the decoder needs it; absent as None.
     """
 
     latents: np.ndarray
@@ -43,6 +44,7 @@ class Example(NamedTuple):
     partner_audio: np.ndarray | None = None
     text: np.ndarray | None = None
     image: np.ndarray | None = None
+    picture: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parts that are there, by name."""

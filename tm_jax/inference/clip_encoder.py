@@ -87,6 +87,8 @@ class ClipEncoder:
             "latents": np.asarray(latents), "condition": np.asarray(condition),
             "audio": self._windows(sound, frames.shape[1]),
         }
+        if self._functions.components.vae.decodes_beside_picture:
+            found["picture"] = frames[:, 0]
         if partner is not None:
             found["partner_audio"] = self._windows(partner, frames.shape[1])
         if self.preset.text is not None:

@@ -33,21 +33,27 @@ class Preview:
             written.
 
         Raises:
-          ValueError: All of them are shorter than that.
+          ValueError: All of them are shorter than that, or they lack the pictures that the
+            decoder needs.
         """
         source = example_source.ExampleSource(records, preset)
-        windows = [
-            source.window(i, 0, latents) for i in range(len(records))
-            if len(records[i]["mode"]) >= latents
-        ]
-        if not windows:
+        chosen = [i for i in range(len(records)) if len(records[i]["mode"]) >= latents]
+        if not chosen:
             raise ValueError(
                 f"no held-out example has the {latents} latent frames of a preview; prepare "
                 "longer clips, or train with fewer chunks."
             )
-        self.batch = sources.collate(windows)
+        self.batch = sources.collate([source.window(i, 0, latents) for i in chosen])
         self._preset, self._params = preset, vae
         self._vae = components.video_vae(preset)
+        self._pictures = None
+        if vae is not None and self._vae.decodes_beside_picture:
+            if any("picture" not in records[i] for i in chosen):
+                raise ValueError(
+                    "examples have no picture, which the decoder of previews needs; prepare the "
+                    f"videos with preset {preset.name}, or train without data.weights."
+                )
+            self._pictures = np.stack([records[i]["picture"] for i in chosen])
         self._begin = jax.jit(self._vae.begin_decoder)
         self._decode = jax.jit(self._frames)
 
@@ -57,8 +63,9 @@ class Preview:
 
     def decode(self, index: int, x0: jax.Array | np.ndarray) -> np.ndarray:
         """Frames uint8 [F, H, W, 3] of the latents [T, H, W, C] of held-out clip `index`."""
-        picture = self.batch.get("picture")
-        picture = None if picture is None else jnp.asarray(picture[index][None], jnp.float32)
+        picture = None
+        if self._pictures is not None:
+            picture = pixels.to_float(jnp.asarray(self._pictures[index][None]))
         sink = jnp.asarray(self.batch["sink"][index][None], jnp.float32)
         state = self._begin(self._params, picture, sink)
         frames, c = [], self._preset.timing.latents_per_chunk

@@ -16,7 +16,7 @@ from tm_jax.training import batches
 
 # A clip after encoding, by name. The optional parts are there where the preset has them.
 NAMES = ("latents", "condition", "face_mask", "audio", "mode")
-OPTIONAL = ("text", "image", "negative_text", "picture")
+OPTIONAL = ("text", "image", "negative_text")
 
 
 class Records(Protocol):
@@ -113,8 +113,7 @@ class ExampleSource:
     exact latents of the frames after the picture; `face_mask` [P]; `audio` [T, R, U], windows
     as a stream computes them, of which window t belongs to latent 1 + t; `mode` [T]; and, where
     the preset has them, `text` [L, D] and `image` [L, D]. `negative_text` [L, D] replaces a
-    dropped text (zeros without it) and `picture` [H, W, 3] in -1..1 starts a decoder that
-    needs it.
+    dropped text (zeros without it).
 
     Attributes:
       weights: 1: all numbers of a latent matter alike.
