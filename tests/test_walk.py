@@ -24,6 +24,7 @@ from tm_jax.data import prepare
 from tm_jax.inference import clip_encoder
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.media import overheard
 from tm_jax.models.vae.small import config as small_vae
 from tm_jax.parallel import rules
 from tm_jax.serving.runtime import backend as backend_lib
@@ -181,6 +182,43 @@ def test_it_speaks_in_a_file(pipeline, tmp_path):
     assert report.frames == 24
     with av.open(str(tmp_path / "clip.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 24
+
+
+def test_a_partner_is_heard_as_in_the_examples(walked, pipeline):
+    preset, folder = walked
+    session = tm_jax.Session(pipeline, _picture(1), seed=1, mode="listen")
+    if not preset.dit.partner_audio:
+        with pytest.raises(ValueError, match="takes the character's own sound alone"):
+            session.push_other(_sound(2))
+        return
+    # Windows: a stream's, chunk by chunk, and an example's, whose clip begins with the sound.
+    encoder = clip_encoder.load(preset.name, os.path.join(folder, "published"))
+    published = loading.load(preset.name, os.path.join(folder, "published"))
+    rate, sound = preset.timing.samples_per_frame, _sound(2)
+    padded = np.pad(sound, ((encoder.before + 1) * rate, encoder.after * rate))
+    clip = np.zeros((1, 25, _SIDE, _SIDE, 3), np.uint8)
+    expected = encoder.encode_batch(clip, 0 * padded[None], padded[None])["partner_audio"]
+    queue = overheard.Overheard(rate, published.before + published.after)
+    queue.push(sound)
+    heard = [published.encode_partner(queue.take(12)[None]) for _ in range(2)]
+    np.testing.assert_allclose(np.concatenate(heard, 1), expected, atol=1e-5)
+    assert np.abs(np.diff(expected, axis=1)).max() > 1e-2
+
+    # And it moves the video, once its values are trained.
+    flat = trees.flatten(pipeline.params["transformer"])
+    for name in flat:
+        if "v_partner" in name and name.endswith("kernel"):
+            flat[name] = jax.random.normal(jax.random.key(0), flat[name].shape)
+    params = {**pipeline.params, "transformer": trees.unflatten(flat)}
+    moved = dataclasses.replace(pipeline, params=params)
+
+    def shown(other):
+        session = tm_jax.Session(moved, _picture(1), seed=1, mode="listen")
+        session.push_other(other)
+        session.end_audio()
+        return session.pull().frames
+
+    assert np.abs(shown(sound).astype(int) - shown(0 * sound)).max() > 0
 
 
 def _served(pipeline, seeds):

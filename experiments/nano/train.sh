@@ -83,7 +83,7 @@ fi
 say "examples"
 "$python" launch/prepare.py --preset=nano-video --weights="$work/weights" --out="$work/examples" \
   --synthetic="$VIDEOS" --people="$PEOPLE" --drawn_seconds=4 --corpus="$CORPUS" --face=none \
-  --clip_seconds=3.84 --voice_activity=loudness
+  --clip_seconds=3.84 --voice_activity=loudness --partner=right
 
 for stage in teacher student distill; do
   if ! done_once "$stage"; then

@@ -291,7 +291,7 @@ def test_the_teacher_integrates_the_guided_velocity(pipeline, picture, monkeypat
         result = teacher_session.sample(
             functions, _SAMPLER, {**pipeline.params, "transformer": None},
             functions.inputs(picture[None], None), jnp.ones((1, 3, 6, 32)),
-            jnp.ones((1, 3), jnp.int32), key,
+            jnp.ones((1, 3), jnp.int32), None, key,
         )
     x = np.asarray(jax.random.normal(pipeline_lib.keys_of(key)[0], (1, 4, 8, 8, 16)))
     sigmas = (1.0, 5 * 0.5 / (1 + 4 * 0.5), 0.0)  # Shift 5.

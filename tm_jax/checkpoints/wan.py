@@ -86,10 +86,9 @@ IGNORED = {"original": (), "diffusers": ("blocks.*.attn2.norm_added_q.weight",)}
 # Ours alone: no published tensor fills them, they keep their initial values.
 OWN = (
     "mode_embedding",
-    "audio_projection/",
-    "blocks_*/cross/k_audio/",
-    "blocks_*/cross/v_audio/",
-    "blocks_*/cross/norm_k_audio/",
+    "audio_projection/", "partner_projection/",
+    "blocks_*/cross/k_audio/", "blocks_*/cross/v_audio/", "blocks_*/cross/norm_k_audio/",
+    "blocks_*/cross/k_partner/", "blocks_*/cross/v_partner/", "blocks_*/cross/norm_k_partner/",
 )
 
 

@@ -318,7 +318,7 @@ PRESETS = {
             width=256, num_heads=4, num_layers=7, mlp_width=1024, patch=1,
             latent_channels=48, condition_channels=48, text_width=None, image_width=None,
             audio_feature_width=64, audio_window=6, audio_hidden=256, audio_tokens=4,
-            audio_width=128, reference_std=1.0,
+            audio_width=128, partner_audio=True, reference_std=1.0,
         ),
         vae=small_vae_config.PRESETS["nano"],
         audio=audio_config.AudioEncoderConfig(features=64, outputs=92),

@@ -54,8 +54,10 @@ class ClipEncoder:
         grid = functions.components.grid
         self.grid = grid.rows, grid.columns
         rate = preset.timing.samples_per_frame
-        # Chunks are counted from frame 1, so one frame fewer lies before frame 0.
-        self.before = -(-functions.before // rate) - 1
+        # Chunks are counted from frame 1, so one frame fewer lies before frame 0. A partner is
+        # heard `functions.after` late, as in a stream.
+        self._late = functions.after if preset.dit.partner_audio else 0
+        self.before = -(-(functions.before + self._late) // rate) - 1
         self.after = -(-functions.after // rate)
 
     @property
@@ -89,8 +91,9 @@ class ClipEncoder:
         }
         if self._functions.components.vae.decodes_beside_picture:
             found["picture"] = frames[:, 0]
-        if partner is not None:
-            found["partner_audio"] = self._windows(partner, frames.shape[1])
+        if self.preset.dit.partner_audio:
+            partner = np.zeros_like(sound) if partner is None else partner
+            found["partner_audio"] = self._windows(partner, frames.shape[1], self._late)
         if self.preset.text is not None:
             text = np.asarray(self._params[streams.CONSTANTS]["prompt"], np.float32)
             found["text"] = np.repeat(text, len(frames), 0)
@@ -137,18 +140,19 @@ class ClipEncoder:
 
         return self._compile(run)
 
-    def _windows(self, sound: np.ndarray, frames: int) -> np.ndarray:
+    def _windows(self, sound: np.ndarray, frames: int, late: int = 0) -> np.ndarray:
         """Audio windows [B, T, R, U] of a clip, chunk by chunk as a stream computes them.
 
         Args:
           sound: [B, samples] with `before` and `after` frames around the clip.
           frames: Frames of the clip.
+          late: Samples by which the sound is heard late.
         """
         functions, timing = self._functions, self.preset.timing
         step = timing.samples_per_chunk
         length = functions.before + step + functions.after
         chunks = -(-(frames - 1) // timing.frames_per_chunk)
-        start = (self.before + 1) * timing.samples_per_frame - functions.before
+        start = (self.before + 1) * timing.samples_per_frame - functions.before - late
         missing = start + chunks * step + length - sound.shape[1]
         sound = np.pad(sound, ((0, 0), (0, max(0, missing))))
         known = np.full(len(sound), length, np.int32)

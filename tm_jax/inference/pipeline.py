@@ -53,7 +53,7 @@ class Functions(Protocol):
 
     @property
     def partner(self) -> bool:
-        """Whether `denoise` takes the other party's voice."""
+        """Whether `denoise` takes the other party's voice (`encode_partner`)."""
         ...
 
     def boxed(self) -> dict:
@@ -73,9 +73,13 @@ class Functions(Protocol):
     ) -> tuple[jax.Array, jax.Array]:
         """As `components.AudioEncoder.encode`."""
 
+    def encode_partner(self, params: dict, samples: jax.Array) -> jax.Array:
+        """What `denoise` takes of the other party's voice, of samples [B, before + after + n];
+        the last n of them are the chunk's own."""
+
     def denoise(
         self, params: dict, state: Any, start: Any, windows: jax.Array, mode: jax.Array,
-        partner: jax.Array,
+        partner: jax.Array | None,
     ) -> tuple[Any, Any]:
         """(latents of the next chunk, next state): all steps and the cache update."""
 
@@ -235,9 +239,21 @@ class Pipeline:
         with _within(self.denoise_mesh):
             return self._programs["encode_audio"](self.params, samples, known)
 
+    def encode_partner(self, samples: np.ndarray) -> jax.Array | None:
+        """What `denoise` takes of the other party's voice; None if the preset takes nothing.
+
+        Args:
+          samples: [B, before + after + n] up to the end of the chunk's own n samples: the
+            partner is not heard ahead, so an encoder that looks ahead is late by `after`.
+        """
+        if not self.functions.partner:
+            return None
+        with _within(self.denoise_mesh):
+            return self._programs["encode_partner"](self.params, samples)
+
     def denoise(
         self, state: Any, start: Any, windows: jax.Array, mode: jax.Array | np.ndarray,
-        partner: np.ndarray | None = None
+        partner: jax.Array | None = None
     ) -> tuple[Any, Any]:
         """Latents of the next chunk for `decode` alone, and the next state.
 
@@ -246,11 +262,12 @@ class Pipeline:
           start: Constant inputs of the streams.
           windows: Audio windows [B, T, R, U].
           mode: 0 listening, 1 speaking, int32 [B, T].
-          partner: Loudness of the other party in every frame, float32 [B, F]
-            (`media/overheard.py`), to which a listener reacts; silence by default.
+          partner: Result of `encode_partner`, to which a listener reacts; that of silence by
+            default.
         """
         if partner is None:
-            partner = np.zeros((len(mode), self.preset.timing.frames_per_chunk), np.float32)
+            n = self.before + self.preset.timing.samples_per_chunk + self.after
+            partner = self.encode_partner(np.zeros((len(mode), n), np.float32))
         with _within(self.denoise_mesh):
             return self._programs["denoise"](self.params, state, start, windows, mode, partner)
 
@@ -375,8 +392,9 @@ def _programs(functions: Functions) -> programs.Programs:
     """The programs of these functions, shared by all pipelines that have them."""
     table: dict[str, tuple[Callable, Sequence[int]]] = {
         "begin": (functions.begin, ()), "begin_decoder": (functions.begin_decoder, ()),
-        "encode_audio": (functions.encode_audio, ()), "denoise": (functions.denoise, (1,)),
-        "decode": (functions.decode, (2,)),
+        "encode_audio": (functions.encode_audio, ()),
+        "encode_partner": (functions.encode_partner, ()),
+        "denoise": (functions.denoise, (1,)), "decode": (functions.decode, (2,)),
     }  # fmt: skip
     return programs.Programs(table, repr(functions))
 

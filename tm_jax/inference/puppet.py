@@ -25,6 +25,7 @@ from tm_jax.models.dit import transformer
 from tm_jax.models.puppet import face as face_lib
 from tm_jax.models.puppet import locator
 from tm_jax.models.puppet.motion import config as motion_config
+from tm_jax.models.puppet.motion import heard
 from tm_jax.models.puppet.motion import network as motion_network
 from tm_jax.models.puppet.motion import pose
 from tm_jax.models.puppet.vae import autoencoder
@@ -178,11 +179,18 @@ class PuppetFunctions:
         """See `pipeline.Functions`."""
         return self.audio.encode(params, samples, known)
 
+    def encode_partner(self, params: dict, samples: jax.Array) -> jax.Array:
+        """See `pipeline.Functions`: loudness of every frame, [B, F]."""
+        del params
+        sound = samples[:, self.before + self.after :]
+        return heard.loudness(sound, self.preset.timing.samples_per_frame)
+
     def denoise(
         self, params: dict, state: DenoiseState, start: Start, windows: jax.Array, mode: jax.Array,
-        partner: jax.Array
+        partner: jax.Array | None
     ) -> tuple[Denoised, DenoiseState]:
         """See `pipeline.Functions`."""
+        assert partner is not None  # `Pipeline.denoise` gives silence where nobody is heard.
         models, preset = self.models, self.preset
         motion, motion_state = motion_network.next_chunk(
             models.motion, params["motion"], state.motion, windows, mode, partner

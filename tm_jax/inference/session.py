@@ -66,7 +66,7 @@ class Session:
         self.chunk_frames = self._latents * self._timing.frames_per_latent
         self.set_mode(mode)
         self._picture = self._checked(picture)
-        self._partner = overheard.Overheard(self._timing.samples_per_frame)
+        self._partner = overheard.Overheard(self._timing.samples_per_frame, sum(self._around))
         self.reset()
 
     @property
@@ -162,7 +162,7 @@ class Session:
         if not self._pipeline.functions.partner:
             raise ValueError(
                 f"push_other: preset {self._pipeline.preset.name} takes the character's own "
-                "sound alone; nano takes the other party's, too."
+                "sound alone; nano and nano-video take the other party's, too."
             )
         self._partner.push(_checked_sound(samples))
 
@@ -197,7 +197,7 @@ class Session:
         speaking = self._speaks(np.asarray(voice))
         encoded = time.perf_counter()
         mode = np.full((1, self._latents), speaking, np.int32)
-        partner = self._partner.take(self.chunk_frames)[None]
+        partner = self._encode_partner(self._partner.take(self.chunk_frames)[None])
         latents = jax.block_until_ready(self._denoise(windows, mode, partner))
         denoised = time.perf_counter()
         frames = self._decode(latents)
@@ -214,7 +214,10 @@ class Session:
     def _encode_audio(self, samples: np.ndarray, known: np.ndarray):
         return self._pipeline.encode_audio(samples, known)
 
-    def _denoise(self, windows, mode: np.ndarray, partner: np.ndarray):
+    def _encode_partner(self, samples: np.ndarray):
+        return self._pipeline.encode_partner(samples)
+
+    def _denoise(self, windows, mode: np.ndarray, partner: jax.Array | None):
         latents, self._state = self._pipeline.denoise(
             self._state, self._start, windows, mode, partner
         )

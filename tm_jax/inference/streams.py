@@ -63,7 +63,11 @@ class StreamFunctions:
 
     preset: presets.Preset
     tiny: bool = False
-    partner = False
+
+    @property
+    def partner(self) -> bool:
+        """See `pipeline.Functions`."""
+        return self.preset.dit.partner_audio
 
     @functools.cached_property
     def components(self) -> components_lib.Components:
@@ -159,17 +163,23 @@ class StreamFunctions:
         """See `pipeline.Functions`."""
         return self.components.audio.encode(params, samples, known)
 
+    def encode_partner(self, params: dict, samples: jax.Array) -> jax.Array:
+        """See `pipeline.Functions`."""
+        known = jnp.full((len(samples),), samples.shape[1], jnp.int32)
+        return self.components.audio.encode(params, samples, known)[0]
+
     def denoise(
         self, params: dict, state: causal.StreamState, start: Start, windows: jax.Array,
-        mode: jax.Array, partner: jax.Array
+        mode: jax.Array, partner: jax.Array | None
     ) -> tuple[jax.Array, causal.StreamState]:
         """See `pipeline.Functions`."""
-        del partner
         preset = self.preset
         channels = conditioning_lib.channels(
             preset.conditioning, start.condition, mode.shape[1], first=1
         )
-        given = conditioning_lib.Conditioning(channels=channels, audio=windows, mode=mode)
+        given = conditioning_lib.Conditioning(
+            channels=channels, audio=windows, partner_audio=partner, mode=mode
+        )
         return causal.next_chunk(
             self.components.dit, params["transformer"], state, given, start.context,
             preset.sigmas, preset.student.policy, preset.student.temperature,

@@ -93,7 +93,12 @@ class Session(session.Session):
             modes.append(np.full(voice.shape, speaking, np.int32))
         heard = time.perf_counter()
         frames = self._plan.chunks * pipeline.preset.timing.frames_per_chunk
-        scored = self._score(windows, modes, self._partner.take(frames)[None])
+        other = self._partner.take(frames)[None]
+        partner = [
+            pipeline.encode_partner(other[:, at : at + around + step])
+            for at in range(0, needed - around, step)
+        ]
+        scored = self._score(windows, modes, partner)
         made = time.perf_counter()
         clip = []
         for latents in scored:
@@ -109,16 +114,17 @@ class Session(session.Session):
         speaking = bool(np.mean([mode.mean() for mode in modes]) >= 0.5)
         return session.Chunk(np.concatenate(clip), first, seconds, speaking)
 
-    def _score(self, windows: list, modes: list, other: np.ndarray) -> list:
+    def _score(self, windows: list, modes: list, partner: list) -> list:
         """The clip's chunks, as `Pipeline.decode` takes them."""
         pipeline = self._pipeline
         params, start = pipeline.params, self._start
         assert start is not None  # Until `close`.
         hearing, mode = jnp.concatenate(windows, 1), np.concatenate(modes, 1)
         # `denoise` takes the state away, so the motion is drawn before it, and once more in it.
+        other = jnp.concatenate(partner, 1)
         expression = self._move(params["motion"], self._state.motion, hearing, mode, other)
         scored = []
-        for heard, speaks, loud in zip(windows, modes, np.split(other, len(windows), 1)):
+        for heard, speaks, loud in zip(windows, modes, partner):
             chunk, self._state = pipeline.denoise(self._state, start, heard, speaks, loud)
             scored.append(chunk)
         key = jax.random.fold_in(jax.random.key(self._seed ^ _NOISE), self._chunk)

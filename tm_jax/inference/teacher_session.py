@@ -86,12 +86,18 @@ class TeacherSession(session.Session):
     def _encode_audio(self, samples: np.ndarray, known: np.ndarray):
         return self._run("encode_audio", samples, known)
 
-    def _denoise(self, windows, mode: np.ndarray, partner: np.ndarray):
+    def _encode_partner(self, samples: np.ndarray):
+        if not self._pipeline.functions.partner:
+            return None
+        known = np.full(len(samples), samples.shape[1], np.int32)
+        return self._run("encode_audio", samples, known)[0]
+
+    def _denoise(self, windows, mode: np.ndarray, partner: jax.Array | None):
         pipeline = self._pipeline
         faces = None if self._face is None else np.asarray([self._face])
         inputs = pipeline.functions.inputs(self._next[None], faces)
         key = pipeline_lib.stream_key(self._seed, self._chunk)[None]
-        return self._run("sample", inputs, windows, mode, key)
+        return self._run("sample", inputs, windows, mode, partner, key)
 
     def _decode(self, latents) -> np.ndarray:
         count = latents.shape[1] - 1
@@ -133,7 +139,7 @@ def _programs(functions: streams.StreamFunctions, sampler: Sampler) -> dict:
 
 def sample(
     functions: streams.StreamFunctions, sampler: Sampler, params: dict, inputs: dict,
-    windows: jax.Array, mode: jax.Array, keys: jax.Array,
+    windows: jax.Array, mode: jax.Array, partner: jax.Array | None, keys: jax.Array,
 ) -> jax.Array:
     """One clip by the many-step sampler.
 
@@ -148,6 +154,7 @@ def sample(
       inputs: Result of `functions.inputs`.
       windows: Audio windows of the frames after the picture, [B, T - 1, R, U].
       mode: Mode of those frames, int32 [B, T - 1].
+      partner: Windows of the other party's voice, as `windows`; None for a preset without.
       keys: Stream keys, uint32 [B, 2].
 
     Returns:
@@ -169,8 +176,10 @@ def sample(
         noise = noise.at[:, 0].set(reference.latent.astype(noise.dtype))
     variables = {"params": params["transformer"]}
     grid = dataclasses.replace(parts.grid, chunk=latents)
+    silent = ((0, 0), (1, 0), (0, 0), (0, 0))
     given = conditioning_lib.Conditioning(
-        channels=channels, audio=jnp.pad(windows, ((0, 0), (1, 0), (0, 0), (0, 0))),
+        channels=channels, audio=jnp.pad(windows, silent),
+        partner_audio=None if partner is None else jnp.pad(partner, silent),
         mode=jnp.pad(mode, ((0, 0), (1, 0))),  # The picture listens, as in training.
     )
     conditional = parts.dit.apply(

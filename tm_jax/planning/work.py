@@ -116,6 +116,8 @@ def _record(preset: presets.Preset, latents: int) -> dict[str, np.ndarray]:
         "face_mask": zeros(preset.tokens), "mode": zeros(latents, dtype=np.int8),
         "audio": zeros(latents, c.audio_window, c.audio_feature_width),
     }
+    if c.partner_audio:
+        record["partner_audio"] = record["audio"]
     if c.text_width is not None:
         record["text"] = zeros(c.text_length, c.text_width)
     if c.image_width is not None:
@@ -314,7 +316,7 @@ def _stream(preset: presets.Preset, batch: int, mesh: Mesh) -> Work:
         "audio": (functions.encode_audio, (), (params, samples, array(dtype=np.int32))),
         "denoise": (functions.denoise, (1,), (
             params, state, start, windows, array(latents, dtype=np.int32),
-            array(timing.frames_per_chunk),
+            windows if c.partner_audio else None,
         )),
         "decode": (functions.decode, (2,), (
             {name: params[name] for name in functions.decoder_parts}, made, decoder

@@ -107,14 +107,11 @@ class Batch:
             return jnp.concatenate([x[:, :1], take(x, first + 1, frames)], 1)
 
         given = self.conditioning
-        channels = given.channels
         if self.stream_channels is None:
-            channels = rest(channels)
+            channels = rest(given.channels)
         else:
-            channels = channels[:, : 1 + frames]
-        given = dataclasses.replace(
-            given, channels=channels, audio=rest(given.audio), mode=rest(given.mode)
-        )
+            channels = given.channels[:, : 1 + frames]
+        given = dataclasses.replace(given.per_frame(rest), channels=channels)
         return dataclasses.replace(self, x0=take(self.x0, first, frames), conditioning=given)
 
     def without(self, dropped: Mapping[str, jax.Array | bool]) -> "Batch":
@@ -151,7 +148,5 @@ def take_frames(
 ) -> conditioning_lib.Conditioning:
     """Inputs of `count` frames from frame `first`, a scalar or one of each sample, without
     what is constant in a clip."""
-    return conditioning_lib.Conditioning(
-        channels=take(given.channels, first, count), audio=take(given.audio, first, count),
-        mode=take(given.mode, first, count),
-    )
+    constant = dataclasses.replace(given, face_mask=None, text=None, image=None)
+    return constant.per_frame(lambda x: take(x, first, count))

@@ -112,8 +112,8 @@ class ExampleSource:
     reference picture; `condition` [1 + K, h, w, R], as in `components.Reference`, with the K
     exact latents of the frames after the picture; `face_mask` [P]; `audio` [T, R, U], windows
     as a stream computes them, of which window t belongs to latent 1 + t; `mode` [T]; and, where
-    the preset has them, `text` [L, D] and `image` [L, D]. `negative_text` [L, D] replaces a
-    dropped text (zeros without it).
+    the preset has them, `partner_audio` as `audio`, `text` [L, D] and `image` [L, D].
+    `negative_text` [L, D] replaces a dropped text (zeros without it).
 
     Attributes:
       weights: 1: all numbers of a latent matter alike.
@@ -169,6 +169,8 @@ class ExampleSource:
         if len(items["condition"]) > 1:  # Those of the window, and what a stream settles at.
             condition = items["condition"]
             items["condition"] = np.concatenate([condition[: 1 + latents], condition[-1:]])
+        if self._preset.dit.partner_audio:
+            items["partner_audio"] = record["partner_audio"][cut]
         items |= {name: record[name] for name in OPTIONAL if name in record}
         return {name: np.asarray(value) for name, value in items.items()}
 
@@ -194,8 +196,11 @@ def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Bat
     frames, condition, kind = items["x0"].shape[1], items["condition"], preset.conditioning
     channels = conditioning_lib.channels(kind, condition, 1 + frames)
     settled = conditioning_lib.channels(kind, condition[:, -1:], 1, first=1)
+    silent = ((0, 0), (1, 0), (0, 0), (0, 0))  # The sink's frame comes first.
+    partner = items.get("partner_audio")
     given = conditioning_lib.Conditioning(
-        channels=channels, audio=jnp.pad(items["audio"], ((0, 0), (1, 0), (0, 0), (0, 0))),
+        channels=channels, audio=jnp.pad(items["audio"], silent),
+        partner_audio=None if partner is None else jnp.pad(partner, silent),
         mode=jnp.pad(items["mode"], ((0, 0), (1, 0))), face_mask=items["face_mask"],
         text=items.get("text"), image=items.get("image"),
     )
@@ -218,6 +223,8 @@ def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
         "face_mask": (preset.tokens,), "audio": (None, c.audio_window, c.audio_feature_width),
         "mode": (None,),
     }
+    if c.partner_audio:
+        wanted["partner_audio"] = wanted["audio"]
     if c.text_width is not None:
         wanted["text"] = (c.text_length, c.text_width)
     if c.image_width is not None:
@@ -232,7 +239,8 @@ def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
                 f"examples: {name} must have shape {_text(shape)}, got {got}; {remedy}"
             )
     frames = len(record["mode"])
-    for name, count in (("latents", 1 + frames), ("audio", frames)):
+    lengths = {"latents": 1 + frames, "audio": frames, "partner_audio": frames}
+    for name, count in ((n, lengths[n]) for n in wanted if n in lengths):
         if len(record[name]) != count:
             raise ValueError(
                 f"examples: {name} must have {count} entries beside {frames} modes, got "

@@ -19,7 +19,6 @@ from tm_jax.data.corpus import tracks
 from tm_jax.data.synthetic import backchannel
 from tm_jax.data.synthetic import motion as motion_lib
 from tm_jax.diffusion import flow_matching
-from tm_jax.media import overheard
 from tm_jax.models.audio.causal import encoder
 from tm_jax.models.dit import audio_projection as dit_audio
 from tm_jax.models.puppet.motion import config as motion_config
@@ -197,7 +196,7 @@ def draw_clips(
         )
         samples = np.pad(sound, encoder.MARGIN).astype(np.float32)[None]
         windows = np.asarray(windows_of(params["audio"], samples))[0].astype(np.float16)
-        level = overheard.loudness(heard, encoder.FRAME)
+        level = np.asarray(heard_lib.loudness(heard, encoder.FRAME))
         # Sound before the clip counts.
         start = before // group * group
         lead = level[before - start : before + frames]

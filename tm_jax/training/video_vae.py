@@ -65,15 +65,15 @@ class VideoVAEConfig:
     side: int | None = 192
     motion_channels: int = 28
     moving_weight: float = 8.0
-    corner: float = 0.1
+    corner: float = 0.2
     edge_weight: float = 0.5
     flow_weight: float = 0.2
     pooled_weight: float = 0.25
     motion_weight: float = 0.05
     noise: float = 0.1
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-        learning_rate=1.5e-3, schedule="wsd", final_fraction=0.0, muon=True, beta2=0.99,
-        ema_decay=0.998,
+        learning_rate=8e-4, schedule="wsd", decay_fraction=0.8, final_fraction=0.0, muon=True,
+        beta2=0.99, ema_decay=0.998,
     )
 
     def __post_init__(self) -> None:

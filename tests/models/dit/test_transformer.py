@@ -13,6 +13,7 @@ from tm_jax.diffusion import flow_matching
 from tm_jax.models.dit import attention_patterns
 from tm_jax.models.dit import transformer
 from tm_jax.nn import attention
+from tm_jax.parallel import rules
 
 _B, _T = 2, 4
 # Outputs are of size one. An input that matters moves them by far more than rounding.
@@ -135,6 +136,49 @@ def test_only_tokens_inside_the_mask_hear(pico, inputs):
     change = np.abs(forward(inputs["windows"]) - forward(-inputs["windows"]))
     assert change[:, :, :4, :4].max((0, 2, 3, 4)).min() > _MOVED
     assert change[:, :, 4:].max() == 0 and change[:, :, :, 4:].max() == 0
+
+
+def test_the_partner_is_an_input_of_its_own(pico):
+    """Unheard at first; then the frames that it sounds with hear it, and it cannot be left out."""
+    config = dataclasses.replace(pico.preset.dit, num_layers=1, partner_audio=True)
+    model, rng = transformer.DiT(config), np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    x, text = draw(1, 3, 8, 8, config.latent_channels), draw(1, config.text_length, 24)
+    given = dataclasses.replace(
+        transformer.silent(config, draw(1, 3, 8, 8, config.condition_channels)),
+        audio=draw(1, 3, config.audio_window, config.audio_feature_width),
+        face_mask=np.ones((1, 16), np.float32), text=text, image=draw(1, config.image_length, 20),
+    )
+    loud = dataclasses.replace(given, partner_audio=draw(*given.audio.shape))
+
+    def run(variables, given):
+        out, _ = model.apply(
+            variables, x, np.full((1, 3), 0.5, np.float32),
+            model.apply(variables, given, method="embed"),
+            lambda layer: lambda q, k, v: attention.attend(q, k, v),
+        )
+        return out
+
+    forward = jax.jit(run)
+    params = jax.jit(lambda key: model.init(key, method=transformer.touch))(jax.random.key(0))
+    flat = trees.flatten(rules.unbox(params)["params"])
+    for name in ("head/kernel", "blocks_0/o/kernel"):
+        flat[name] = 0.1 * draw(*flat[name].shape)
+    made = {"params": trees.unflatten(flat)}
+    np.testing.assert_array_equal(forward(made, given), forward(made, loud))
+    flat["blocks_0/cross/v_partner/kernel"] = draw(*flat["blocks_0/cross/v_partner/kernel"].shape)
+    made = {"params": trees.unflatten(flat)}
+    quiet = np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1)
+    third = dataclasses.replace(loud, partner_audio=quiet * loud.partner_audio)
+    change = _difference(forward(made, given), forward(made, third))
+    assert change[2] > _MOVED and change[:2].max() == 0
+    dropped = forward(made, loud.without_audio())
+    np.testing.assert_array_equal(dropped, forward(made, given.without_audio()))
+    with pytest.raises(ValueError, match="partner_audio: expected windows"):
+        run(made, dataclasses.replace(loud, partner_audio=None))
 
 
 @pytest.mark.parametrize("name", ["windows", "sigma", "mode", "x"])

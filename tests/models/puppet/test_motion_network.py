@@ -11,7 +11,6 @@ from tm_jax.configs import presets
 from tm_jax.configs import puppet as networks
 from tm_jax.data.synthetic import backchannel
 from tm_jax.diffusion import flow_matching
-from tm_jax.media import overheard
 from tm_jax.models.dit import audio_projection as dit_audio
 from tm_jax.models.puppet.motion import config as config_lib
 from tm_jax.models.puppet.motion import heard
@@ -114,6 +113,15 @@ def test_silence_is_the_default(chunk):
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_loudness_is_decibels():
+    # A sine of full scale has 3 dB less than full scale; 80 dB are the whole range.
+    tone = np.sin(2 * np.pi * 100 * np.arange(6400) / 16000)
+    levels = heard.loudness(np.stack([tone, tone / 10, tone / 1e5, 0 * tone]), 640)
+    assert levels.shape == (4, 10)
+    expected = [1 - 3.0103 / 80, 1 - 23.0103 / 80, 0, 0]
+    np.testing.assert_allclose(levels, np.tile(np.array(expected)[:, None], 10), atol=1e-5)
+
+
 def _activity(other):
     """Activity of every frame of one stream, [F]."""
     config = config_lib.MotionConfig(heard=1)
@@ -130,7 +138,7 @@ def test_a_voice_is_told_from_noise_at_any_level(speech_db, noise_db):
     syllables = 0.6 + 0.4 * np.sin(2 * np.pi * 4.3 * times)
     sound = 10 ** (speech_db / 20) * rng.standard_normal(len(times)) * speaks * syllables
     sound += 10 ** (noise_db / 20) * rng.standard_normal(len(times))
-    active = _activity(overheard.loudness(sound, 640))
+    active = _activity(heard.loudness(sound, 640))
     found, truth = map(backchannel.phrases, (active, speaks.reshape(500, 640).mean(1)))
     # It needs some seconds to know the noise. Faint syllables at the edges may be lost in it.
     found, truth = found[found[:, 0] > 160], truth[truth[:, 0] > 160]
@@ -141,8 +149,8 @@ def test_a_voice_is_told_from_noise_at_any_level(speech_db, noise_db):
 def test_steady_noise_and_silence_are_nobody():
     rng = np.random.default_rng(0)
     noise = 0.05 * rng.standard_normal(400 * 640)
-    assert not _activity(overheard.loudness(noise, 640))[250:].any()
-    assert not _activity(overheard.loudness(0 * noise, 640)).any()
+    assert not _activity(heard.loudness(noise, 640))[250:].any()
+    assert not _activity(heard.loudness(0 * noise, 640)).any()
 
 
 def test_lids_and_breath_stay_in_their_range(model, params):

@@ -13,7 +13,7 @@ from tm_jax.models.vae.small import network
 
 _CONFIG = config_lib.PRESETS["pico"]
 _SIDE, _LATENTS, _STREAMS = 64, 4, 2
-_ATOL = 2e-5  # Measured 1e-6 with pixels and latents of size 1.
+_ATOL = 1e-4  # Measured 4e-5: random weights amplify rounding (in float64 it is 0).
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_streams_of_a_batch_are_independent(run, whole, clip):
 def test_silent_layers_show_the_reference(model, run, params, clip):
     """Without flow and residual every frame is the picture."""
     silent = {**params, "decoder": dict(params["decoder"])}
-    for name in ("flow", "residual"):
+    for name in ("flow", "residual", "refined"):
         silent["decoder"][name] = jax.tree.map(jnp.zeros_like, params["decoder"][name])
     apply = jax.jit(lambda *x: model.apply({"params": silent}, *x, method=model.decode_chunk))
     _, state = run("begin", clip[:, 0])

@@ -161,7 +161,8 @@ def test_the_other_party_is_heard_in_the_next_chunks_and_never_long_after(make):
 
     class Watched(fake.FakeBackend):
         def step(self, lane, sounds, poses, clear, others=None):
-            heard.append(others[0].copy())
+            sound = others[0, self.before + self.after :].reshape(-1, 640)
+            heard.append(np.abs(sound).mean(1))  # Level of each frame.
             return super().step(lane, sounds, poses, clear, others)
 
     devices = Watched(side=16, chunk_frames=2)
@@ -173,10 +174,10 @@ def test_the_other_party_is_heard_in_the_next_chunks_and_never_long_after(make):
     sink.wait(12)
     sink.stream.pause()
     levels = np.concatenate(heard)
-    loud = np.flatnonzero(levels > 0.5)
+    loud = np.flatnonzero(levels > 0.01)
     # The next chunk and what may wait for it; a broken frame at either end.
     assert 6 <= len(loud) <= 9 and np.ptp(loud) <= 9
-    np.testing.assert_allclose(levels[loud[1:6]], 0.75, atol=0.01)  # 0.1 is -20 dB of 80.
+    np.testing.assert_allclose(levels[loud[1:6]], 0.1, atol=0.01)
     assert not any(chunk.pcm.any() or chunk.speaking for chunk in sink.chunks)
     sink.stream.push_other(tone)  # Nobody is there to hear it.
     heard.clear()

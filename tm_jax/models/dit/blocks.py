@@ -1,5 +1,7 @@
 """One transformer block: self-attention, cross-attention to text, image and audio, MLP."""
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -76,6 +78,9 @@ class CrossAttention(nn.Module):
             self.norm_k_image = norms.RMSNorm(logical=axes.HEADS)
         self.k_audio, self.v_audio = heads(), heads(zero=True)
         self.norm_k_audio = norms.RMSNorm(logical=axes.HEADS)
+        if c.partner_audio:
+            self.k_partner, self.v_partner = heads(), heads(zero=True)
+            self.norm_k_partner = norms.RMSNorm(logical=axes.HEADS)
 
     def split(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., N, K]."""
@@ -98,17 +103,24 @@ class CrossAttention(nn.Module):
             result["image"] = self._keys(keys, self.v_image(image))
         return result
 
-    def audio(self, tokens: jax.Array) -> KeyValue:
-        """Keys and values of audio tokens [B, T, A, E] -> [B, T, A, N, K]."""
+    def audio(self, tokens: jax.Array, partner: jax.Array | None) -> dict[str, KeyValue]:
+        """Keys and values [B, T, A, N, K] of audio tokens [B, T, A, E], by source name."""
         tokens = nn.with_logical_constraint(tokens, _AUDIO)
-        return self._keys(self.norm_k_audio(self.k_audio(tokens)), self.v_audio(tokens))
+        keys = self.norm_k_audio(self.k_audio(tokens))
+        result = {"audio": self._keys(keys, self.v_audio(tokens))}
+        if self.config.partner_audio:
+            assert partner is not None  # `transformer.DiT.embed` has checked it.
+            partner = nn.with_logical_constraint(partner, _AUDIO)
+            keys = self.norm_k_partner(self.k_partner(partner))
+            result["partner"] = self._keys(keys, self.v_partner(partner))
+        return result
 
     def _keys(self, k, v) -> KeyValue:
         """Keys and values [..., D], made token by token, -> [..., N, K], whole for all queries."""
         k, v = (attention.place_context(self.split(x)) for x in (k, v))
         return KeyValue(k=k, v=v)
 
-    def __call__(self, x, context: dict, audio: KeyValue, face_mask) -> jax.Array:
+    def __call__(self, x, context: dict, audio: dict, face_mask) -> jax.Array:
         """Residual update of tokens [B, T, P, D].
 
         Args:
@@ -119,7 +131,8 @@ class CrossAttention(nn.Module):
         """
         q = self.split(self.norm_q(self.q(x)))  # [B, T, P, N, K]
         q = nn.with_logical_constraint(q, _HEADS)
-        mixed = attention.attend(q, audio.k, audio.v)
+        heard = [attention.attend(q, source.k, source.v) for source in audio.values()]
+        mixed = functools.reduce(jnp.add, heard)
         mixed = mixed * face_mask[:, None, :, None, None].astype(mixed.dtype)
         for source in context.values():
             mixed = mixed + attention.attend(q, source.k[:, None], source.v[:, None])
@@ -161,9 +174,9 @@ class Block(nn.Module):
         """See `CrossAttention.context`."""
         return self.cross.context(text, image)
 
-    def audio(self, tokens: jax.Array) -> KeyValue:
+    def audio(self, tokens: jax.Array, partner: jax.Array | None) -> dict[str, KeyValue]:
         """See `CrossAttention.audio`."""
-        return self.cross.audio(tokens)
+        return self.cross.audio(tokens, partner)
 
     def __call__(self, x, time, pattern, context, audio, face_mask):
         """Runs the block.
@@ -173,7 +186,7 @@ class Block(nn.Module):
           time: Time modulation [B, T, 6, D], float32.
           pattern: Attention pattern (`patterns.py`).
           context: Constant keys and values of this layer.
-          audio: Audio keys and values of this layer.
+          audio: Audio keys and values of this layer, by source name.
           face_mask: [B, P].
 
         Returns:

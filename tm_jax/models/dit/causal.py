@@ -87,11 +87,7 @@ def begin(
     batch, height, width = reference.shape[:3]
     grid = attention_patterns.Grid(height // c.patch, width // c.patch, latents_per_chunk)
     variables = {"params": params}
-    silent = conditioning_lib.Conditioning(
-        channels=channels[:, None],
-        audio=jnp.zeros((batch, 1, c.audio_window, c.audio_feature_width)),
-        mode=jnp.zeros((batch, 1), jnp.int32),
-    )
+    silent = transformer.silent(c, channels[:, None])
     output = model.apply(
         variables, reference[:, None], jnp.zeros((batch, 1)),
         model.apply(variables, silent, context, method=model.embed),

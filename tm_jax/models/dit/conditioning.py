@@ -1,5 +1,6 @@
 """What the video transformer is given beside the noisy latents, as one pytree."""
 
+from collections.abc import Callable
 import dataclasses
 
 import flax.struct
@@ -17,6 +18,7 @@ class Conditioning:
       channels: Channels that are concatenated to the latents of every frame,
         [B, T, H, W, Cc]; Cc may be 0.
       audio: Windows of audio features, [B, T, R, U]; the tokens of frame t attend to window t.
+      partner_audio: The same of the other party's voice; None for a model without it.
       mode: 0 listening, 1 speaking, [B, T] int32.
       face_mask: Weight of the audio for each token, [B, P] in 0..1; None where the constant
         inputs were embedded before (`transformer.DiT.context`).
@@ -30,31 +32,33 @@ class Conditioning:
     face_mask: jax.Array | None = None
     text: jax.Array | None = None
     image: jax.Array | None = None
+    partner_audio: jax.Array | None = None
 
     def frames(self, start: jax.Array | int, count: int) -> "Conditioning":
         """`count` latent frames from frame `start`, which may be traced."""
-        return self._per_frame(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1)
-        )
+        return self.per_frame(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1))
 
     def at(self, order: jax.Array) -> "Conditioning":
         """The frames with the indices `order`, in that order."""
-        return self._per_frame(lambda x: x[:, order])
+        return self.per_frame(lambda x: x[:, order])
 
     def without_audio(self, drop: jax.Array | bool = True) -> "Conditioning":
-        """Audio replaced by silent features (zeros), as condition dropout does it.
+        """Audio of both parties replaced by silent features (zeros), as condition dropout does it.
 
         Args:
           drop: Boolean, or one of every sample, [B].
         """
         keep = 1 - jnp.asarray(drop, self.audio.dtype)
         keep = keep.reshape(-1, 1, 1, 1) if keep.ndim else keep
-        return dataclasses.replace(self, audio=self.audio * keep)
+        partner = None if self.partner_audio is None else self.partner_audio * keep
+        return dataclasses.replace(self, audio=self.audio * keep, partner_audio=partner)
 
-    def _per_frame(self, function) -> "Conditioning":
+    def per_frame(self, function: Callable[[jax.Array], jax.Array]) -> "Conditioning":
+        """`function` of every array that has an entry [B, T, ...] for each latent frame."""
+        partner = None if self.partner_audio is None else function(self.partner_audio)
         return dataclasses.replace(
             self, channels=function(self.channels), audio=function(self.audio),
-            mode=function(self.mode),
+            partner_audio=partner, mode=function(self.mode),
         )
 
 

@@ -93,6 +93,8 @@ class DiTConfig:
       audio_hidden: Hidden width of the audio projection.
       audio_tokens: Audio tokens A per latent frame.
       audio_width: Width E of an audio token.
+      partner_audio: Whether tokens also attend to the other party's voice, through a projection,
+        keys and values of its own.
       modes: Number of speaking/listening modes.
       reference_std: None: the network output is the velocity, as Wan was trained. A number:
         latents are changes from the reference picture and have this standard deviation;
@@ -118,6 +120,7 @@ class DiTConfig:
     audio_hidden: int = 10240
     audio_tokens: int = 32
     audio_width: int = 1024
+    partner_audio: bool = False
     modes: int = 2
     reference_std: float | None = None
 

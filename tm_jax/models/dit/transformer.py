@@ -1,6 +1,7 @@
 """The audio-driven video transformer: teacher and student share these parameters."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -45,7 +46,7 @@ class Embedded:
     Attributes:
       channels: Conditioning channels [B, T, H, W, Cc].
       mode: 0 listening, 1 speaking, [B, T] int32.
-      audio: Per block: audio keys and values [B, T, A, N, K].
+      audio: Per block: dictionary from "audio" / "partner" to keys and values [B, T, A, N, K].
       context: What is constant in a stream.
     """
 
@@ -127,6 +128,8 @@ class DiT(nn.Module):
         if c.image_width is not None:
             self.image_embedding = ImageEmbedding(c.width, dtype)
         self.audio_projection = audio_lib.AudioProjection(c, dtype)
+        if c.partner_audio:
+            self.partner_projection = audio_lib.AudioProjection(c, dtype)
         block = nn.remat(blocks.Block, static_argnums=(3,)) if self.remat else blocks.Block
         self.blocks = [block(c, dtype) for _ in range(c.num_layers)]
         normal = parameters.named(nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH))
@@ -165,10 +168,20 @@ class DiT(nn.Module):
         layers = [block.context(text, image) for block in self.blocks]
         return Context(layers=layers, face_mask=face_mask)
 
-    def audio(self, windows: jax.Array) -> list[blocks.KeyValue]:
-        """Audio keys and values of every layer from windows [B, T, R, U]."""
-        tokens = self.audio_projection(windows)
-        return [block.audio(tokens) for block in self.blocks]
+    def audio(
+        self, windows: jax.Array, partner: jax.Array | None = None
+    ) -> list[dict[str, blocks.KeyValue]]:
+        """Audio keys and values of every layer from windows [B, T, R, U] of both parties.
+
+        Raises:
+          ValueError: The model has the other party's audio as input and none is given.
+        """
+        tokens, heard = self.audio_projection(windows), None
+        if self.config.partner_audio:
+            if partner is None:
+                raise ValueError("partner_audio: expected windows [B, T, R, U], got None.")
+            heard = self.partner_projection(partner)
+        return [block.audio(tokens, heard) for block in self.blocks]
 
     def embed(
         self, conditioning: conditioning_lib.Conditioning, context: Context | None = None
@@ -187,7 +200,8 @@ class DiT(nn.Module):
         if context is None:
             context = self.context(c.text, c.image, c.face_mask)
         return Embedded(
-            channels=c.channels, mode=c.mode, audio=self.audio(c.audio), context=context
+            channels=c.channels, mode=c.mode, audio=self.audio(c.audio, c.partner_audio),
+            context=context,
         )
 
     def __call__(self, x, sigma, given: Embedded, pattern):
@@ -253,6 +267,18 @@ class DiT(nn.Module):
         return out, states
 
 
+def silent(
+    config: config_lib.DiTConfig, channels: jax.Array
+) -> conditioning_lib.Conditioning:
+    """Conditioning of listening in silence, as the sink has it, of channels [B, T, H, W, Cc]."""
+    batch, frames = channels.shape[:2]
+    audio = jnp.zeros((batch, frames, config.audio_window, config.audio_feature_width))
+    return conditioning_lib.Conditioning(
+        channels=channels, audio=audio, partner_audio=audio if config.partner_audio else None,
+        mode=jnp.zeros((batch, frames), jnp.int32),
+    )
+
+
 def touch(model: DiT) -> Output:
     """Runs a transformer once on zeros: `model.init(key, method=touch)` makes all parameters.
 
@@ -264,10 +290,9 @@ def touch(model: DiT) -> Output:
         text = jnp.zeros((1, c.text_length, c.text_width))
     if c.image_width is not None:
         image = jnp.zeros((1, c.image_length, c.image_width))
-    given = conditioning_lib.Conditioning(
-        channels=jnp.zeros((1, 1, side, side, c.condition_channels)),
-        audio=jnp.zeros((1, 1, c.audio_window, c.audio_feature_width)),
-        mode=jnp.zeros((1, 1), jnp.int32), face_mask=jnp.ones((1, 4)), text=text, image=image,
+    given = dataclasses.replace(
+        silent(c, jnp.zeros((1, 1, side, side, c.condition_channels))),
+        face_mask=jnp.ones((1, 4)), text=text, image=image,
     )
     x = jnp.zeros((1, 1, side, side, c.latent_channels))
     pattern = attention_patterns.bidirectional(attention_patterns.Grid(2, 2, 1))

@@ -68,6 +68,6 @@ class Backend(Protocol):
           sounds: float32 [B, before + chunk + after] at 16 kHz.
           poses: int32 [B] of `AUTO`, `LISTEN` and `SPEAK`.
           clear: bool [B]: speech was interrupted, do not go on speaking after it.
-          others: Loudness of the other party in each frame, float32 [B, F], of
-            `media/overheard.py`; None for silence.
+          others: Sound of the other party up to the end of the chunk, float32
+            [B, before + after + chunk] at 16 kHz; None for silence.
         """

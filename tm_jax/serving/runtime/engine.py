@@ -290,7 +290,7 @@ class Engine:
         sounds = np.zeros((batch, len(tickets[0][2].window)), np.float32)
         poses = np.full(batch, backend_lib.LISTEN, np.int32)
         clear = np.zeros(batch, bool)
-        others = np.zeros((batch, self.backend.chunk_frames), np.float32)
+        others = np.zeros_like(sounds)
         for slot, _, ticket in tickets:
             sounds[slot], poses[slot], clear[slot] = ticket.window, ticket.pose, ticket.clear
             others[slot] = ticket.other

@@ -21,7 +21,7 @@ class FakeBackend:
       begin_s: How long they take for a new stream.
       fail: Set to an exception that the next call shall raise.
       steps: Chunks so far.
-      others: Loudness of the other parties in the last chunk, [B, F].
+      others: Sound of the other parties in the last step, as it was given.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from tm_jax.serving.transport import protocol
 _POSES = {
     "auto": backend_lib.AUTO, "listen": backend_lib.LISTEN, "speak": backend_lib.SPEAK
 }
+_RATE = 16000  # Of the other party's sound.
 _SPARE_FRAMES = 5  # Of the other party's sound that may wait beyond the next chunk.
 _MOST_CHUNKS = 4  # Finished chunks that wait for `pull`; older ones are dropped.
 
@@ -63,7 +64,7 @@ class Ticket:
       frame: Number of its first frame.
       pts: Presentation time.
       window: What the models hear, float32 [n].
-      other: Loudness of the other party in each frame, float32 [F].
+      other: Sound of the other party, as `Backend.step` takes it, float32 [n].
       pose: One of `AUTO`, `LISTEN`, `SPEAK`.
       clear: Whether speech before it was interrupted.
       taken: Its sound.
@@ -110,9 +111,11 @@ class Stream:
         self._out: collections.deque[Chunk] = collections.deque(maxlen=_MOST_CHUNKS)
         self._resampler: resampling.Resampler | None = None
         self._rate = 0
-        self._other = overheard.Overheard(self._frame_samples, _SPARE_FRAMES)
-        self._other_resampler = resampling.Resampler(pacing.RATE, pacing.RATE)
-        self._other_rate = pacing.RATE
+        self._other = overheard.Overheard(
+            _RATE // back.fps, back.before + back.after, _SPARE_FRAMES
+        )
+        self._other_resampler = resampling.Resampler(_RATE, _RATE)
+        self._other_rate = _RATE
         self.picture, self.seed, self.raw = picture, seed, raw
         self.error: Exception | None = None
         self.played_chunks = 0
@@ -159,7 +162,7 @@ class Stream:
         samples = _checked_sound(samples)
         with self._lock:
             if rate != self._other_rate:
-                self._other_resampler = resampling.Resampler(rate, pacing.RATE)
+                self._other_resampler = resampling.Resampler(rate, _RATE)
                 self._other_rate = rate
             if self.active:
                 self._other.push(self._other_resampler.push(samples))

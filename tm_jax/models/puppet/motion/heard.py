@@ -29,6 +29,23 @@ _SOFT = 4 / _RANGE_DB  # Width of the change from no voice to voice.
 _SLOW = 1 / 75  # Share of a frame in the average over about 3 s.
 
 
+def loudness(samples: jax.typing.ArrayLike, samples_per_frame: int) -> jax.Array:
+    """Loudness of every video frame.
+
+    Args:
+      samples: Sound in -1..1, [..., F * samples_per_frame], at any rate.
+      samples_per_frame: Samples of one video frame.
+
+    Returns:
+      float32 [..., F] from 0 (-80 dB of full scale and below) to 1 (full scale).
+    """
+    samples = jnp.asarray(samples, jnp.float32)
+    frames = samples.reshape(*samples.shape[:-1], -1, samples_per_frame)
+    power = jnp.mean(jnp.square(frames), -1)
+    db = 10 * jnp.log10(jnp.maximum(power, 10 ** (-_RANGE_DB / 10)))
+    return jnp.clip(1 + db / _RANGE_DB, 0, 1)
+
+
 @flax.struct.dataclass
 class HeardState:
     """State of the features: statistics of the sound so far.
@@ -69,7 +86,7 @@ def hear(
       config: Sizes.
       state: State of the streams.
       other: Loudness of the other party in every pixel frame, [B, 4 T], from 0 (-80 dB of full
-        scale and below) to 1 (full scale), as `media/overheard.py` gives it.
+        scale and below) to 1 (full scale), as of `loudness`.
 
     Returns:
       Features [B, T, config.heard_width], zeros after a while without a voice, and the

@@ -19,6 +19,8 @@ class SmallVAEConfig:
       decoder_depths: Residual blocks of the decoder before the flow, on each grid.
       paint_width: Width of the blocks behind the warp, on the 8-pixel grid.
       paint_depth: Residual blocks behind the warp.
+      refine_width: Width of the blocks behind those, on a 4-pixel grid.
+      refine_depth: Residual blocks there.
       expansion: Hidden width of a block over its width.
       frames_per_latent: Pixel frames of a latent.
       flow_limit: Largest displacement in pixels that the flow reaches.
@@ -33,6 +35,8 @@ class SmallVAEConfig:
     decoder_depths: tuple[int, int, int] = (1, 2, 4)
     paint_width: int = 128
     paint_depth: int = 2
+    refine_width: int = 64
+    refine_depth: int = 2
     expansion: int = 2
     frames_per_latent: int = 4
     flow_limit: float = 40.0
@@ -64,7 +68,7 @@ PRESETS = {
     "pico": SmallVAEConfig(
         latent_channels=4, condition_channels=4, reference_widths=(8, 8, 8),
         encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16), encoder_depths=(1, 1, 1),
-        decoder_depths=(1, 1, 1), paint_width=16, paint_depth=1,
+        decoder_depths=(1, 1, 1), paint_width=16, paint_depth=1, refine_width=8, refine_depth=1,
     ),
     # 12 frames of 256x256 in less than a tenth of a second on two CPU cores.
     "nano": SmallVAEConfig(),

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from tm_jax.models.vae.small import layers
 
-_LEVELS = ((16, 5, 2), (8, 5, 2), (4, 5, 2), (2, 5, 1))  # Pixels a place, window, iterations.
+# Pixels a place, window, iterations.
+_LEVELS = ((16, 5, 2), (8, 5, 2), (4, 5, 2), (2, 5, 1), (1, 5, 1))
 PLACE = 4  # Pixels a place of the result.
 _LIMIT = 32.0  # Largest displacement in pixels.
-_PRIOR = 5e-2  # Squared slope of noise: flat places keep the coarser level's motion.
+_PRIOR = 2e-2  # Squared slope of noise: flat places keep the coarser level's motion.
 
 
 @jax.jit

@@ -173,15 +173,26 @@ class Decoder(nn.Module):
         flow = layers.dense(length * 2 * 4, "flow", dtype, zero=True)(x)
         flow = self._flow(flow, b, t)
         warped = layers.warp(state.picture, layers.resize(flow, motion.PLACE))
-        # The residual is made where the moved picture is seen. [B T, 4h, 4w, .]
-        seen = abreast(warped.reshape(b * t, length, *warped.shape[2:]), c.cell)
-        y = layers.dense(c.paint_width, "seen", dtype)(seen.astype(dtype))
+        # The residual is made where the moved picture is seen, twice: what covers and uncovers
+        # on the 8-pixel grid, its lines on a finer one. [B T, 4h, 4w, .]
+        moved = warped.reshape(b * t, length, *warped.shape[2:])
+        y = layers.dense(c.paint_width, "seen", dtype)(abreast(moved, c.cell).astype(dtype))
         y = y + layers.dense(c.paint_width, "moved", dtype)(x)
         y = layers.Blocks(c.paint_depth, c.expansion, dtype, name="paint")(y)
-        y = layers.dense(length * 3 * c.cell**2, "residual", dtype, zero=True)(y)
-        y = jnp.moveaxis(y.reshape(*y.shape[:3], length, -1), 3, 1)
-        residual = layers.from_cells(y, c.cell).reshape(warped.shape)
-        return warped, residual.astype(warped.dtype), flow
+        residual = self._pixels(y, "residual", c.cell)
+        seen = abreast(moved + residual, c.cell // 2).astype(dtype)
+        y = layers.dense(4 * c.refine_width, "up_4", dtype)(y)
+        y = layers.from_cells(y, 2) + layers.dense(c.refine_width, "painted", dtype)(seen)
+        y = layers.Blocks(c.refine_depth, c.expansion, dtype, name="refine")(y)
+        residual = residual + self._pixels(y, "refined", c.cell // 2)
+        return warped, residual.reshape(warped.shape), flow
+
+    def _pixels(self, x, name, side):
+        """Features [N, H / side, W / side, .] to four pictures, float32 [N, 4, H, W, 3]."""
+        length = self.config.frames_per_latent
+        x = layers.dense(length * 3 * side**2, name, self.dtype, zero=True)(x)
+        x = jnp.moveaxis(x.reshape(*x.shape[:3], length, -1), 3, 1)
+        return layers.from_cells(x, side).astype(jnp.float32)
 
     def _flow(self, flow, b, t):
         """[B T, 4h, 4w, 4 * 2 * 2 * 2] to displacements, [B, 4 T, H/4, W/4, 2]."""
