@@ -24,7 +24,7 @@ from tm_jax.data import prepare
 from tm_jax.inference import clip_encoder
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.media import overheard
+from tm_jax.media import partner
 from tm_jax.models.vae.small import config as small_vae
 from tm_jax.parallel import rules
 from tm_jax.serving.runtime import backend as backend_lib
@@ -198,7 +198,7 @@ def test_a_partner_is_heard_as_in_the_examples(walked, pipeline):
     padded = np.pad(sound, ((encoder.before + 1) * rate, encoder.after * rate))
     clip = np.zeros((1, 25, _SIDE, _SIDE, 3), np.uint8)
     expected = encoder.encode_batch(clip, 0 * padded[None], padded[None])["partner_audio"]
-    queue = overheard.Overheard(rate, published.before + published.after)
+    queue = partner.PartnerQueue(rate, published.before + published.after)
     queue.push(sound)
     heard = [published.encode_partner(queue.take(12)[None]) for _ in range(2)]
     np.testing.assert_allclose(np.concatenate(heard, 1), expected, atol=1e-5)

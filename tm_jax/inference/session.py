@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.media import overheard
+from tm_jax.media import partner as partner_lib
 
 MODES = ("auto", "speak", "listen")
 VOICE = 0.5  # probability of a voice above which the stream speaks
@@ -66,7 +66,7 @@ class Session:
         self.chunk_frames = self._latents * self._timing.frames_per_latent
         self.set_mode(mode)
         self._picture = self._checked(picture)
-        self._partner = overheard.Overheard(self._timing.samples_per_frame, sum(self._around))
+        self._partner = partner_lib.PartnerQueue(self._timing.samples_per_frame, sum(self._around))
         self.reset()
 
     @property

@@ -379,9 +379,9 @@ def _begin(models: Models, params: dict, batch: batches.Batch, key: jax.Array):
 
 
 def _make(models: Models, params: dict, context, state, piece, teacher_forced=None):
-    """`student_lib.make_chunk` with the preset's sampler."""
+    """`student_lib.sample_chunk` with the preset's sampler."""
     preset = models.preset
-    return student_lib.make_chunk(
+    return student_lib.sample_chunk(
         models.dit, params, state, piece, context, preset.sigmas, preset.student.policy,
         preset.student.temperature, teacher_forced,
     )

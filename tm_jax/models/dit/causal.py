@@ -172,7 +172,7 @@ def chunk_pass(
     return flow_matching.to_x0(x, velocity, sigma), [_slots(s) for s in states]
 
 
-def make_chunk(
+def sample_chunk(
     model: transformer.DiT, params: dict, state: StreamState,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0,
@@ -192,7 +192,7 @@ def make_chunk(
       temperature: Factor of the noise; below 1 samples stay closer to what is likeliest.
       teacher_forced: Which streams have a chunk that is known, bool [B], and the known chunks
         [B, T, H, W, C]: they replace every estimate of those streams, whose next state is then
-        that of `given_chunk`.
+        that of `prefill_chunk`.
 
     Returns:
       What went into each step and the x0 that came out of it, two lists of [B, T, H, W, C];
@@ -217,7 +217,7 @@ def make_chunk(
     x0, made = samplers.few_step(predict, draw, sigmas)
     estimates, kept = [e for e, _ in made], [s for _, s in made]
     if policy == "clean":
-        state = _keep_clean(model, params, state, x0, given)
+        state = _update_kv_cache(model, params, state, x0, given)
     else:
         state = _advanced(state, kept)
     return points, estimates, state
@@ -228,30 +228,30 @@ def next_chunk(
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
 ) -> tuple[jax.Array, StreamState]:
-    """Makes the next chunk of every stream; the arguments are those of `make_chunk`.
+    """Makes the next chunk of every stream; the arguments are those of `sample_chunk`.
 
     Returns:
       Latents [B, T, H, W, C] and the next state.
     """
-    _, estimates, state = make_chunk(
+    _, estimates, state = sample_chunk(
         model, params, state, conditioning, context, sigmas, policy, temperature
     )
     return estimates[-1], state
 
 
-def given_chunk(
+def prefill_chunk(
     model: transformer.DiT, params: dict, state: StreamState, x0: jax.Array,
     conditioning: conditioning_lib.Conditioning, context: transformer.Context,
     sigmas: tuple[float, ...], policy: str, temperature: float = 1.0
 ) -> StreamState:
     """The next state after a chunk that is known, [B, T, H, W, C], and need not be made.
 
-    The other arguments are those of `make_chunk`. With `per_step` each cache is written from
+    The other arguments are those of `sample_chunk`. With `per_step` each cache is written from
     the known chunk at that step's noise level, as if every step had predicted it.
     """
     given = embed(model, params, conditioning, context)
     if policy == "clean":
-        return _keep_clean(model, params, state, x0, given)
+        return _update_kv_cache(model, params, state, x0, given)
     draw, kept = _noise(model, state, given.channels.shape, temperature), []
     for step, sigma in enumerate(sigmas):
         x = flow_matching.corrupt(x0, draw(step), jnp.float32(sigma))
@@ -273,7 +273,7 @@ def _noise(model, state, shape, temperature):
     return draw
 
 
-def _keep_clean(model, params, state, x0, given) -> StreamState:
+def _update_kv_cache(model, params, state, x0, given) -> StreamState:
     """One pass at noise level 0 writes the cache."""
     level = jnp.zeros((x0.shape[0],))
     _, states = chunk_pass(model, params, state, 0, x0, level, given)

@@ -18,12 +18,12 @@ class Conditioning:
       channels: Channels that are concatenated to the latents of every frame,
         [B, T, H, W, Cc]; Cc may be 0.
       audio: Windows of audio features, [B, T, R, U]; the tokens of frame t attend to window t.
-      partner_audio: The same of the other party's voice; None for a model without it.
       mode: 0 listening, 1 speaking, [B, T] int32.
       face_mask: Weight of the audio for each token, [B, P] in 0..1; None where the constant
         inputs were embedded before (`transformer.DiT.context`).
       text: Text features [B, L, D]; None without text, or embedded before.
       image: Tokens of the image encoder [B, L, D]; None without, or embedded before.
+      partner_audio: Windows of the other party's voice, as `audio`; None for a model without.
     """
 
     channels: jax.Array

@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from tm_jax.media import overheard
+from tm_jax.media import partner
 from tm_jax.media import resampling
 from tm_jax.serving.calls import hearing
 from tm_jax.serving.runtime import backend as backend_lib
@@ -111,7 +111,7 @@ class Stream:
         self._out: collections.deque[Chunk] = collections.deque(maxlen=_MOST_CHUNKS)
         self._resampler: resampling.Resampler | None = None
         self._rate = 0
-        self._other = overheard.Overheard(
+        self._other = partner.PartnerQueue(
             _RATE // back.fps, back.before + back.after, _SPARE_FRAMES
         )
         self._other_resampler = resampling.Resampler(_RATE, _RATE)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tm_jax.media import overheard
+from tm_jax.media import partner
 
 
 def _sound(frames):
@@ -17,7 +17,7 @@ def _taken(queue, frames):
 
 
 def test_sound_ahead_is_heard_in_order_whatever_its_pieces():
-    queue = overheard.Overheard(10)
+    queue = partner.PartnerQueue(10)
     sound = _sound([1, 2, 3, 4, 5, 6])
     for start in range(0, 60, 7):
         queue.push(sound[start : start + 7])
@@ -25,7 +25,7 @@ def test_sound_ahead_is_heard_in_order_whatever_its_pieces():
 
 
 def test_late_sound_is_heard_late_and_whole():
-    queue = overheard.Overheard(10)
+    queue = partner.PartnerQueue(10)
     assert _taken(queue, 3) == [0, 0, 0]
     queue.push(_sound([1]))
     assert _taken(queue, 3) == [0, 0, 1]  # What follows joins without a gap.
@@ -37,14 +37,14 @@ def test_late_sound_is_heard_late_and_whole():
 
 
 def test_live_sound_does_not_pile_up():
-    queue = overheard.Overheard(10, most_frames=1)
+    queue = partner.PartnerQueue(10, most_frames=1)
     queue.push(_sound([1, 2, 3, 4, 5, 6]))
     assert _taken(queue, 2) == [4, 5]
     assert _taken(queue, 2) == [0, 6]
 
 
 def test_what_was_before_comes_with_a_chunk():
-    queue = overheard.Overheard(10, before=30)
+    queue = partner.PartnerQueue(10, before=30)
     queue.push(_sound([1, 2, 3, 4]))
     assert _taken(queue, 2) == [0, 0, 0, 1, 2]
     assert _taken(queue, 2) == [0, 1, 2, 3, 4]

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-class Overheard:
+class PartnerQueue:
     """Sound of the other party that no chunk has taken yet.
 
     Sound that comes too late for its chunk is used late rather than never: silence goes
