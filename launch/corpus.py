@@ -19,31 +19,26 @@ import re
 import shutil
 import sys
 
-from absl import app
 from absl import flags
 from absl import logging
 import numpy as np
 import tqdm
 
 try:
-    from tm_jax.data.corpus import alignment
-    from tm_jax.data.corpus import festival
-    from tm_jax.data.corpus import fillets
-    from tm_jax.data.corpus import phones as phones_lib
-    from tm_jax.data.corpus import refinement
-    from tm_jax.data.corpus import speech
-    from tm_jax.data.corpus import synthesis
+    from launch import common
 except ModuleNotFoundError as error:
-    if error.name != "tm_jax":
+    if error.name not in ("launch", "launch.common"):
         raise
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-    from tm_jax.data.corpus import alignment
-    from tm_jax.data.corpus import festival
-    from tm_jax.data.corpus import fillets
-    from tm_jax.data.corpus import phones as phones_lib
-    from tm_jax.data.corpus import refinement
-    from tm_jax.data.corpus import speech
-    from tm_jax.data.corpus import synthesis
+    from launch import common
+
+from tm_jax.data.corpus import alignment
+from tm_jax.data.corpus import festival
+from tm_jax.data.corpus import fillets
+from tm_jax.data.corpus import phones as phones_lib
+from tm_jax.data.corpus import refinement
+from tm_jax.data.corpus import speech
+from tm_jax.data.corpus import synthesis
 
 _OUT = flags.DEFINE_string("out", None, "Corpus folder to write.", required=True)
 _MINUTES = flags.DEFINE_float(
@@ -371,9 +366,7 @@ def _missing():
     return needs
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+def main():
     if missing := _missing():
         raise SystemExit(f"corpus: missing {' and '.join(missing)}.")
     done = speech.read_index(_OUT.value).keys() - speech.lost(_OUT.value)
@@ -400,8 +393,8 @@ def main(argv):
         raise SystemExit("corpus: no source is installed; see the warnings above.")
     for split in speech.SPLITS:
         minutes = sum(e["minutes"] for e in index.values() if e["split"] == split)
-        logging.info("%s: %.1f minutes", split, minutes)
+        print(f"{split}: {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run("corpus", main)

@@ -176,12 +176,9 @@ def sample(
         noise = noise.at[:, 0].set(reference.latent.astype(noise.dtype))
     variables = {"params": params["transformer"]}
     grid = dataclasses.replace(parts.grid, chunk=latents)
-    silent = ((0, 0), (1, 0), (0, 0), (0, 0))
     given = conditioning_lib.Conditioning(
-        channels=channels, audio=jnp.pad(windows, silent),
-        partner_audio=None if partner is None else jnp.pad(partner, silent),
-        mode=jnp.pad(mode, ((0, 0), (1, 0))),  # The picture listens, as in training.
-    )
+        channels=channels, audio=windows, partner_audio=partner, mode=mode
+    ).after_sink()  # The picture listens, as in training.
     conditional = parts.dit.apply(
         variables, given, functions.context(params, inputs, "prompt"), method="embed"
     )

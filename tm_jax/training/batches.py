@@ -148,5 +148,5 @@ def take_frames(
 ) -> conditioning_lib.Conditioning:
     """Inputs of `count` frames from frame `first`, a scalar or one of each sample, without
     what is constant in a clip."""
-    constant = dataclasses.replace(given, face_mask=None, text=None, image=None)
-    return constant.per_frame(lambda x: take(x, first, count))
+    frames = dataclasses.replace(given, face_mask=None, text=None, image=None)
+    return frames.per_frame(lambda x: take(x, first, count))

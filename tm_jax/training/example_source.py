@@ -196,14 +196,11 @@ def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Bat
     frames, condition, kind = items["x0"].shape[1], items["condition"], preset.conditioning
     channels = conditioning_lib.channels(kind, condition, 1 + frames)
     settled = conditioning_lib.channels(kind, condition[:, -1:], 1, first=1)
-    silent = ((0, 0), (1, 0), (0, 0), (0, 0))  # The sink's frame comes first.
-    partner = items.get("partner_audio")
     given = conditioning_lib.Conditioning(
-        channels=channels, audio=jnp.pad(items["audio"], silent),
-        partner_audio=None if partner is None else jnp.pad(partner, silent),
-        mode=jnp.pad(items["mode"], ((0, 0), (1, 0))), face_mask=items["face_mask"],
+        channels=channels, audio=items["audio"], partner_audio=items.get("partner_audio"),
+        mode=items["mode"], face_mask=items["face_mask"],
         text=items.get("text"), image=items.get("image"),
-    )
+    ).after_sink()
     return batches.Batch(
         x0=items["x0"], sink=items["sink"], conditioning=given,
         stream_channels=jnp.concatenate([channels[:, :1], settled], 1),

@@ -67,14 +67,13 @@ def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Bat
     """
     x0, windows = jnp.asarray(items["x0"]), jnp.asarray(items["windows"])
     frames = x0.shape[1]
-    mode = jnp.repeat(jnp.asarray(items["mode"])[:, None].astype(jnp.int32), 1 + frames, 1)
+    mode = jnp.repeat(jnp.asarray(items["mode"])[:, None].astype(jnp.int32), frames, 1)
     given = conditioning_lib.Conditioning(
         channels=conditioning_lib.expression_channels(
             items["reference"], items["expression"], sink=True
         ),
-        audio=jnp.pad(windows, ((0, 0), (1, 0), (0, 0), (0, 0))),
-        mode=mode.at[:, 0].set(0), face_mask=jnp.asarray(items["face"]),
-    )
+        audio=windows, mode=mode, face_mask=jnp.asarray(items["face"]),
+    ).after_sink()
     # Latents are changes from the picture, so its own are zeros.
     sink = jnp.zeros((len(x0), *preset.latent_shape))
     return batches.Batch(x0=x0, sink=sink, conditioning=given)

@@ -34,6 +34,17 @@ class Conditioning:
     image: jax.Array | None = None
     partner_audio: jax.Array | None = None
 
+    def after_sink(self) -> "Conditioning":
+        """A frame that listens in silence, the sink's, before sound and mode; `channels` has it."""
+
+        def pad(x):
+            return jnp.pad(x, ((0, 0), (1, 0), *((0, 0) for _ in x.shape[2:])))
+
+        partner = None if self.partner_audio is None else pad(self.partner_audio)
+        return dataclasses.replace(
+            self, audio=pad(self.audio), mode=pad(self.mode), partner_audio=partner
+        )
+
     def frames(self, start: jax.Array | int, count: int) -> "Conditioning":
         """`count` latent frames from frame `start`, which may be traced."""
         return self.per_frame(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1))
