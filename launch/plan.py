@@ -43,6 +43,9 @@ _REMAT = flags.DEFINE_string(
     "remat", None, "Rematerialisation, as --set=remat=VALUE; without a value: True."
 )
 _ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Micro-batches an update.", lower_bound=1)
+_LORA = flags.DEFINE_integer(
+    "lora", 0, "Rank of low-rank adaptation, as --set=lora.rank=VALUE; 0: none.", lower_bound=0
+)
 _SET = flags.DEFINE_multi_string("set", [], "Typed override of the stage's settings.")
 _DEPTHS = flags.DEFINE_string(
     "depths", "2,4", "Layers to compile; a deeper model is on the line through both. all: no line.",
@@ -72,7 +75,9 @@ def _depths() -> tuple[int, ...]:
 def _settings(stage: str, batch: int):
     """Settings of the stage with what the flags change."""
     if stage == "stream":
-        training = (("remat", _REMAT), ("accumulate", _ACCUMULATE), ("set", _SET))
+        training = (
+            ("remat", _REMAT), ("accumulate", _ACCUMULATE), ("lora", _LORA), ("set", _SET)
+        )
         given = [name for name, flag in training if flag.present]
         if given:
             raise ValueError(f"--{given[0]}: a stream does not learn; leave it out.")
@@ -81,7 +86,7 @@ def _settings(stage: str, batch: int):
     from tm_jax.training import run
 
     settings = run.config(stage, "corpus", "data")
-    changes = [f"batch={batch}"]
+    changes = [f"batch={batch}", f"lora.rank={_LORA.value}"]
     if _REMAT.value is not None:
         changes.append(f"remat={_REMAT.value}")
     groups = ("optimizer", "critic_optimizer") if stage == "distill" else ("optimizer",)

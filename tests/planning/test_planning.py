@@ -19,6 +19,7 @@ from tm_jax.planning import report
 from tm_jax.planning import roofline
 from tm_jax.planning import search
 from tm_jax.planning import work
+from tm_jax.training import lora
 from tm_jax.training import plan as training_plan
 from tm_jax.training import run
 
@@ -69,6 +70,25 @@ def test_the_distillation_keeps_what_training_s_own_plan_says():
     assert [program.times for program in made.programs] == [1, settings.critic_updates]
     # Six updates of eight clips, each of six chunks of twelve frames.
     assert made.frames == 6 * 8 * 6 * 12 and made.tokens == made.frames // 4 * 16
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student", "distill"])
+def test_adaptation_keeps_one_base_and_its_factors(stage):
+    mesh = rules.make_mesh(jax.devices()[:8], **_MESH)
+    settings = _settings(stage, lora=lora.LoraConfig(rank=2))
+    made = work.make(presets.get("pico"), stage, settings, mesh)
+    sizes = {name: work.device_bytes(tree) for name, tree in made.trees.items()}
+    totals = training_plan.totals(
+        training_plan.describe(presets.get("pico"), stage, _MESH, settings)
+    )
+    base = "teacher" if stage == "distill" else "base"
+    for name in ("parameters", "average", base):
+        assert sizes[name] == totals[name][1], name
+    assert sizes["parameters"] < sizes[base] / 4
+    networks = 2 if stage == "distill" else 1
+    assert made.inside["adapted parameters"] == (1 + networks) * sizes[base]
+    assert made.inside["gradients"] == sizes["parameters"]
+    assert all(program.trace() is not None for program in made.programs)
 
 
 def test_a_stage_on_simulated_devices():

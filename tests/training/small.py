@@ -2,17 +2,34 @@
 
 import dataclasses
 import functools
+import os
 
 import jax
 import numpy as np
 
+from tm_jax.checkpoints import files
+from tm_jax.checkpoints import parts
 from tm_jax.configs import components
+from tm_jax.configs import overrides
 from tm_jax.configs import presets
 from tm_jax.configs import puppet as networks
+from tm_jax.data import examples
+from tm_jax.data import shards
 from tm_jax.models.dit import transformer
+from tm_jax.parallel import rules
 from tm_jax.training import example_source
+from tm_jax.training import run
 
 LATENTS = 14  # Of every record, after the picture.
+LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
+STEPS = {"teacher": 2, "student": 2, "distill": 4}
+_SETTINGS = {
+    "teacher": ["sample_steps=2"],
+    "student": ["trajectories=4", "guidance.audio=2"],
+    # With the losses of `test_distill_stage`, so that the programs are compiled once.
+    "distill": ["trajectories=4", "guidance.audio=2", "rollout_chunks=3",
+                "critic_updates=1"],
+}
 
 
 @functools.cache
@@ -89,3 +106,28 @@ def clip(index: int, latents: int) -> dict:
         "face": rng.uniform(0.5, 1, found.tokens).astype(np.float32),
         "mode": np.int32(index % 2), "expression": normal(latents, c.expression_channels),
     }
+
+
+def one_device():
+    """A mesh of the first device."""
+    return rules.make_mesh(jax.devices()[:1])
+
+
+def lay_out(folder: str, pico, count: int = 6, latents: int = 9) -> None:
+    """Examples and an autoencoder in an empty work directory."""
+    os.makedirs(f"{folder}/weights")
+    with shards.ExampleWriter(f"{folder}/examples", {"preset": "pico"}, {}) as writer:
+        for i in range(count):
+            values = record(i, latents)
+            del values["negative_text"]
+            writer.add(examples.Example(**values), f"{i}.mp4", 1)
+            writer.finish(f"{i}.mp4", {"bytes": 1, "clips": [0], "rejected": [], "notes": []})
+    vae = parts.of_preset(preset(), "vae")
+    files.save(f"{folder}/weights/vae.safetensors", pico.random(vae.boxed), "float32")
+
+
+def settings(stage: str, folder: str, *more: str):
+    """Settings of a stage in such a folder."""
+    shared = ["batch=2", "data.held_out=2", f"data.weights={folder}/weights"]
+    base = run.config(stage, "unused", data=os.path.join(folder, "examples"))
+    return overrides.apply(base, [*shared, *_SETTINGS[stage], *more])

@@ -14,11 +14,8 @@ from tests.training import small
 from tm_jax.checkpoints import files
 from tm_jax.checkpoints import parts
 from tm_jax.checkpoints import wan
-from tm_jax.configs import overrides
 from tm_jax.configs import presets
 from tm_jax.core import trees
-from tm_jax.data import examples
-from tm_jax.data import shards
 from tm_jax.diffusion import guidance
 from tm_jax.parallel import rules
 from tm_jax.training import batches
@@ -29,45 +26,16 @@ from tm_jax.training import starts
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 
-_LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
-_COUNT, _LATENTS = 6, 9
-_STEPS = {"teacher": 2, "student": 2, "distill": 4}
-_SETTINGS = {
-    "teacher": ["sample_steps=2"],
-    "student": ["trajectories=4", "guidance.audio=2"],
-    # With the losses of `test_distill_stage`, so that the programs are compiled once.
-    "distill": ["trajectories=4", "guidance.audio=2", "rollout_chunks=3",
-                "critic_updates=1"],
-}
-
-
-def _mesh():
-    return rules.make_mesh(jax.devices()[:1])
-
-
-def _config(stage, folder, *more):
-    shared = ["batch=2", "data.held_out=2", f"data.weights={folder}/weights"]
-    base = run.config(stage, "unused", data=os.path.join(folder, "examples"))
-    return overrides.apply(base, [*shared, *_SETTINGS[stage], *more])
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, pico):
     """A work directory with examples, an autoencoder, and all stages after two updates."""
     folder = str(tmp_path_factory.mktemp("run"))
-    os.makedirs(f"{folder}/weights")
-    with shards.ExampleWriter(f"{folder}/examples", {"preset": "pico"}, {}) as writer:
-        for i in range(_COUNT):
-            record = small.record(i, _LATENTS)
-            del record["negative_text"]
-            writer.add(examples.Example(**record), f"{i}.mp4", 1)
-            writer.finish(f"{i}.mp4", {"bytes": 1, "clips": [0], "rejected": [], "notes": []})
-    vae = parts.of_preset(small.preset(), "vae")
-    files.save(f"{folder}/weights/vae.safetensors", pico.random(vae.boxed), "float32")
-    for stage in _SETTINGS:
-        config, export = _config(stage, folder), os.path.join(folder, "export")
+    small.lay_out(folder, pico)
+    for stage in small.STEPS:
+        config, export = small.settings(stage, folder), os.path.join(folder, "export")
         assert run.train(
-            small.preset(), stage, config, folder, _STEPS[stage], _LOOP, export, mesh=_mesh()
+            small.preset(), stage, config, folder, small.STEPS[stage], small.LOOP, export, mesh=small.one_device()
         ), stage
     return folder
 
@@ -79,7 +47,7 @@ def _frames(path):
 
 def test_every_stage_leaves_weights_and_a_video(folder):
     for stage, latents in (("teacher", 6), ("student", 6), ("distill", 9)):
-        frames = _frames(f"{folder}/{stage}/samples/{_STEPS[stage]:07d}.mp4")
+        frames = _frames(f"{folder}/{stage}/samples/{small.STEPS[stage]:07d}.mp4")
         # Truth and sample side by side, two held-out clips below each other.
         assert frames.shape == (4 * latents, 128, 128, 3)
         assert frames.std() > 1
@@ -100,17 +68,19 @@ def test_an_exported_student_streams_as_it_was_trained(folder):
 
 def test_a_stage_names_the_one_that_it_needs(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="stage distill needs .* finish stage teacher"):
-        run.train(small.preset(), "distill", _config("distill", folder), str(tmp_path), 2, _LOOP)
+        settings = small.settings("distill", folder)
+        run.train(small.preset(), "distill", settings, str(tmp_path), 2, small.LOOP)
 
 
 def test_presets_and_their_data_must_fit(folder, tmp_path):
+    preset, puppet = small.preset(), small.preset("puppet")
     with pytest.raises(ValueError, match="learns from prepared examples: name their folder"):
-        run.train(small.preset(), "teacher", run.config("teacher", "c"), str(tmp_path), 2, _LOOP)
+        run.train(preset, "teacher", run.config("teacher", "c"), str(tmp_path), 2, small.LOOP)
     with pytest.raises(ValueError, match="preset pico has no autoencoder that this stage trains"):
-        run.train(small.preset(), "vae", run.config("vae", "c"), str(tmp_path), 2, _LOOP)
-    puppet = small.preset("puppet")
+        run.train(preset, "vae", run.config("vae", "c"), str(tmp_path), 2, small.LOOP)
+    settings = small.settings("teacher", folder)
     with pytest.raises(ValueError, match="takes no prepared examples"):
-        run.train(puppet, "teacher", _config("teacher", folder), str(tmp_path), 2, _LOOP)
+        run.train(puppet, "teacher", settings, str(tmp_path), 2, small.LOOP)
 
 
 def test_published_weights_start_a_teacher_with_new_audio_layers(pico, tmp_path):

@@ -177,29 +177,46 @@ def _no_preview(latents: int) -> Any:
     del latents
 
 
+def _base(preset: presets.Preset, settings: Any, mesh: Mesh) -> Any:
+    """What a stage adapts; None without low-rank adaptation."""
+    if not settings.lora.rank:
+        return None
+    return _placed(mesh, transformer.boxed_shapes(preset.dit), preset.dtype)
+
+
+def _passing(learns: Any, base: Any, networks: int) -> dict[str, int]:
+    """Bytes of gradients and, with adaptation, of the sums of base and adapters."""
+    found = {"gradients": device_bytes(learns)}
+    if base is not None:  # The sums themselves, and the gradient of one of them.
+        found["adapted parameters"] = (1 + networks) * device_bytes(base)
+    return found
+
+
 def _single(models: Any, source: Any, stage: str, settings: Any, mesh: Mesh) -> Work:
     """A stage of one network: teacher or student."""
     preset = models.preset
     latents = transformer_stage.window_latents(models, settings)
+    base = _base(preset, settings, mesh)
     if stage == "teacher":
-        made = teacher_stage.make(models, source, _no_preview, settings)
+        made = teacher_stage.make(models, source, _no_preview, settings, base=base)
         item = source.window(0, 0, latents)
     else:
         item = _regression_item(source, preset, latents)
         made = student_stage.make(
-            models, source, lambda i: item, 1, _no_preview, settings, None
+            models, source, lambda i: item, 1, _no_preview, settings, None, base
         )
     training = steps.prepare(made, _STEPS, mesh)
     state, batch = training.target, _batch(item, settings, mesh)
     update = Program(
-        name="update", times=1, trace=lambda: training.step.trace(state, {}, batch, _key(mesh))
+        name="update", times=1,
+        trace=lambda: training.step.trace(state, made.frozen, batch, _key(mesh)),
     )
     number = settings.batch * settings.optimizer.accumulate
     return Work(
-        unit="update", programs=(update,), inside={"gradients": device_bytes(state.params)},
+        unit="update", programs=(update,), inside=_passing(state.params, base, 1),
         trees={
             "parameters": state.params, "average": state.average, "optimizer": state.optimizer,
-            "batch": batch,
+            "batch": batch, **made.frozen,
         },
         frames=number * latents * preset.timing.frames_per_latent,
         tokens=number * latents * preset.tokens,
@@ -211,7 +228,8 @@ def _distill(models: Any, source: Any, settings: Any, mesh: Mesh) -> Work:
     preset = models.preset
     latents = transformer_stage.window_latents(models, settings)
     longest = _longest(preset, settings)
-    teacher = _placed(mesh, transformer.boxed_shapes(preset.dit), jnp.bfloat16)
+    base = _base(preset, settings, mesh)
+    teacher = base or _placed(mesh, transformer.boxed_shapes(preset.dit), jnp.bfloat16)
     item = {"rollout": source.window(0, 0, longest)}
     regression = None
     if settings.regression_weight:
@@ -226,11 +244,11 @@ def _distill(models: Any, source: Any, settings: Any, mesh: Mesh) -> Work:
     batch, state, other = _batch(item, settings, mesh), student.target, critic.target
 
     def learn_student() -> Any:
-        frozen = {"teacher": teacher, "critic": other.params}
+        frozen = {**made.frozen, "critic": other.params}
         return student.step.trace(state, frozen, batch, _key(mesh))
 
     def learn_critic() -> Any:
-        frozen = {"teacher": teacher, "student": state.params}
+        frozen = {**made.frozen, "student": state.params}
         return critic.step.trace(other, frozen, batch, _key(mesh))
 
     # All but the last chunk of a rollout are made in a loop that ends at the latest window.
@@ -249,7 +267,7 @@ def _distill(models: Any, source: Any, settings: Any, mesh: Mesh) -> Work:
             "teacher": teacher, "batch": batch,
         },
         inside={
-            "gradients": device_bytes(state.params),
+            **_passing(state.params, base, 2),
             "caches": _cache_bytes(preset, settings.batch, mesh),
         },
         frames=number * longest * preset.timing.frames_per_latent,

@@ -23,6 +23,7 @@ from tm_jax.training import example_source
 from tm_jax.training import groups
 from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
 from tm_jax.training import sources
@@ -122,7 +123,7 @@ class Regression:
 def make(
     models: rollouts.Models, source: sources.Source, regression: Regression | None,
     preview: Callable[[int], sources.Preview], config: DistillStageConfig, *,
-    start: Any, teacher: Any, critic: Any,
+    start: Any, teacher: Any, critic: Any, base: Any = None,
 ) -> loop.Stage:
     """The stage.
 
@@ -135,6 +136,8 @@ def make(
       start: Parameters that the student starts from, as of `loop.Stage`.
       teacher: The teacher's parameters, a tree as `loop.Stage.frozen` has them.
       critic: The same parameters as the critic's start, as of `loop.Stage`.
+      base: With low-rank adaptation (`lora.adapt`), the parameters whose adapters the student
+        has; by default the teacher's. Then `start` are adapters, and `critic` is not read.
     """
     longest = config.rollout_chunks * models.preset.timing.latents_per_chunk
     sample = student_stage.previewer(models, source, preview(longest))
@@ -153,7 +156,7 @@ def make(
         return sources.stream(one, count, config.batch, seed)
 
     init = transformer_stage.init(models)
-    return loop.Stage(
+    stage = loop.Stage(
         name="distill", init=init, loss=student_loss, frozen={"teacher": teacher},
         batches=feed, sample=sample, finish=lambda params, frozen: params,
         optimizer=config.optimizer, start=start, labels=groups.groups,
@@ -163,6 +166,7 @@ def make(
             updates=config.critic_updates, start=critic, labels=groups.groups,
         ),
     )
+    return lora_lib.adapt(stage, config.lora, teacher if base is None else base, start)
 
 
 def losses(

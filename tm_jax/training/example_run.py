@@ -15,14 +15,17 @@ from tm_jax.training import distill_stage
 from tm_jax.training import example_preview
 from tm_jax.training import example_source
 from tm_jax.training import loop
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import sources
 from tm_jax.training import starts
 from tm_jax.training import student_stage
 from tm_jax.training import teacher_stage
 from tm_jax.training import trajectories
+from tm_jax.training import transformer_stage
 
 STAGES = ("teacher", "student", "distill")
 PART = "transformer"
+ADAPTER = "adapter.safetensors"  # Beside the part, of a stage with low-rank adaptation.
 
 
 def make(
@@ -67,9 +70,13 @@ def make(
     def begin(earlier: str) -> starts.Start:
         return starts.Start(part=part, path=start or published(workdir, stage, earlier))
 
+    adapts = bool(settings.lora.rank)
     if stage == "teacher":
+        if adapts and not start:
+            raise ValueError("lora adapts weights that are there: name them with --start.")
         first = starts.Start(part=part, path=start) if start else None
-        return teacher_stage.make(models, source, preview, settings, first)
+        given = (None, first.load(mesh, preset.dtype)) if first and adapts else (first, None)
+        return teacher_stage.make(models, source, preview, settings, *given)
     teacher = starts.Start(part=part, path=published(workdir, stage, "teacher"))
 
     def paths() -> dict:
@@ -81,8 +88,10 @@ def make(
     if stage == "student":
         found = paths()
         one = trajectories.windows(source, found, models, settings)
+        first = begin("teacher")
+        given = (None, first.load(mesh, preset.dtype)) if adapts else (first, None)
         return student_stage.make(
-            models, source, one, len(found["place"]), preview, settings, begin("teacher")
+            models, source, one, len(found["place"]), preview, settings, *given
         )
     return _distill(models, source, paths, preview, settings, mesh, begin, teacher)
 
@@ -99,10 +108,31 @@ def _distill(
         found = paths()
         one = trajectories.windows(source, found, models, settings)
         regression = distill_stage.Regression(source=source, one=one, count=len(found["place"]))
+    adapts = bool(settings.lora.rank)
+    frozen = teacher.load(mesh, models.preset.dtype if adapts else jnp.bfloat16)
+    first, base = begin(settings.start), None
+    if adapts:
+        first, base = _adapters(models, settings, first, teacher, mesh)
     return distill_stage.make(
-        models, clips, regression, preview, settings, start=begin(settings.start),
-        teacher=teacher.load(mesh, jnp.bfloat16), critic=teacher,
+        models, clips, regression, preview, settings, start=first, teacher=frozen,
+        critic=teacher, base=base,
     )
+
+
+def _adapters(
+    models, settings, student: starts.Start, teacher: starts.Start, mesh
+) -> tuple[Any, Any]:
+    """Adapters that the student of stage distill starts from, and its base if not the teacher.
+
+    A student that was adapted from the teacher has its adapters beside its weights, and shares
+    the teacher's parameters; any other is a base of its own.
+    """
+    path = os.path.join(os.path.dirname(student.path), ADAPTER)
+    if os.path.exists(path):
+        return lora_lib.read(path, settings.lora, transformer_stage.init(models)), None
+    if student.path == teacher.path:
+        return None, None
+    return None, student.load(mesh, models.preset.dtype)
 
 
 def published(workdir: str, stage: str, earlier: str) -> str:

@@ -22,6 +22,7 @@ from tm_jax.models.dit import causal
 from tm_jax.models.dit import transformer
 from tm_jax.models.vae.small import config as small_vae_config
 from tm_jax.parallel import rules
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 
 _TRANSFORMER = ("teacher", "student", "distill")
@@ -60,7 +61,8 @@ def describe(
     preset: presets.Preset, stage: str, mesh_sizes: Mapping[str, int], settings: Any
 ) -> list[Row]:
     """Every tree of a stage: parameters, gradients, optimiser, average; in the stage `distill`
-    also those of the critic, the frozen teacher and the student's cache.
+    also those of the critic, the frozen teacher and the student's cache; with low-rank
+    adaptation the base that is adapted, which in `distill` is the teacher.
 
     Activations and temporaries of the update's program come on top.
 
@@ -69,7 +71,7 @@ def describe(
       stage: Name of the stage.
       mesh_sizes: Size of mesh axes; one that is not named has size 1.
       settings: Settings of the stage; `optimizer`, `critic_optimizer`, `batch` and the
-        student's sampler are read.
+        student's sampler are read, and `lora`.
 
     Raises:
       ValueError: The preset has no such part, or the mesh does not divide the model.
@@ -77,13 +79,23 @@ def describe(
     sizes = {**dict.fromkeys(rules.MESH_AXES, 1), **mesh_sizes}
     if stage in _TRANSFORMER:
         check_mesh(preset, mesh_sizes)
-    boxed = _parameters(preset, stage)
+    boxed = base = _parameters(preset, stage)
+    lora = getattr(settings, "lora", lora_lib.LoraConfig())
+    if lora.rank:
+        init = lora_lib.init(lora, lambda key: base)
+        boxed = jax.eval_shape(init, jax.random.key(0))
     found = _network("", boxed, settings.optimizer, sizes)
     found += _rows("average", boxed, rules.specs(sizes, boxed), sizes)
+    frozen = jnp.bfloat16
+    if lora.rank:
+        frozen = jnp.dtype(preset.dtype)
+        if stage != "distill":
+            base = jax.eval_shape(lambda p: trees.cast(p, frozen), base)
+            found += _rows("base", base, rules.specs(sizes, base), sizes)
     if stage == "distill":
         critic = _network("critic ", boxed, settings.critic_optimizer, sizes)
         found += [row for row in critic if "gradients" not in row.tree]  # One at a time.
-        teacher = jax.eval_shape(lambda p: trees.cast(p, jnp.bfloat16), boxed)
+        teacher = jax.eval_shape(lambda p: trees.cast(p, frozen), base)
         found += _rows("teacher", teacher, rules.specs(sizes, teacher), sizes)
         found += _cache(preset, settings, sizes)
     return found

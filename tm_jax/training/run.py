@@ -27,6 +27,7 @@ from tm_jax.training import example_source
 from tm_jax.training import latents
 from tm_jax.training import locator_stage
 from tm_jax.training import loop
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import motion_stage
 from tm_jax.training import preview as preview_lib
 from tm_jax.training import puppet_source
@@ -145,6 +146,10 @@ def make(
     if isinstance(getattr(settings, "data", None), example_source.ExampleConfig):
         raise ValueError(
             f"preset {preset.name} draws its own clips and takes no prepared examples (--data)."
+        )
+    if hasattr(settings, "lora") and settings.lora.rank:
+        raise ValueError(
+            f"lora adapts presets that learn from examples; {preset.name} draws its own."
         )
     built = _make(preset, stage, settings, workdir)
     return _from(built, start) if start else built
@@ -265,6 +270,10 @@ def train(
     facts = {"preset": preset.name, "stage": stage}
     if stage in _STUDENTS:
         facts |= preset.student.facts
+    if isinstance(result, lora_lib.Adapted):
+        path = os.path.join(workdir, name, example_run.ADAPTER)
+        files.save(path, result.adapter, "float32", (), **facts, **lora_lib.facts(settings.lora))
+        result = result.params
     if preset.motion is None and stage not in _COMPONENTS:
         _publish(preset, _published(workdir, name, example_run.PART), result, np.float32, facts)
         if export:

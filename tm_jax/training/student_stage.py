@@ -16,6 +16,7 @@ from tm_jax.diffusion import guidance as guidance_lib
 from tm_jax.training import batches
 from tm_jax.training import groups
 from tm_jax.training import loop
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
 from tm_jax.training import sources
@@ -121,6 +122,7 @@ def assemble(source: sources.Source, items: dict) -> tuple[batches.Batch, jax.Ar
 def make(
     models: rollouts.Models, source: sources.Source, one: Callable[[int], dict], count: int,
     preview: Callable[[int], sources.Preview], config: StudentStageConfig, start: Any,
+    base: Any = None,
 ) -> loop.Stage:
     """The stage.
 
@@ -131,7 +133,8 @@ def make(
       count: Number of trajectories.
       preview: Function (latents) -> held-out clips of that length.
       config: Settings.
-      start: The teacher's parameters, as of `loop.Stage`.
+      start: The teacher's parameters, as of `loop.Stage`; with low-rank adaptation, adapters.
+      base: The teacher's parameters, as of `lora.adapt`; None without adaptation.
     """
     models = transformer_stage.trained(models, config)
     latents = transformer_stage.window_latents(models, config)
@@ -146,7 +149,7 @@ def make(
             "x0_last": jnp.sum(error * ~first) / jnp.maximum((~first).sum(), 1),
         }
 
-    return loop.Stage(
+    stage = loop.Stage(
         name="student", init=transformer_stage.init(models), loss=loss, frozen={},
         batches=lambda seed: sources.stream(one, count, config.batch, seed),
         sample=previewer(models, source, preview(latents)),
@@ -154,6 +157,7 @@ def make(
         labels=groups.groups,
         frames=config.batch * latents * models.preset.timing.frames_per_latent,
     )
+    return lora_lib.adapt(stage, config.lora, base, start)
 
 
 def previewer(

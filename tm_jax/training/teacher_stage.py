@@ -11,6 +11,7 @@ from tm_jax.diffusion import guidance as guidance_lib
 from tm_jax.training import batches
 from tm_jax.training import groups
 from tm_jax.training import loop
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
 from tm_jax.training import sources
@@ -23,12 +24,14 @@ class TeacherStageConfig(transformer_stage.TransformerStageConfig):
 
     Attributes:
       dropout: Condition dropout, without which there is no guidance.
+      lora: Low-rank adaptation; new layers learn in full, because published weights have none.
       sample_steps: Steps of the sampler for previews.
       guidance: Guidance of previews.
       optimizer: Optimiser.
     """
 
     dropout: batches.Dropout = batches.Dropout(text=0.1, image=0.1, audio=0.08)
+    lora: lora_lib.LoraConfig = lora_lib.LoraConfig(new_in_full=True)
     sample_steps: int = 12
     guidance: guidance_lib.Guidance = guidance_lib.Guidance()
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
@@ -40,6 +43,7 @@ class TeacherStageConfig(transformer_stage.TransformerStageConfig):
 def make(
     models: rollouts.Models, source: sources.Source,
     preview: Callable[[int], sources.Preview], config: TeacherStageConfig, start: Any = None,
+    base: Any = None,
 ) -> loop.Stage:
     """The stage.
 
@@ -48,7 +52,9 @@ def make(
       source: Clips.
       preview: Function (latents) -> held-out clips of that length.
       config: Settings.
-      start: Parameters instead of random ones, as of `loop.Stage`.
+      start: Parameters instead of random ones, as of `loop.Stage`; with low-rank adaptation,
+        adapters.
+      base: The parameters that are adapted, as of `lora.adapt`; None without adaptation.
     """
     preset = models.preset
     latents = transformer_stage.window_latents(models, config)
@@ -80,9 +86,10 @@ def make(
             "flow_high": jnp.sum(per_sample * high) / jnp.maximum(high.sum(), 1)
         }
 
-    return loop.Stage(
+    stage = loop.Stage(
         name="teacher", init=transformer_stage.init(models), loss=loss, frozen={},
         batches=feed, sample=sample, finish=lambda params, frozen: params,
         optimizer=config.optimizer, start=start, labels=groups.groups,
         frames=config.batch * latents * preset.timing.frames_per_latent,
     )
+    return lora_lib.adapt(stage, config.lora, base, start)

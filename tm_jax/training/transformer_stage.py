@@ -14,6 +14,7 @@ from tm_jax.models.dit import transformer
 from tm_jax.training import batches
 from tm_jax.training import example_source
 from tm_jax.training import latents as latents_lib
+from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
 
@@ -28,6 +29,7 @@ class TransformerStageConfig:
       chunks: Chunks per clip, which is the teacher's window; the sink comes on top.
       dropout: Condition dropout.
       remat: Recompute every block in the backward pass: less memory, a third more time.
+      lora: Low-rank adaptation, for presets that learn from examples.
       previews: Held-out clips in a preview of a latent store.
       optimizer: Optimiser.
     """
@@ -37,6 +39,7 @@ class TransformerStageConfig:
     chunks: int = 2
     dropout: batches.Dropout = batches.Dropout()
     remat: bool = False
+    lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
 
