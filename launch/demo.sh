@@ -4,5 +4,6 @@
 #   launch/demo.sh [--seconds=4] [--out=folder]
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck disable=SC2119  # No extras.
 prepare_environment
 exec "$TM_JAX_PYTHON" "$TM_JAX_ROOT/launch/demo.py" "$@"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Finds Python and makes the virtual environment; demo.sh and test.sh source this file.
 #
 #   prepare_environment [extra ...]
@@ -42,6 +43,7 @@ _find_python() {
 # then the requirements of the extras $2 of setup.py, one a line; what is installed without
 # its dependencies stands behind "--no-deps ".
 _wanted() {
+  # shellcheck disable=SC2086  # One word for each extra.
   "$1" -I - "$TM_JAX_ROOT" $2 <<'PYTHON'
 import ast
 import hashlib
@@ -137,8 +139,8 @@ _install() {
   sed -n 's/^--no-deps //p' <<<"$wanted" >"$venv/$_ALONE" ||
     _fail "cannot write to $venv; is the disk full?"
   if [[ -s $venv/$_ALONE ]]; then _pip "$venv" "$venv/$_ALONE" --no-deps; fi
-  printf '%s\n' "$wanted" "$kept" | sed '/^$/d' | sort -u >"$venv/$_STAMP.new" &&
-    mv -- "$venv/$_STAMP.new" "$venv/$_STAMP" ||
+  { printf '%s\n' "$wanted" "$kept" | sed '/^$/d' | sort -u >"$venv/$_STAMP.new" &&
+    mv -- "$venv/$_STAMP.new" "$venv/$_STAMP"; } ||
     _fail "cannot write to $venv; is the disk full?"
 }
 
@@ -168,6 +170,7 @@ prepare_environment() {
     fi
     exec 9>&-
   fi
+  # shellcheck disable=SC2034  # For the script that sources this file.
   TM_JAX_PYTHON="$venv/bin/python"
   export PYTHONPATH="$TM_JAX_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 }

@@ -10,10 +10,11 @@
 
 The stages follow one another in one work directory: those that make a preset's other components,
 then teacher, student, distill (docs/training.md). A stage that was interrupted goes on where it
-stopped.
+stopped; a signal that stops it leaves a checkpoint and exit status 143.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -38,6 +39,8 @@ _STEPS = {
     "student": 500, "distill": 500,
 }
 
+_STOPPED = 143  # Exit status of a run that a signal has stopped, with a checkpoint.
+
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset to train.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -49,6 +52,10 @@ _STEPS_FLAG = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters, noise and data order.")
 _MESH = common.mesh_flag()
+_HOSTS = flags.DEFINE_string(
+    "hosts", "", "One process among several: auto (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+    "JAX_PROCESS_ID, or SLURM, Cloud TPU, GKE, Open MPI), or HOST:PORT,COUNT,INDEX.",
+)
 _CONFIG = flags.DEFINE_string(
     "config", None, "Settings of an earlier run, WORKDIR/NAME/config.json; flags come on top."
 )
@@ -132,6 +139,16 @@ def _plan(record: dict) -> None:
         print(f"note: {note}")
 
 
+def _join() -> None:
+    """Becomes one of the processes of --hosts."""
+    from tm_jax.parallel import hosts
+
+    try:
+        hosts.start(_HOSTS.value, dict(os.environ))
+    except ValueError as error:
+        raise ValueError(f"--hosts: {error}") from error
+
+
 def _keep(record: dict, path: pathlib.Path) -> None:
     """Writes the record beside the run; says what differs from the run that goes on."""
     if path.exists():
@@ -148,27 +165,32 @@ def _shaping(record: dict) -> dict:
 
 
 def main() -> None:
+    if _HOSTS.value and not _DRY_RUN.value:
+        _join()
     record = _resolve()
     if _DRY_RUN.value:
         _plan(record)
         return
+    from tm_jax.parallel import hosts
     from tm_jax.training import run
 
     stage, steps, workdir = record["stage"], record["steps"], _WORKDIR.value
     assert workdir is not None  # Checked by `_resolve`.
     record["loop"].make_mesh()  # Refuses what does not fit the devices before any work.
     folder = pathlib.Path(workdir) / (_NAME.value or stage)
-    _keep(record, folder / "config.json")
+    if hosts.is_first():
+        _keep(record, folder / "config.json")
     logging.set_verbosity(logging.WARNING)
     common.cache_compilations()
     finished = run.train(
         presets.get(record["preset"]), stage, record["settings"], workdir, steps,
         record["loop"], _EXPORT.value, _NAME.value, weights.local(_START.value),
     )
-    if finished:
-        print(f"{stage}: {steps} steps; weights and samples are in {folder}")
-    else:
-        print(f"{stage}: stopped; the same command goes on from the checkpoint")
+    if hosts.is_first():
+        done = f"{steps} steps; weights and samples are in {folder}"
+        print(f"{stage}: {done if finished else 'stopped; the same command goes on'}")
+    if not finished:
+        sys.exit(_STOPPED)
 
 
 if __name__ == "__main__":

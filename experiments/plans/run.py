@@ -35,6 +35,8 @@ CASES = {
     "distill-v5p-64-compiled": _case("distill", "v5p:4x4x4", "fsdp=32,seq=2", "--remat", *_TPU),
     "distill-v5p-64": _case("distill", "v5p:4x4x4", "fsdp=32,seq=2", "--remat", *_ESTIMATE),
     "distill-h100-8": _case("distill", "h100:8", "fsdp=8", "--remat", *_ESTIMATE),
+    "distill-h100-8-lora": _case("distill", "h100:8", "fsdp=8", "--remat", "--lora=64", *_ESTIMATE),
+    "teacher-h100-8-lora": _case("teacher", "h100:8", "fsdp=8", "--remat", "--lora=64", *_ESTIMATE),
     "distill-h100-64": _case("distill", "h100:64", "fsdp=32,seq=2", "--remat", *_ESTIMATE),
     "distill-h100-128": _case("distill", "h100:128", "fsdp=64,seq=2", "--remat", *_ESTIMATE),
     "teacher-v5p-64": _case("teacher", "v5p:4x4x4", "fsdp=32,seq=2", "--remat", *_ESTIMATE),
@@ -73,8 +75,9 @@ def row(result: dict) -> list[str]:
         for program in result["programs"] for one in program["collectives"]
     ) / 1e9  # fmt: skip
     compiled = method(result) != "arithmetic"
+    adapted = f" (LoRA, rank {result['lora']})" if result.get("lora") else ""
     return [
-        f"{result['stage']}, {result['topology']}", mesh, str(result["batch"]),
+        f"{result['stage']}{adapted}, {result['topology']}", mesh, str(result["batch"]),
         method(result), f"{result['total_gib']:.1f} of {result['limit_gib']:g}",
         "yes" if result["fits"] else "**no**",
         tables.number(sum(

@@ -98,7 +98,7 @@ def test_pip_keeps_no_cache_and_the_extras_are_known():
         if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS"
     )
     installs = [rest for rest in _of("RUN") if "pip install" in rest]
-    assert len(installs) == 2 and all("--no-cache-dir" in rest for rest in installs)
+    assert len(installs) == 3 and all("--no-cache-dir" in rest for rest in installs)
     wanted = {e for rest in installs for e in re.search(r"\.\[([\w,]+)\]", rest)[1].split(",")}
     unknown = wanted - set(ast.literal_eval(table))
     assert not unknown, f"the Dockerfile installs extras that setup.py does not have: {unknown}"

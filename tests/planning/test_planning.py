@@ -149,7 +149,8 @@ def test_what_would_fit_by_arithmetic():
     assert best.gib < 79.6 and "--mesh=" in best.flags and "--remat=False" in best.flags
     assert all(c.gib <= 79.6 for c in search.candidates(found))
     nothing = _plan(_case(), {"parameters": 300 * chips.GIB}, 1.0 * chips.GIB)
-    [line] = search.suggest(nothing)
+    adapted, line = search.suggest(nothing)
+    assert adapted.startswith("--lora=16 --remat with this mesh and batch: 0.0 GiB")
     assert "at least 16 such chips" in line  # 300 GiB on each of four shares, 79.6 a chip.
 
 

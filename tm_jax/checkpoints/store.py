@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tm_jax.core import trees
+from tm_jax.parallel import hosts
 
 
 class Store:
@@ -136,13 +137,14 @@ class Store:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable checkpoints, so that their steps can be written again."""
-        for step in steps:
+        for step in steps if hosts.is_first() else ():
             place = os.path.join(self._folder, f"unreadable-{step}")
             number = sum(n.startswith(f"unreadable-{step}") for n in os.listdir(self._folder))
             os.rename(
                 os.path.join(self._folder, str(step)), f"{place}.{number}" if number else place
             )
         if steps:
+            hosts.wait("checkpoints set aside")
             self._manager.reload()
             self._saved = self._manager.latest_step()
 

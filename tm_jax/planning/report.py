@@ -87,6 +87,7 @@ def values(plan: plan_lib.Plan) -> dict[str, Any]:
         "preset": case.preset.name, "stage": case.stage, "topology": case.topology.name,
         "mesh": {axis: size for axis, size in case.mesh.items() if size > 1},
         "batch": settings.batch, "remat": getattr(settings, "remat", None),
+        "lora": settings.lora.rank if hasattr(settings, "lora") else None,
         "accumulate": settings.optimizer.accumulate if hasattr(settings, "optimizer") else None,
         "method": method(case), "layers": case.preset.dit.num_layers,
         "depths": list(stage.depths), "temporaries_gib_by_depth": {

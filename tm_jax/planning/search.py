@@ -18,6 +18,7 @@ from tm_jax.training import plan as training_plan
 # A sequence or a head is shared by as many devices at most: as many as fast links join in a host.
 _MOST_SHARERS = 8
 _ACCUMULATIONS = (1, 2, 4, 8)
+_RANK = 64  # Of the adaptation that is proposed where no training of all parameters fits.
 # Room that is left for what arithmetic does not see.
 _MARGIN = 0.95
 _UNSPLIT = ("batch", "caches", "constant inputs", "decoder state")
@@ -150,11 +151,31 @@ def least_chips(plan: plan_lib.Plan) -> int:
     return math.ceil(whole / chips.GIB / plan.case.topology.chip.memory_gib)
 
 
+def _adapted(plan: plan_lib.Plan) -> list[str]:
+    """The same case with low-rank adaptation, as a line, if that fits by arithmetic."""
+    case, c = plan.case, plan.case.preset.dit
+    if case.stage == "stream" or case.settings.lora.rank:
+        return []
+    rank = min(_RANK, c.width, c.audio_width)
+    lora = dataclasses.replace(case.settings.lora, rank=rank)
+    settings = dataclasses.replace(case.settings, remat=True, lora=lora)
+    other = plan_lib.make(dataclasses.replace(
+        case, settings=settings, simulate=True, arithmetic=True, depths=case.depths or (1, 2)
+    ))
+    if not other.fits:
+        return []
+    return [
+        f"--lora={rank} --remat with this mesh and batch: {other.total_gib:.1f} GiB by arithmetic "
+        "(low-rank adaptation instead of training every parameter)"
+    ]
+
+
 def suggest(plan: plan_lib.Plan, compiles: int = 1) -> list[str]:
     """What would fit, as lines; up to `compiles` candidates are compiled to confirm."""
     found = candidates(plan)
     if not found:
         return [
+            *_adapted(plan),
             f"nothing found on {plan.case.topology.name} (meshes, remat, accumulation): what is "
             f"kept alone needs at least {least_chips(plan)} such chips."
         ]

@@ -145,7 +145,7 @@ def make(
     student_loss, critic_loss = losses(models, source, regression, config)
     count = len(source) * (regression.count if regression else 1)
 
-    def feed(seed):
+    def feed(seed, rows=None):
         clip = sources.random_window(source, longest, seed)
 
         def one(index):
@@ -153,13 +153,13 @@ def make(
             return {**item, "regression": regression.one(index)} if regression else item
 
         # An epoch in which every clip meets every trajectory, if their counts allow it.
-        return sources.stream(one, count, config.batch, seed)
+        return sources.stream(one, count, config.batch, seed, rows)
 
     init = transformer_stage.init(models)
     stage = loop.Stage(
         name="distill", init=init, loss=student_loss, frozen={"teacher": teacher},
         batches=feed, sample=sample, finish=lambda params, frozen: params,
-        optimizer=config.optimizer, start=start, labels=groups.groups,
+        optimizer=config.optimizer, start=start, labels=groups.groups, batch=config.batch,
         frames=config.batch * longest * models.preset.timing.frames_per_latent,
         critic=alternating.Critic(
             init=init, loss=critic_loss, optimizer=config.critic_optimizer,

@@ -8,6 +8,7 @@ from tm_jax.configs import components
 from tm_jax.configs import presets
 from tm_jax.core import pixels
 from tm_jax.media import video
+from tm_jax.parallel import hosts
 from tm_jax.training import example_source
 from tm_jax.training import sources
 
@@ -86,9 +87,10 @@ class Preview:
           `latent_error`, the mean squared error of latents; and `psnr` in dB, where a decoder
           is there.
         """
-        shown, truth = np.asarray(x0, np.float32), np.asarray(self.batch["x0"], np.float32)
+        shown = hosts.gather(x0).astype(np.float32)
+        truth = np.asarray(self.batch["x0"], np.float32)
         measures = {"latent_error": float(np.mean(np.square(shown - truth)))}
-        if self._params is None:
+        if self._params is None or not hosts.is_first():
             return measures
         rows, errors = [], []
         for i, (made, true) in enumerate(zip(shown, truth)):

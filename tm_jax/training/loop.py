@@ -17,6 +17,7 @@ import tqdm
 
 from tm_jax.checkpoints import store as store_lib
 from tm_jax.core import trees
+from tm_jax.parallel import hosts
 from tm_jax.parallel import mesh_flag
 from tm_jax.parallel import rules
 from tm_jax.training import alternating
@@ -78,7 +79,8 @@ class Stage:
       loss: Function (params, frozen, batch, key) -> (scalar, metrics).
       frozen: Tree of arrays that the loss reads and does not train; boxed leaves are placed
         like parameters, device arrays on the mesh stay where they are.
-      batches: Function (seed) -> iterator with `get_state` and `set_state`.
+      batches: Function (seed) -> iterator with `get_state` and `set_state`. Where `batch` is
+        named it takes `rows` as well, a `hosts.Rows`, and reads these samples alone.
       sample: Function (averaged params, frozen, path without extension), writes what a
         person looks at; may return a dictionary of metrics.
       finish: Function (averaged params, frozen) -> params to publish.
@@ -89,6 +91,7 @@ class Stage:
         by a run that resumes.
       labels: Function (params) -> tree of "base" or "new", the parameter groups of
         `optimizer_lib.OptimizerConfig`; None for one group.
+      batch: Samples in a batch; None: the stage runs in one process only.
       frames: Video frames in a batch, for the throughput; 0: none is logged.
       flops: Model FLOPs of an update, for the utilisation; None: what the compiler counts of
         the update's program, which includes recomputation and counts loops once.
@@ -105,15 +108,19 @@ class Stage:
     critic: alternating.Critic | None = None
     start: Any = None
     labels: Callable | None = None
+    batch: int | None = None
     frames: int = 0
     flops: float | None = None
 
 
 @contextlib.contextmanager
 def _stop_on_signals():
-    """Yields a list that fills when the process is asked to stop; restores the handlers."""
+    """Yields a list that fills when the process is asked to stop; restores the handlers.
+
+    Several processes have to agree on the step: `hosts.asked_to_stop`, which catches SIGTERM.
+    """
     asked, before = [], {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in () if hosts.several() else (signal.SIGINT, signal.SIGTERM):
         try:
             before[number] = signal.signal(number, lambda *args: asked.append(args[0]))
         except ValueError:  # Not in the main thread: the caller handles signals.
@@ -130,7 +137,9 @@ def run(
 ) -> Any:
     """Trains a stage up to update `steps`, resuming where an earlier run stopped.
 
-    SIGINT and SIGTERM end the loop after the current update, with a checkpoint.
+    SIGINT and SIGTERM end the loop after the current update, with a checkpoint. Of several
+    processes (`hosts.start`) all take part in everything, and the first one writes; SIGTERM to
+    one of them ends all at the same update.
 
     Args:
       stage: The stage.
@@ -145,7 +154,7 @@ def run(
     Raises:
       ValueError: A mesh, batch or checkpoint that does not fit.
       FloatingPointError: Too many updates in a row were not finite.
-      OSError: A checkpoint could not be written.
+      OSError: A checkpoint could not be written, or another process was lost.
     """
     mesh = mesh or config.make_mesh()
     folder = os.path.join(workdir, stage.name)
@@ -155,13 +164,15 @@ def run(
     else:
         training = alternating.prepare(stage, steps, mesh)
     logging.info("%s: %.2f M parameters", stage.name, trees.count(training.target.params) / 1e6)
-    batches = iter(stage.batches(config.seed))
+    batches, rows = _open(stage, config, mesh)
     with (
         contextlib.closing(
             store_lib.Store(os.path.join(folder, "checkpoints"), config.keep)
         ) as store,
         contextlib.closing(
-            tensorboardX.SummaryWriter(os.path.join(folder, "tensorboard"))
+            tensorboardX.SummaryWriter(
+                os.path.join(folder, "tensorboard"), write_to_disk=hosts.is_first()
+            )
         ) as writer,
         _stop_on_signals() as asked,
     ):
@@ -169,15 +180,28 @@ def run(
         frozen = placing.place(stage.frozen, mesh)
         traces = _Traces(stage, store, writer, config, folder, steps, mesh, frozen)
         with tqdm.tqdm(
-            total=steps, initial=int(state.step), desc=stage.name, unit="step", mininterval=2.0
+            total=steps, initial=int(state.step), desc=stage.name, unit="step", mininterval=2.0,
+            disable=not hosts.is_first(),
         ) as bar:
-            state = _loop(training.step, state, frozen, batches, traces, bar, mesh, asked)
+            state = hosts.explained(lambda: _loop(
+                training.step, state, frozen, batches, rows, traces, bar, mesh, asked
+            ), lambda: store.latest)
         store.save(int(state.step), state, batches.get_state())
         if int(state.step) < steps:
             return None
         published = stage.finish(state.average, frozen)
         traces.sample(state.average, steps)
         return published
+
+
+def _open(stage: Stage, config: LoopConfig, mesh: Mesh) -> tuple[Any, hosts.Rows | None]:
+    """The input, and which samples of its batches this process reads if there are others."""
+    if not hosts.several():
+        return iter(stage.batches(config.seed)), None
+    if stage.batch is None:
+        raise ValueError(f"stage {stage.name} runs in one process; start it without --hosts.")
+    rows = hosts.rows(mesh, stage.batch)
+    return iter(stage.batches(config.seed, rows)), rows
 
 
 def _begin(stage, training, store, batches, config):
@@ -191,17 +215,17 @@ def _begin(stage, training, store, batches, config):
     return state
 
 
-def _loop(step, state, frozen, batches, traces, bar, mesh, asked):
+def _loop(step, state, frozen, batches, rows, traces, bar, mesh, asked):
     """Updates until the last one or until somebody asks to stop."""
     count, total = int(state.step), traces.steps
     noise = jax.random.fold_in(jax.random.key(traces.config.seed), 2)
-    while count < total and not asked:
+    while count < total and not asked and not hosts.asked_to_stop(count):
         number = step.micro_batches(count)
         batch = next(batches)
         if number > 1:
             rest = [next(batches) for _ in range(number - 1)]
             batch = jax.tree.map(lambda *x: np.stack(x), batch, *rest)
-        batch = placing.batch(batch, mesh, stacked=number > 1)
+        batch = placing.batch(batch, mesh, stacked=number > 1, rows=rows)
         traces.before(count, step, (state, frozen, batch, noise), number)
         state, metrics = step(state, frozen, batch, noise)
         count += 1
@@ -233,7 +257,10 @@ class _Traces:
         self._metrics.append({k: v for k, v in metrics.items() if v is not self._seen.get(k)})
         self._seen = metrics
         save = time.monotonic() - self._saved > config.checkpoint_every_s
-        if save or count % config.log_every == 0 or count == self.steps:
+        due = count % config.log_every == 0 or count == self.steps
+        if hosts.several():
+            save = due and hosts.agree(save)
+        if save or due:
             self._log(count, state, bar)  # Before saving: a broken run leaves no checkpoint.
         with self._speed.pause():
             if save:

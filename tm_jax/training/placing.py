@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tm_jax.core import axes
 from tm_jax.core import trees
+from tm_jax.parallel import hosts
 from tm_jax.parallel import rules
 
 
@@ -95,19 +96,33 @@ def parameters(start: Any, target: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(target), [placed[name] for name in wanted])
 
 
-def batch(items: Any, mesh: Mesh, stacked: bool = False) -> Any:
+def batch(
+    items: Any, mesh: Mesh, stacked: bool = False, rows: hosts.Rows | None = None
+) -> Any:
     """Puts a batch of host arrays on the mesh, split over the samples.
 
     Args:
       items: Tree of arrays [B, ...], or [n, B, ...] when `stacked`.
       mesh: Device mesh.
       stacked: Whether the first axis counts micro-batches.
+      rows: Which of the B samples of a larger batch these are; None: all of them.
     """
     logical = (None, axes.BATCH) if stacked else (axes.BATCH,)
+    axis = len(logical) - 1
 
     def one(x):
-        return jax.device_put(
-            x, NamedSharding(mesh, rules.spec(mesh.shape, x.shape, logical))
-        )
+        shape = list(np.shape(x))
+        if rows is not None:
+            shape[axis] = rows.total
+        place = NamedSharding(mesh, rules.spec(mesh.shape, tuple(shape), logical))
+        if place.is_fully_addressable:
+            return jax.device_put(x, place)
+        here = rows.here if rows is not None else tuple(range(shape[axis]))
+
+        def read(index):
+            wanted = range(*index[axis].indices(shape[axis]))
+            return np.take(x, np.searchsorted(here, np.asarray(wanted)), axis)
+
+        return jax.make_array_from_callback(tuple(shape), place, read)
 
     return jax.tree.map(one, items)

@@ -19,6 +19,7 @@ from tm_jax.configs import puppet as networks
 from tm_jax.core import trees
 from tm_jax.models.vae.small import config as small_vae_config
 from tm_jax.models.vae.small import network
+from tm_jax.parallel import hosts
 from tm_jax.parallel import rules
 from tm_jax.training import audio_stage
 from tm_jax.training import distill_stage
@@ -272,7 +273,9 @@ def train(
         facts |= preset.student.facts
     if isinstance(result, lora_lib.Adapted):
         path = os.path.join(workdir, name, example_run.ADAPTER)
-        files.save(path, result.adapter, "float32", (), **facts, **lora_lib.facts(settings.lora))
+        adapter = jax.tree.map(hosts.gather, result.adapter)
+        if hosts.is_first():
+            files.save(path, adapter, "float32", (), **facts, **lora_lib.facts(settings.lora))
         result = result.params
     if preset.motion is None and stage not in _COMPONENTS:
         _publish(preset, _published(workdir, name, example_run.PART), result, np.float32, facts)
@@ -305,7 +308,11 @@ def _publish(
     folder, flat = os.path.dirname(path), trees.flatten(params)
     os.makedirs(folder, exist_ok=True)
     items = {n: jax.ShapeDtypeStruct(x.shape, np.dtype(dtype)) for n, x in flat.items()}
-    tensors = ((n, np.asarray(x).astype(dtype)) for n, x in flat.items())
+    tensors = ((n, hosts.gather(x).astype(dtype)) for n, x in flat.items())
+    if not hosts.is_first():
+        for _ in tensors:  # The first process gets them, with the help of all.
+            pass
+        return
     with sinks.replacing(path) as target:
         sinks.write_safetensors(target, items, tensors, metadata=facts)
     with open(os.path.join(folder, "preset.json"), "w", encoding="utf-8") as stream:

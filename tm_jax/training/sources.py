@@ -7,6 +7,7 @@ import grain
 import jax
 import numpy as np
 
+from tm_jax.parallel import hosts
 from tm_jax.training import batches
 
 
@@ -69,21 +70,30 @@ def random_window(source: Source, latents: int, seed: int) -> Callable[[int], di
 
 
 def stream(
-    one: Callable[[int], Any], count: int, batch: int, seed: int
+    one: Callable[[int], Any], count: int, batch: int, seed: int,
+    rows: hosts.Rows | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches; the iterator's position can be stored.
+
+    Order and position do not depend on how many processes share a batch.
 
     Args:
       one: Function (index from 0) -> item.
       count: Number of items in an epoch.
       batch: Items in a batch.
       seed: Seed of the order.
+      rows: The samples of a batch to read; all by default.
     """
+    here = list(range(batch) if rows is None else rows.here)
+
+    def read(indices):
+        return collate([one(index) for index in indices[here]])
+
     return (
         grain.MapDataset.range(count)
         .shuffle(seed=seed)
         .repeat()
-        .map(one)
         .batch(batch)
+        .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     )

@@ -151,10 +151,10 @@ def make(
 
     stage = loop.Stage(
         name="student", init=transformer_stage.init(models), loss=loss, frozen={},
-        batches=lambda seed: sources.stream(one, count, config.batch, seed),
+        batches=lambda seed, rows=None: sources.stream(one, count, config.batch, seed, rows),
         sample=previewer(models, source, preview(latents)),
         finish=lambda params, frozen: params, optimizer=config.optimizer, start=start,
-        labels=groups.groups,
+        labels=groups.groups, batch=config.batch,
         frames=config.batch * latents * models.preset.timing.frames_per_latent,
     )
     return lora_lib.adapt(stage, config.lora, base, start)

@@ -68,9 +68,9 @@ def make(
     def sample(params, frozen, path):
         return shown.show(draw(params, shown.batch, jax.random.key(1)), path)
 
-    def feed(seed):
+    def feed(seed, rows=None):
         one = sources.random_window(source, latents, seed)
-        return sources.stream(one, len(source), config.batch, seed)
+        return sources.stream(one, len(source), config.batch, seed, rows)
 
     def loss(params, frozen, items, key):
         keys = jax.random.split(key, 3)
@@ -89,7 +89,7 @@ def make(
     stage = loop.Stage(
         name="teacher", init=transformer_stage.init(models), loss=loss, frozen={},
         batches=feed, sample=sample, finish=lambda params, frozen: params,
-        optimizer=config.optimizer, start=start, labels=groups.groups,
+        optimizer=config.optimizer, start=start, labels=groups.groups, batch=config.batch,
         frames=config.batch * latents * preset.timing.frames_per_latent,
     )
     return lora_lib.adapt(stage, config.lora, base, start)

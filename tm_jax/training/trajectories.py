@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 import numpy as np
 import tqdm
 
+from tm_jax.parallel import hosts
 from tm_jax.parallel import rules
 from tm_jax.training import batches
 from tm_jax.training import latents as latents_lib
@@ -62,33 +63,42 @@ def build(
     index, made = os.path.join(folder, "index.json"), 0
     if os.path.exists(index):
         made = _made(index, facts)
+    hosts.wait("trajectories begin")  # Until all know how many there are.
     total = -(-config.trajectories // config.batch) * config.batch
     shapes = {
         "points": ((total, len(sigmas) + 1, latents, *preset.latent_shape), np.float16),
         "place": ((total, 2), np.int32), "dropped": ((total, 3), np.bool_),
     }
-    arrays = {
-        name: latents_lib.room(os.path.join(folder, f"{name}.npy"), shape, dtype, made)
-        for name, (shape, dtype) in shapes.items()
-    }
+
+    def arrays():
+        return {
+            name: latents_lib.room(os.path.join(folder, f"{name}.npy"), shape, dtype, made)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    kept = arrays() if hosts.is_first() else {}
     run = _sampler(models, source, sigmas, config, mesh)
     teacher = params() if made < total else None
-    bar = tqdm.tqdm(total=total, initial=made, desc="trajectories", unit="clip")
+    bar = tqdm.tqdm(total=total, initial=made, desc="trajectories", unit="clip",
+                    disable=not hosts.is_first())
     while made < total:
         block = slice(made, made + config.batch)
         items = _draw(source, config, latents, made, seed)
         key = jax.random.fold_in(jax.random.key(seed + 5), made)
-        arrays["place"][block], arrays["dropped"][block] = items.pop("place"), items["dropped"]
-        arrays["points"][block] = run(teacher, items, key)
+        found = {"place": items.pop("place"), "dropped": items["dropped"]}
+        found["points"] = run(teacher, items, key)
         made += config.batch
-        for array in arrays.values():
+        for name, array in kept.items():
+            array[block] = found[name]
             array.flush()
-        with open(index + ".tmp", "w") as file:
-            json.dump({**facts, "made": made}, file)
-        os.replace(index + ".tmp", index)
+        if hosts.is_first():
+            with open(index + ".tmp", "w") as file:
+                json.dump({**facts, "made": made}, file)
+            os.replace(index + ".tmp", index)
         bar.update(config.batch)
     bar.close()
-    return {name: array[:made] for name, array in arrays.items()}
+    hosts.wait("trajectories end")
+    return {name: array[:made] for name, array in (kept or arrays()).items()}
 
 
 def _made(index: str, facts: dict) -> int:
@@ -131,7 +141,7 @@ def _sampler(models, source, sigmas, config, mesh) -> Callable:
     def placed(params, items, key):
         with contextlib.nullcontext() if mesh is None else rules.use(mesh):
             items = items if mesh is None else steps.place_batch(items, mesh)
-            return np.asarray(run(params, items, key))
+            return hosts.gather(run(params, items, key))
 
     return placed
 
