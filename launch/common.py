@@ -57,9 +57,9 @@ def cache_compilations() -> None:
     """Keeps compiled programs in $TM_JAX_CACHE, else in ~/.cache/tm_jax."""
     import jax  # Takes seconds; a wrong flag is reported before.
 
-    from tm_jax.inference import programs
+    from tm_jax.core import cache
 
-    folder = programs.cache_folder()
+    folder = cache.folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -62,7 +62,8 @@ _CONFIG = flags.DEFINE_string(
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
 _DATA = flags.DEFINE_string(
     "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model; "
-    "in stage vae folders of clips (experiments/nano/draw_clips.py).",
+    "in stage vae folders of clips (experiments/nano/draw_clips.py). Several stores with their "
+    "shares: a=3,b=1; a store may be a URL, gs://BUCKET/FOLDER.",
 )
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
 _LOG = flags.DEFINE_multi_string("loop", [], "Typed override of the loop, e.g. sample_every=50.")
@@ -124,13 +125,17 @@ def _resolve() -> dict:
 
 def _plan(record: dict) -> None:
     """Prints what the run would be."""
+    from tm_jax.data import remote
     from tm_jax.parallel import mesh_flag
+    from tm_jax.training import example_source
     from tm_jax.training import plan
 
     preset, stage, settings = presets.get(record["preset"]), record["stage"], record["settings"]
     sizes = mesh_flag.sizes(record["loop"].mesh)
     start = None if hub.is_spec(_START.value) else _START.value
-    folders = {"corpus": _CORPUS.value, "data": _DATA.value, "start": start}
+    named = example_source.parse(_DATA.value) if _DATA.value else []
+    data = [("data", place) for place, _ in named if not remote.is_url(place)]
+    folders = [("corpus", _CORPUS.value), *data, ("start", start)]
     plan.check_files(stage, _WORKDIR.value, folders)
     rows = plan.describe(preset, stage, sizes, settings)
     print(stored.text({**record, "preset": presets.settings(preset)}))
@@ -154,14 +159,28 @@ def _keep(record: dict, path: pathlib.Path) -> None:
     if path.exists():
         changed = stored.differences(_shaping(stored.read(str(path))), _shaping(record))
         if changed:
-            print(f"train: other settings than before in {path}: {'; '.join(changed)}",
+            print(f"train: other settings, code or examples than before in {path}: "
+                  f"{'; '.join(changed)}",
                   file=sys.stderr)
     stored.write(str(path), record)
 
 
 def _shaping(record: dict) -> dict:
     """What a run that goes on should not change."""
-    return {name: record.get(name) for name in ("preset", "stage", "settings")}
+    return {name: record.get(name) for name in ("preset", "stage", "settings", "made_by")}
+
+
+def _made_by(settings) -> dict:
+    """The code and the examples that a run has."""
+    import tm_jax
+    from tm_jax.core import source
+    from tm_jax.training import example_source
+
+    found = {"tm_jax": tm_jax.__version__, "code": source.digest()[:16]}
+    data = getattr(settings, "data", None)
+    if isinstance(data, example_source.ExampleConfig):
+        found["examples"] = example_source.fingerprint(data.path)
+    return found
 
 
 def main() -> None:
@@ -178,6 +197,7 @@ def main() -> None:
     assert workdir is not None  # Checked by `_resolve`.
     record["loop"].make_mesh()  # Refuses what does not fit the devices before any work.
     folder = pathlib.Path(workdir) / (_NAME.value or stage)
+    record["made_by"] = _made_by(record["settings"])
     if hosts.is_first():
         _keep(record, folder / "config.json")
     logging.set_verbosity(logging.WARNING)

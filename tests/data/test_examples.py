@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 
+import fsspec
 import grain
 import ml_dtypes
 import numpy as np
@@ -240,3 +241,50 @@ def test_a_file_system_that_is_full(tmp_path):
         del source
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A store in an object store in memory; gives its URL and its file system."""
+    monkeypatch.setenv("TM_JAX_CACHE", str(tmp_path / "cache"))
+    _write(tmp_path / "a")
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path / "a"), f"/{tmp_path.name}", recursive=True)
+    yield f"memory://{tmp_path.name}", files
+    files.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_a_store_elsewhere_is_fetched_shard_by_shard(bucket, tmp_path, monkeypatch):
+    url, files = bucket
+    asked = []
+    original = type(files).get_file
+
+    def get_file(self, name, *args, **kwargs):
+        asked.append(name.rpartition("/")[2])
+        return original(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(type(files), "get_file", get_file)
+    source = shards.ExampleSource(url)
+    assert len(source) == 7 and asked == ["manifest.json"]
+    for index in (4, 5, 3):
+        _equal(source[index], _example(index))
+    assert asked[1:] == ["examples-00001.arrayrecord"]
+    again = pickle.loads(pickle.dumps(shards.ExampleSource(url)))
+    _equal(again[3], _example(3))
+    assert asked[2:] == ["manifest.json"]  # The shard is there already.
+    _equal(again[6], _example(6))
+    assert asked[3:] == ["examples-00002.arrayrecord"]
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_store_elsewhere_that_is_damaged_or_away(bucket):
+    url, files = bucket
+    source = shards.ExampleSource(url)
+    name = f"/{url.partition('://')[2]}/examples-00000.arrayrecord"
+    files.pipe(name, files.cat(name)[:-9])
+    with pytest.raises(OSError, match="examples-00000.arrayrecord cannot be fetched: it has"):
+        source[0]
+    with pytest.raises(OSError, match="none/manifest.json cannot be fetched"):
+        shards.ExampleSource("memory://none")
+    with pytest.raises(ValueError, match="nosuch://a cannot be read"):
+        shards.ExampleSource("nosuch://a")

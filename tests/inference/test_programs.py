@@ -105,7 +105,7 @@ def test_a_program_is_not_used_for_anything_else(folder, monkeypatch, change):
     elif change == "flags":
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     elif change == "source":
-        monkeypatch.setattr(programs_lib, "_source", lambda: "edited")
+        monkeypatch.setattr(programs_lib.source, "digest", lambda: "edited")
     elif change == "version":
         monkeypatch.setattr(programs_lib, "_version", lambda name: "99")
     if change == "precision":

@@ -99,7 +99,7 @@ def test_rows_of_one_process_are_all():
     assert placed.addressable_shards[0].data.shape == (2, 2)
     np.testing.assert_array_equal(placed, x)
     np.testing.assert_array_equal(hosts.gather(placed), x)
-    assert hosts.is_first() and not hosts.several() and hosts.agree(True)
+    assert hosts.is_first() and not hosts.several() and hosts.of_first(0.25) == 0.25
 
 
 @pytest.mark.parametrize("text", ["", "here", "host,2,0", "host:1,2,2", "host:1,2", "host:x,2,0"])

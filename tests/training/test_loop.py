@@ -86,7 +86,7 @@ def _stage(samples=None, **changes):
 @pytest.fixture(autouse=True)
 def quiet_signals():
     """The loop catches signals of the process; later tests get the old handlers back."""
-    kept = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    kept = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -286,6 +286,62 @@ def test_accumulation_consumes_its_batches_and_resumes(tmp_path):
     assert loop.run(stage, str(tmp_path / "cut"), 4, _OFTEN) is None
     again = loop.run(_stage(optimizer=optimizer), str(tmp_path / "cut"), 4, _OFTEN)
     np.testing.assert_array_equal(again["kernel"], whole["kernel"])
+
+
+@pytest.mark.parametrize("best, wanted", [("score", 4), ("-score", 8), ("", 9)])
+def test_the_best_checkpoint_is_kept_and_published(tmp_path, best, wanted):
+    scores, seen = {4: 3.0, 8: 1.0, 9: 2.0}, {}
+
+    def sample(params, frozen, path):
+        step = int(os.path.basename(path))
+        seen[step] = np.array(params["kernel"])
+        return {"score": scores[step]}
+
+    config = dataclasses.replace(_ONCE, best=best, keep=1)
+    for _ in range(2):  # A finished run finds it again.
+        found = loop.run(_stage(sample=sample), str(tmp_path), _STEPS, config)["kernel"]
+        np.testing.assert_array_equal(found, seen[wanted])
+    folder = tmp_path / "toy" / "checkpoints"
+    assert {int(n) for n in os.listdir(folder) if n.isdigit()} == {wanted, _STEPS}
+
+
+def test_the_best_needs_a_measure_that_is_there(tmp_path):
+    config = dataclasses.replace(_ONCE, best="sharpness")
+    with pytest.raises(ValueError, match="have no such measure; they have size"):
+        loop.run(_stage(), str(tmp_path), _STEPS, config)
+    with pytest.raises(ValueError, match="best=psnr needs samples"):
+        loop.LoopConfig(best="psnr", sample_every=0)
+
+
+@pytest.mark.parametrize("ask", ["setting", "signal"])
+def test_a_trace_of_the_profiler(tmp_path, monkeypatch, ask):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(seen)))
+    seen = []
+
+    def batches(seed):
+        inner = iter(_batches(seed))
+
+        class Counting:
+            get_state, set_state = inner.get_state, inner.set_state
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                seen.append(1)
+                if ask == "signal" and len(seen) == 3:
+                    signal.raise_signal(signal.SIGUSR1)
+                return next(inner)
+
+        return Counting()
+
+    first = 3 if ask == "setting" else 0
+    config = dataclasses.replace(_ONCE, profile=first, profile_updates=2)
+    loop.run(_stage(batches=batches), str(tmp_path), 6, config)
+    # Of the third and fourth update.
+    assert calls == [str(tmp_path / "toy" / "profile"), 4]
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):

@@ -163,12 +163,12 @@ def test_what_does_not_fit_is_refused_with_what_would(preset, stage, sizes, mess
 
 def test_files_that_are_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="--corpus: there is no .*speech"):
-        plan.check_files("teacher", None, {"corpus": str(tmp_path / "speech"), "start": None})
+        plan.check_files("teacher", None, [("corpus", str(tmp_path / "speech")), ("start", None)])
     (tmp_path / "teacher").mkdir()
     with pytest.raises(FileNotFoundError, match="finish `--stage=teacher --workdir="):
-        plan.check_files("student", str(tmp_path), {})
+        plan.check_files("student", str(tmp_path), [])
     (tmp_path / "teacher" / "dit.safetensors").touch()
-    plan.check_files("student", str(tmp_path), {"corpus": str(tmp_path)})
+    plan.check_files("student", str(tmp_path), [("corpus", str(tmp_path))])
 
 
 def test_a_batch_that_does_not_divide_is_noted():

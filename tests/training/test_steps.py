@@ -171,6 +171,7 @@ def test_new_parameters_learn_first_and_base_ones_slower():
 @pytest.mark.parametrize(
     "settings, labels, message",
     [
+        ({"moment_dtype": "int8"}, None, "moment_dtype must be float32 or bfloat16, got 'int8'"),
         ({"schedule": "linear"}, None, "schedule must be one of constant, cosine, wsd"),
         ({"base_factor": 0.1}, None, "need a stage whose parameters have groups"),
         ({"base_from_step": 9}, lambda p: {"w": "new"}, "must be below the 9 steps"),
@@ -211,6 +212,28 @@ def test_muon_makes_updates_of_matrices_orthogonal():
     assert np.sum(made * (u @ v)) / np.sqrt(np.sum(made**2) * 4) > 0.97
     for name in ("b", "k"):  # AdamW's first update is the sign.
         np.testing.assert_allclose(updates[name], -np.sign(grads[name]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_first_moment_in_bfloat16_takes_half(muon):
+    rng = np.random.default_rng(1)
+    params = {"w": jnp.zeros((6, 4)), "b": jnp.zeros(4)}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+
+    def run(dtype):
+        optimizer = optimizer_lib.make(
+            optimizer_lib.OptimizerConfig(muon=muon, moment_dtype=dtype, warmup_steps=1), 9
+        )
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(grads, state, params)
+        return updates, sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
+
+    (wanted, whole), (found, less) = run("float32"), run("bfloat16")
+    assert whole - less == 2 * (24 + 4)
+    for name, value in wanted.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=0.03 * scale)
 
 
 def test_gradients_are_clipped_and_vectors_not_decayed():

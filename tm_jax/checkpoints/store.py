@@ -6,9 +6,26 @@ from typing import Any
 from absl import logging
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
 
 from tm_jax.core import trees
 from tm_jax.parallel import hosts
+
+_VALUE = "value"  # Of a checkpoint, where the best one is kept.
+
+
+def _value(metrics: dict) -> float:
+    return metrics[_VALUE]
+
+
+def _policy(keep: int, keep_best: bool) -> managers.PreservationPolicy:
+    newest = managers.LatestN(n=keep)
+    if not keep_best:
+        return newest
+    best = managers.BestN(
+        get_metric_fn=_value, n=1, keep_checkpoints_without_metrics=False
+    )
+    return managers.AnyPreservationPolicy([newest, best])
 
 
 class Store:
@@ -18,12 +35,22 @@ class Store:
     leaves the previous one intact. One that cannot be read is passed over with a warning.
     """
 
-    def __init__(self, folder: str, keep: int = 2):
-        """Opens or creates a folder in which the newest `keep` checkpoints stay."""
+    def __init__(self, folder: str, keep: int = 2, keep_best: bool = False):
+        """Opens or creates a folder.
+
+        Args:
+          folder: Where.
+          keep: Checkpoints that stay, the newest ones.
+          keep_best: Whether the one of the highest value stays too.
+        """
         self._folder = os.path.abspath(folder)
         self._manager = ocp.CheckpointManager(
             self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(
+                create=True, preservation_policy=_policy(keep, keep_best),
+                # Without it values are not written.
+                best_fn=_value if keep_best else None,
+            ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()
             },
@@ -35,8 +62,23 @@ class Store:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, position: dict) -> None:
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint of the highest value, if any has one."""
+        found = {
+            step: self._manager.metrics(step) for step in self._manager.all_steps()
+        }
+        values = {step: m[_VALUE] for step, m in found.items() if m and _VALUE in m}
+        return max(values, key=lambda step: (values[step], step)) if values else None
+
+    def save(self, step: int, state: Any, position: dict, value: float | None = None) -> None:
         """Starts to write `state` and the input's JSON `position`; returns at once.
+
+        Args:
+          step: Number of the checkpoint.
+          state: Tree of arrays.
+          position: Plain JSON.
+          value: How good the state is, where `keep_best` asks.
 
         Raises:
           OSError: This or the checkpoint before it could not be written. The last good one is
@@ -48,7 +90,8 @@ class Store:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
         )
-        self._guard(lambda: self._manager.save(step, args=args), step)
+        metrics = None if value is None else {_VALUE: value}
+        self._guard(lambda: self._manager.save(step, args=args, metrics=metrics), step)
         self._saved = step
 
     def check(self) -> None:
@@ -76,7 +119,9 @@ class Store:
     def _on_disk(self) -> list[int]:
         return [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
 
-    def restore(self, state: Any, placement: Any) -> tuple[Any, dict]:
+    def restore(
+        self, state: Any, placement: Any, step: int | None = None
+    ) -> tuple[Any, dict]:
         """Reads the newest checkpoint that is whole, every shard directly to its device.
 
         A checkpoint that cannot be read is set aside under the name `unreadable-STEP`.
@@ -84,6 +129,7 @@ class Store:
         Args:
           state: Tree of arrays or of `jax.ShapeDtypeStruct`.
           placement: Shardings in the same structure; those of the checkpoint may differ.
+          step: The one to read; by default the newest.
 
         Returns:
           The state and the input's position.
@@ -97,7 +143,8 @@ class Store:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placement
         )
         damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        for step in steps:
             try:
                 self._compare(step, target)
                 found = self._manager.restore(step, args=ocp.args.Composite(

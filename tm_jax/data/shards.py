@@ -9,8 +9,10 @@ what the manifest names is usable, and the next run goes on after it. Shards end
 say, not where a run ended, so that it makes the same bytes as one that was never stopped.
 """
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +24,7 @@ import numpy as np
 
 from tm_jax.data import examples as examples_lib
 from tm_jax.data import manifest as manifest_lib
+from tm_jax.data import remote
 
 _LOCK = ".lock"
 # Every record alone, so that any is read without its neighbours; latents do not compress.
@@ -295,15 +298,24 @@ class ExampleSource:
         """Opens a store, also one whose run is not finished.
 
         Args:
-          folder: Written by `ExampleWriter`.
+          folder: Written by `ExampleWriter`; or the URL of a copy of it in an object store,
+            of which shards are fetched when they are needed.
           needed: Schema that the caller needs; None takes what is there.
 
         Raises:
           ValueError: No store, an empty or incomplete one, or another schema.
+          OSError: An object store cannot be read.
         """
-        self.folder = pathlib.Path(folder)
-        self.manifest = manifest_lib.read(self.folder)
-        manifest_lib.require_shards(self.folder, self.manifest)
+        if remote.is_url(folder):
+            mirror = remote.Mirror(str(folder))
+            self.folder = mirror.fetch(manifest_lib.NAME).parent
+            self.manifest = manifest_lib.read(self.folder)
+            locate = mirror.fetch
+        else:
+            self.folder = pathlib.Path(folder)
+            self.manifest = manifest_lib.read(self.folder)
+            manifest_lib.require_shards(self.folder, self.manifest)
+            locate = self._locate
         shards = self.manifest["shards"]
         if not shards:
             raise ValueError(
@@ -314,8 +326,11 @@ class ExampleSource:
         if needed is not None:
             self.schema.require(needed, str(self.folder))
         self.latents = [length for shard in shards for length in shard["latents"]]
-        paths = [str(self.folder / shard["name"]) for shard in shards]
-        self._records = grain.sources.ArrayRecordDataSource(paths)
+        self._records = _Records(shards, locate)
+
+    def _locate(self, name: str, size: int) -> pathlib.Path:
+        del size  # Compared already.
+        return self.folder / name
 
     def __len__(self) -> int:
         return len(self._records)
@@ -330,6 +345,29 @@ class ExampleSource:
     def __repr__(self) -> str:
         # grain compares it when a pipeline is restored.
         return f"ExampleSource({self.folder.name}, {self.manifest['fingerprint'][:12]})"
+
+
+class _Records:
+    """Records of all shards by number; a shard is opened when it is first needed."""
+
+    def __init__(self, shards: list[dict], locate: Callable[[str, int], pathlib.Path]):
+        self._shards, self._locate = shards, locate
+        self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
+        self._open: dict[int, grain.sources.ArrayRecordDataSource] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> bytes:
+        number = bisect.bisect_right(self._ends, index)
+        shard = self._shards[number]
+        if number not in self._open:
+            path = self._locate(shard["name"], shard["bytes"])
+            self._open[number] = grain.sources.ArrayRecordDataSource([str(path)])
+        return self._open[number][index - (self._ends[number] - shard["examples"])]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}
 
 
 def _shard_name(number: int) -> str:

@@ -31,6 +31,9 @@ from absl import logging
 import jax
 from jax.experimental import serialize_executable
 
+from tm_jax.core import cache
+from tm_jax.core import source
+
 # Least recently used files go first. A preset and batch size takes five files.
 _SETTINGS: Any = jax.config  # Its settings are attributes that are made at run time.
 _MOST_FILES = 100
@@ -42,12 +45,6 @@ _PACKAGES = (
     "jax", "jaxlib", "flax", "numpy", "librosa", "jax-cuda12-plugin", "jax-cuda13-plugin",
     "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas", "libtpu",
 )  # fmt: skip
-
-
-def cache_folder() -> pathlib.Path:
-    """Folder of everything compiled: $TM_JAX_CACHE, else ~/.cache/tm_jax."""
-    named = os.environ.get("TM_JAX_CACHE")
-    return pathlib.Path(named) if named else pathlib.Path("~/.cache/tm_jax").expanduser()
 
 
 class Store:
@@ -156,7 +153,7 @@ def open_store(*identity: str) -> Store | None:
     if jax.process_count() > 1:  # A program of several hosts is no single file.
         return None
     try:
-        return Store(cache_folder() / "programs", fingerprint(*identity))
+        return Store(cache.folder() / "programs", fingerprint(*identity))
     except OSError as error:
         logging.warning("Compiled programs are not kept: %s.", error)
         return None
@@ -167,7 +164,7 @@ def fingerprint(*identity: str) -> str:
     device = jax.local_devices()[0]
     client = device.client
     parts = [
-        *identity, _source(), platform.python_version(), platform.machine(), _processor(),
+        *identity, source.digest(), platform.python_version(), platform.machine(), _processor(),
         device.platform, device.device_kind, client.platform_version,
         str(len(jax.local_devices())), str(len(jax.devices())),
     ]
@@ -180,16 +177,6 @@ def fingerprint(*identity: str) -> str:
         if name.startswith(("XLA_", "LIBTPU_", "NVIDIA_TF32"))
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-@functools.cache
-def _source() -> str:
-    """Hash of this package's source files."""
-    digest = hashlib.sha256()
-    root = pathlib.Path(__file__).resolve().parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache

@@ -116,11 +116,11 @@ def gather(value: Any) -> np.ndarray:
     return np.asarray(value.addressable_data(0))
 
 
-def agree(here: bool) -> bool:
-    """What process 0 says; all of them must ask. The device is waited for."""
+def of_first(here: float) -> float:
+    """The number that process 0 has; all of them must ask. The device is waited for."""
     if not several():
         return here
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
+    return float(multihost_utils.broadcast_one_to_all(np.asarray(here, np.float32)))
 
 
 def wait(name: str) -> None:

@@ -88,6 +88,7 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.rollout_chunks < self.chunks:
             raise ValueError(
                 f"rollout_chunks={self.rollout_chunks} must be at least the window of "

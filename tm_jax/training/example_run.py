@@ -58,9 +58,7 @@ def make(
             "(launch/prepare.py makes it)."
         )
     models, part = components.build(preset), parts.transformer(preset)
-    train, held_out = example_source.split(
-        example_source.open_records(data.path), data.held_out
-    )
+    train, held_out = example_source.open_records(data.path, data.held_out)
     source = example_source.ExampleSource(train, preset)
     decoder = _decoder(models, data.weights, mesh)
 
@@ -102,7 +100,7 @@ def _distill(
     """Stage distill; rollouts may have clips of their own."""
     clips, regression = source, None
     if settings.rollouts.path != settings.data.path:
-        records = example_source.open_records(settings.rollouts.path)
+        records, _ = example_source.open_records(settings.rollouts.path)
         clips = example_source.ExampleSource(records, models.preset)
     if settings.regression_weight:
         found = paths()

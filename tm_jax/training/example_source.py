@@ -1,7 +1,8 @@
 """Prepared examples of real or drawn videos as a source of clips, for any preset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import os
 from typing import Protocol
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tm_jax.configs import presets
+from tm_jax.data import manifest as manifest_lib
+from tm_jax.data import remote
 from tm_jax.data import shards
 from tm_jax.models.dit import conditioning as conditioning_lib
 from tm_jax.training import batches
@@ -36,8 +39,10 @@ class ExampleConfig:
     """Where examples are.
 
     Attributes:
-      path: Folder of a store of examples.
-      held_out: The last examples, which are not trained on: previews show them.
+      path: Store of examples: a folder, or the URL of one in an object store. Several with
+        commas between them are mixed, each with its share of the samples behind "=":
+        "real=3,drawn=1"; without it, 1.
+      held_out: The last examples of each store, which are not trained on: previews show them.
       weights: Folder with the preset's autoencoder, which decodes previews; None: previews
         measure latents and write no video.
     """
@@ -86,6 +91,14 @@ class Store:
         """Opens the store; see `shards.ExampleSource`."""
         self._source = shards.ExampleSource(path)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings and of all shards, by their sizes and counts."""
+        manifest = self._source.manifest
+        return manifest_lib.fingerprint(
+            {"settings": manifest["settings"], "shards": manifest["shards"]}
+        )
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -93,16 +106,102 @@ class Store:
         return self._source[index].arrays()
 
 
-def open_records(path: str) -> Records:
-    """The records of a store.
+class Joined:
+    """Records of several stores, one after another; some more than once.
+
+    Attributes:
+      order: Of each record, the store and the number in it, [n, 2].
+    """
+
+    def __init__(self, stores: Sequence[Records], order: np.ndarray):
+        self._stores, self.order = stores, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        store, number = self.order[index]
+        return self._stores[int(store)][int(number)]
+
+
+def mixed(stores: Sequence[Records], shares: Sequence[float]) -> Joined:
+    """Records in given shares: the store that has most for its share is taken once, the others
+    are repeated until they have theirs.
+
+    Raises:
+      ValueError: A share is not above 0.
+    """
+    if min(shares) <= 0:
+        raise ValueError(f"shares of stores must be above 0, got {list(shares)}.")
+    scale = max(len(store) / share for store, share in zip(stores, shares))
+    order = []
+    for index, (store, share) in enumerate(zip(stores, shares)):
+        numbers = np.arange(round(share * scale)) % len(store)
+        order.append(np.stack([np.full_like(numbers, index), numbers], 1))
+    return Joined(stores, np.concatenate(order))
+
+
+def parse(path: str) -> list[tuple[str, float]]:
+    """Stores and shares that `ExampleConfig.path` names.
+
+    Raises:
+      ValueError: A share is no number above 0.
+    """
+    if os.path.isdir(path):  # Whatever its name is.
+        return [(path, 1.0)]
+    found = []
+    for one in path.split(","):
+        place, equals, share = one.rpartition("=")
+        try:
+            value = float(share) if equals else 1.0
+        except ValueError:
+            value = 0.0
+        if not value > 0:
+            raise ValueError(f"examples {one!r}: expected STORE=SHARE with a share above 0.")
+        found.append((place if equals else one, value))
+    return found
+
+
+def stores(path: str) -> list[Store]:
+    """The stores that `ExampleConfig.path` names, opened.
 
     Raises:
       FileNotFoundError: There is no store.
-      ValueError: It is empty or damaged.
+      OSError: An object store cannot be read.
+      ValueError: One is empty or damaged.
     """
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"{path} has no examples; make them with launch/prepare.py.")
-    return Store(path)
+    found = []
+    for place, _ in parse(path):
+        if not remote.is_url(place) and not os.path.isdir(place):
+            raise FileNotFoundError(f"{place} has no examples; make them with launch/prepare.py.")
+        found.append(Store(place))
+    return found
+
+
+def open_records(path: str, held_out: int = 0) -> tuple[Records, Records]:
+    """The records to train on, and those held out, of the stores that a path names.
+
+    Raises:
+      FileNotFoundError: There is no store.
+      OSError: An object store cannot be read.
+      ValueError: One is empty or damaged, or has too few records.
+    """
+    opened, shares = stores(path), [share for _, share in parse(path)]
+    parts = [split(store, held_out) for store in opened]
+    if len(parts) == 1:
+        return parts[0]
+    rest = [part for _, part in parts]
+    order = np.array([(i, n) for i, part in enumerate(rest) for n in range(len(part))], np.int64)
+    return mixed([part for part, _ in parts], shares), Joined(rest, order.reshape(-1, 2))
+
+
+def fingerprint(path: str) -> str:
+    """What identifies the examples of a path: settings, files and sizes of its stores.
+
+    Raises: See `stores`.
+    """
+    digests = [store.fingerprint for store in stores(path)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 class ExampleSource:

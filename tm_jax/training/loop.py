@@ -33,8 +33,13 @@ class LoopConfig:
     Attributes:
       checkpoint_every_s: Seconds between checkpoints; one more is written at the end.
       keep: Checkpoints that are kept, the newest ones.
+      best: Name of a measure of the samples; its best checkpoint is kept too and published in
+        the end instead of the last. "-" before the name: less is better. Empty: none.
       log_every: Updates between lines in TensorBoard, which hold the means since the last.
       sample_every: Updates between samples; 0 for none but the last.
+      profile: First update of a profiler trace below WORKDIR/STAGE/profile, for TensorBoard;
+        0: none. SIGUSR1 starts one at any time.
+      profile_updates: Updates that a trace covers.
       skip_limit: The run ends after so many updates in a row whose gradient was not finite.
       peak_tflops: Peak TFLOP/s of one device at the dtype of the run; with it the
         utilisation is logged.
@@ -44,19 +49,24 @@ class LoopConfig:
 
     checkpoint_every_s: float = 180.0
     keep: int = 2
+    best: str = ""
     log_every: int = 10
     sample_every: int = 200
+    profile: int = 0
+    profile_updates: int = 3
     skip_limit: int = 10
     peak_tflops: float | None = None
     mesh: str = ""
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("keep", "log_every", "skip_limit"):
+        for name in ("keep", "log_every", "skip_limit", "profile_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}.")
+        if self.best and not self.sample_every:
+            raise ValueError(f"best={self.best} needs samples: set sample_every.")
         mesh_flag.sizes(self.mesh)  # Refuses what does not exist.
 
     def make_mesh(self) -> Mesh:
@@ -167,7 +177,7 @@ def run(
     batches, rows = _open(stage, config, mesh)
     with (
         contextlib.closing(
-            store_lib.Store(os.path.join(folder, "checkpoints"), config.keep)
+            store_lib.Store(os.path.join(folder, "checkpoints"), config.keep, bool(config.best))
         ) as store,
         contextlib.closing(
             tensorboardX.SummaryWriter(
@@ -186,12 +196,19 @@ def run(
             state = hosts.explained(lambda: _loop(
                 training.step, state, frozen, batches, rows, traces, bar, mesh, asked
             ), lambda: store.latest)
-        store.save(int(state.step), state, batches.get_state())
-        if int(state.step) < steps:
+        finished, position = int(state.step) == steps, batches.get_state()
+        value = traces.sample(state.average, steps) if finished else None
+        store.save(int(state.step), state, position, value)
+        if not finished:
             return None
-        published = stage.finish(state.average, frozen)
-        traces.sample(state.average, steps)
-        return published
+        best = store.best
+        if best is not None and best != steps:
+            logging.info("%s: step %d has the best %s", stage.name, best, config.best)
+            store.wait()
+            del state  # Before another takes its memory.
+            placement = jax.tree.map(lambda x: x.sharding, training.target)
+            state, _ = store.restore(training.target, placement, best)
+        return stage.finish(state.average, frozen)
 
 
 def _open(stage: Stage, config: LoopConfig, mesh: Mesh) -> tuple[Any, hosts.Rows | None]:
@@ -245,29 +262,33 @@ class _Traces:
         self._saved = time.monotonic()
         self._metrics, self._seen, self._values = [], {}, {}
         self._speed = _Speed(stage, config, mesh)
+        self._profile = _Profile(config, os.path.join(folder, "profile"))
 
     def before(self, count, step, arguments, micro_batches):
         """Counts the work of update `count`."""
         self._speed.add(count, step, arguments, micro_batches)
+        self._profile.before(count)
 
     def after(self, count, state, metrics, batches, bar):
         """Leaves the traces that are due after `count` updates."""
         config = self.config
+        self._profile.after(count, state)
         # Of two networks in turns, one repeats the numbers of its last turn.
         self._metrics.append({k: v for k, v in metrics.items() if v is not self._seen.get(k)})
         self._seen = metrics
         save = time.monotonic() - self._saved > config.checkpoint_every_s
         due = count % config.log_every == 0 or count == self.steps
         if hosts.several():
-            save = due and hosts.agree(save)
+            save = due and bool(hosts.of_first(save))
         if save or due:
             self._log(count, state, bar)  # Before saving: a broken run leaves no checkpoint.
         with self._speed.pause():
-            if save:
-                self._store.save(count, state, batches.get_state())
-                self._saved = time.monotonic()
+            value = None
             if config.sample_every and count % config.sample_every == 0 and count < self.steps:
-                self.sample(state.average, count)
+                value = self.sample(state.average, count)
+            if save or value is not None:
+                self._store.save(count, state, batches.get_state(), value)
+                self._saved = time.monotonic()
 
     def _log(self, count, state, bar):
         """Writes the means of the metrics since the last line; fails if the run has failed."""
@@ -288,11 +309,51 @@ class _Traces:
                 self._writer.add_scalar(name, value, count)
 
     def sample(self, average, count):
-        """Writes a sample of the averaged parameters."""
+        """Writes a sample of the averaged parameters; returns what the best one is judged by."""
         path = os.path.join(self._samples, f"{count:07d}")
         measures = self._stage.sample(average, self._frozen, path) or {}
         for name, value in measures.items():
             self._writer.add_scalar(f"sample/{name}", value, count)
+        name = self.config.best.removeprefix("-")
+        if not name:
+            return None
+        if hosts.is_first() and name not in measures:
+            raise ValueError(
+                f"best={self.config.best}: samples of stage {self._stage.name} have no such "
+                f"measure; they have {', '.join(measures) or 'none'}."
+            )
+        value = hosts.of_first(measures.get(name, 0.0))
+        return -value if self.config.best.startswith("-") else value
+
+
+class _Profile:
+    """Traces of the profiler, from an update that was named or when SIGUSR1 comes."""
+
+    def __init__(self, config: LoopConfig, folder: str):
+        self._first, self._updates, self._folder = config.profile, config.profile_updates, folder
+        self._asked = False
+        self._last: int | None = None
+        try:
+            signal.signal(signal.SIGUSR1, self._ask)
+        except (AttributeError, ValueError):  # Windows, or not in the main thread.
+            pass
+
+    def _ask(self, *unused):
+        self._asked = True
+
+    def before(self, count: int) -> None:
+        """Starts a trace if one is due at update `count`, from 0."""
+        if self._last is None and (self._asked or (self._first and count + 1 == self._first)):
+            self._asked, self._last = False, count + self._updates
+            jax.profiler.start_trace(self._folder)
+
+    def after(self, count: int, state: Any) -> None:
+        """Ends it after its last update."""
+        if self._last is not None and count >= self._last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._last = None
+            logging.info("a trace is in %s", self._folder)
 
 
 def _means(metrics: list[dict]) -> dict[str, float]:

@@ -36,6 +36,8 @@ class OptimizerConfig:
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
       weight_decay: Decoupled decay of matrices; vectors are not decayed.
+      moment_dtype: Dtype of the first moment, "float32" or "bfloat16", which saves 2 bytes for
+        every parameter; the second moment stays float32.
       clip_norm: Largest global norm of a gradient, of all groups that learn.
       accumulate: Micro-batches per update.
       ema_decay: Decay of the averaged parameters that are sampled and shipped.
@@ -52,6 +54,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01
+    moment_dtype: str = "float32"
     clip_norm: float = 1.0
     accumulate: int = 1
     ema_decay: float = 0.995
@@ -60,6 +63,10 @@ class OptimizerConfig:
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."
+            )
+        if self.moment_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"moment_dtype must be float32 or bfloat16, got {self.moment_dtype!r}."
             )
         for name in ("decay_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
@@ -90,12 +97,15 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def _update(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     adamw = optax.adamw(
         rate, config.beta1, config.beta2, weight_decay=config.weight_decay,
+        mu_dtype=config.moment_dtype,
         mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
     )
     if not config.muon:
         return adamw
     muon = optax.chain(
-        optax.contrib.scale_by_muon(ns_steps=4, weight_dimension_numbers=_as_they_are),
+        optax.contrib.scale_by_muon(
+            ns_steps=4, mu_dtype=config.moment_dtype, weight_dimension_numbers=_as_they_are
+        ),
         optax.stateless(_scale_by_shape),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),

@@ -1,6 +1,6 @@
 """What a stage keeps on a mesh, by arithmetic on shapes: no weights, no data, no such devices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import os
 import re
@@ -222,15 +222,17 @@ def check_mesh(preset: presets.Preset, mesh_sizes: Mapping[str, int]) -> None:
             )
 
 
-def check_files(stage: str, workdir: str | None, folders: Mapping[str, str | None]) -> None:
+def check_files(
+    stage: str, workdir: str | None, folders: Iterable[tuple[str, str | None]]
+) -> None:
     """Raises FileNotFoundError if something that a stage reads is not there.
 
     Args:
       stage: Name of the stage.
       workdir: Work directory; None: earlier stages are not checked.
-      folders: Flag -> file or folder that it names, or None.
+      folders: Flags, and the file or folder that each names, or None.
     """
-    for flag, path in folders.items():
+    for flag, path in folders:
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"--{flag}: there is no {path}; name what exists.")
     if workdir is None:

@@ -29,6 +29,8 @@ class TransformerStageConfig:
       chunks: Chunks per clip, which is the teacher's window; the sink comes on top.
       dropout: Condition dropout.
       remat: Recompute every block in the backward pass: less memory, a third more time.
+      remat_keeps: What of a block is kept all the same: "nothing", or "products" with weights,
+        which take memory again and leave little to recompute.
       lora: Low-rank adaptation, for presets that learn from examples.
       previews: Held-out clips in a preview of a latent store.
       optimizer: Optimiser.
@@ -39,16 +41,25 @@ class TransformerStageConfig:
     chunks: int = 2
     dropout: batches.Dropout = batches.Dropout()
     remat: bool = False
+    remat_keeps: str = "nothing"
     lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
+
+    def __post_init__(self):
+        if self.remat_keeps not in transformer.REMAT_KEEPS:
+            raise ValueError(
+                f"remat_keeps must be one of {', '.join(transformer.REMAT_KEEPS)}, got "
+                f"{self.remat_keeps!r}."
+            )
 
 
 def trained(models: rollouts.Models, config: TransformerStageConfig) -> rollouts.Models:
     """The networks as the stage runs them: with or without rematerialisation."""
     # Both kinds of networks are dataclasses, which the protocol cannot express.
     fields = typing.cast(Any, models)
-    return dataclasses.replace(fields, dit=models.dit.clone(remat=config.remat))
+    dit = models.dit.clone(remat=config.remat, remat_keeps=config.remat_keeps)
+    return dataclasses.replace(fields, dit=dit)
 
 
 def window_latents(models: rollouts.Models, config: TransformerStageConfig) -> int:

@@ -103,6 +103,13 @@ class ImageEmbedding(nn.Module):
         return norms.LayerNorm(epsilon=1e-5, name="norm_out")(x)
 
 
+# Policies of `jax.checkpoint` by what they keep of a block; "products" are those with weights.
+REMAT_KEEPS = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
 class DiT(nn.Module):
     """Video transformer with per-latent-frame time.
 
@@ -110,11 +117,13 @@ class DiT(nn.Module):
       config: Sizes.
       dtype: Dtype of the projections; softmax, norms, modulation and time stay float32.
       remat: Recompute every block in the backward pass.
+      remat_keeps: What of a recomputed block is kept all the same: a name in `REMAT_KEEPS`.
     """
 
     config: config_lib.DiTConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    remat_keeps: str = "nothing"
 
     def setup(self):
         c, dtype = self.config, self.dtype
@@ -130,7 +139,10 @@ class DiT(nn.Module):
         self.audio_projection = audio_lib.AudioProjection(c, dtype)
         if c.partner_audio:
             self.partner_projection = audio_lib.AudioProjection(c, dtype)
-        block = nn.remat(blocks.Block, static_argnums=(3,)) if self.remat else blocks.Block
+        block = blocks.Block
+        if self.remat:
+            policy = REMAT_KEEPS[self.remat_keeps]
+            block = nn.remat(blocks.Block, static_argnums=(3,), policy=policy)
         self.blocks = [block(c, dtype) for _ in range(c.num_layers)]
         normal = parameters.named(nn.initializers.normal(c.width**-0.5), (None, axes.WIDTH))
         self.head_modulation = self.param("head_modulation", normal, (2, c.width))
