@@ -93,6 +93,15 @@ def mesh_flag() -> flags.FlagHolder[str]:
     )
 
 
+def attention_flag() -> flags.FlagHolder[str]:
+    """Defines --attention; see `tm_jax.nn.attention`."""
+    return flags.DEFINE_enum(
+        "attention", None, ["auto", "xla", "cudnn", "splash"], "wan-1.3b, tm-18b: how "
+        "self-attention is computed: by XLA; by cuDNN (NVIDIA GPUs, bfloat16); by splash attention "
+        "(TPUs). auto is XLA.",
+    )
+
+
 def mesh(text: str):
     """The mesh of a --mesh flag over all devices; None for an empty one.
 

@@ -46,6 +46,7 @@ _ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Micro-batches an update.", 
 _LORA = flags.DEFINE_integer(
     "lora", 0, "Rank of low-rank adaptation, as --set=lora.rank=VALUE; 0: none.", lower_bound=0
 )
+_ATTENTION = common.attention_flag()
 _SET = flags.DEFINE_multi_string("set", [], "Typed override of the stage's settings.")
 _DEPTHS = flags.DEFINE_string(
     "depths", "2,4", "Layers to compile; a deeper model is on the line through both. all: no line.",
@@ -126,7 +127,7 @@ def _case():
     from tm_jax.planning import plan
     from tm_jax.training import plan as training_plan
 
-    preset = presets.get(_PRESET.value)
+    preset = presets.get(_PRESET.value).with_attention(_ATTENTION.value)
     mesh = mesh_flag.parse(_MESH.value, topology.count)
     training_plan.check_mesh(preset, mesh)
     depths = _depths()

@@ -199,6 +199,16 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
+    def with_attention(self, name: str | None) -> "Preset":
+        """This preset with another way to compute self-attention; None keeps what it has.
+
+        Raises:
+          ValueError: No such way.
+        """
+        if name is None:
+            return self
+        return dataclasses.replace(self, dit=dataclasses.replace(self.dit, attention=name))
+
     def with_student(self, **changes: Any) -> "Preset":
         """This preset with another few-step sampler; None keeps what it has.
 

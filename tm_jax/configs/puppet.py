@@ -46,9 +46,8 @@ class Models:
     def grid(self) -> attention_patterns.Grid:
         """Token grid of one latent frame."""
         height, width, _ = self.preset.latent_shape
-        patch = self.preset.dit.patch
-        return attention_patterns.Grid(
-            height // patch, width // patch, self.preset.timing.latents_per_chunk
+        return attention_patterns.Grid.of(
+            self.preset.dit, height, width, self.preset.timing.latents_per_chunk
         )
 
     def init(self, part: str, key: jax.Array) -> Mapping:

@@ -24,7 +24,7 @@ from tm_jax.parallel import rules
 DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")
 PROMPT = "A person looks into the camera and talks; the camera and the background stay still."
-_LOAD = ("prompt", "decoder", "aspect")
+_LOAD = ("prompt", "decoder", "aspect", "attention")
 _TEACHER = ("steps", "guidance")
 OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 
@@ -32,6 +32,7 @@ OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 def load(
     preset: str = "nano", weights: str | None = None, *, prompt: str | None = None,
     negative: str = "", decoder: str | None = None, aspect: float | None = None,
+    attention: str | None = None,
     placement: pipeline_lib.Placement | None = None, devices: Sequence[jax.Device] | None = None
 ) -> pipeline_lib.Pipeline:
     """Loads a preset; every tensor goes from disk to its own place on the devices.
@@ -47,6 +48,7 @@ def load(
       negative: What guidance leads away from; used by the teacher alone.
       decoder: "wan" (default) or "tiny", for presets with a second, faster decoder.
       aspect: Width over height of the video; its area stays the preset's.
+      attention: How self-attention is computed, a name in `nn.attention.BACKENDS`.
       placement: How devices share the work; one device by default.
       devices: Devices to use; the first ones by default, as many as the placement needs.
 
@@ -60,7 +62,8 @@ def load(
     weights = hub.resolve(weights)
     base = presets.get(preset)
     if base.motion is not None:
-        return _puppet(preset, weights, prompt, decoder, aspect, placement, devices)
+        given = {"prompt": prompt, "decoder": decoder, "aspect": aspect, "attention": attention}
+        return _puppet(preset, weights, given, placement, devices)
     if decoder not in (None, *DECODERS):
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}.")
     if weights is None:
@@ -68,7 +71,7 @@ def load(
             f"preset {preset} comes without weights; name a folder of converted ones with "
             "--weights (python launch/convert.py makes it, part by part)."
         )
-    sized = part_files.preset_of(preset, weights)
+    sized = part_files.preset_of(preset, weights).with_attention(attention)
     if aspect is not None:
         sized = pictures.with_aspect(sized, aspect)
     functions = streams.StreamFunctions(sized, tiny=decoder == "tiny")
@@ -99,10 +102,9 @@ def load(
     return pipeline_lib.Pipeline(functions, params, decoder_params, *meshes, apart)
 
 
-def _puppet(preset, weights, prompt, decoder, aspect, placement, devices):
+def _puppet(preset, weights, given, placement, devices):
     from tm_jax.inference import puppet
 
-    given = {"prompt": prompt, "decoder": decoder, "aspect": aspect}
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"preset {preset} takes no {name}; wan-1.3b and tm-18b do.")
@@ -143,7 +145,7 @@ def prepare(
     Args:
       preset: Name of the preset.
       weights: Folder with weights, or None.
-      options: Any of `OPTIONS`: prompt, decoder, aspect (`load`), face (`session.Session`),
+      options: Any of `OPTIONS`: prompt, decoder, aspect, attention (`load`), face (`session.Session`),
         sampler ("student" or "teacher"), and steps and guidance of the teacher.
       placement: How devices share the work; one device by default.
 

@@ -8,18 +8,27 @@ import jax.numpy as jnp
 
 from tm_jax.core import axes
 from tm_jax.core import target
+from tm_jax.nn import flash
+
+AUTO, XLA = "auto", "xla"
+BACKENDS = (AUTO, XLA, *flash.KERNELS)
 
 # Logits of one head of one sample from which heads are taken one after another on CPU.
 _LARGE = 2**19
+# Logits of one sample (1 GiB) from which queries are taken block by block.
+_MOST = 2**28
 
 
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None,
     bias: jax.Array | None = None, scale: float | None = None,
+    lengths: jax.Array | None = None, backend: str = AUTO,
 ) -> jax.Array:
     """Softmax attention.
 
-    Logits are accumulated, scaled and kept in float32, whatever the dtype of the inputs.
+    Logits are accumulated, scaled and kept in float32, whatever the dtype of the inputs. Those
+    of a long clip never exist at once: queries are taken in blocks, whose logits the backward
+    pass computes again. The kernels of `flash` write none at all.
 
     On CPU the product is written as batched matrices with the head axis in front: XLA's CPU
     backend runs that about three times faster than the [.., L, N, K] form. Large heads are
@@ -34,10 +43,23 @@ def attend(
         query must attend to at least one key.
       bias: Optional float32 term of the logits that broadcasts to [*, N, L, S].
       scale: Factor of the products; 1 / sqrt(K) by default.
+      lengths: How many of the keys, from the first, are valid; int, broadcasts to [*]. It
+        takes the place of `valid`.
+      backend: Name in `BACKENDS`; "auto" is what is known to be right everywhere. The others
+        than "xla" take neither `valid` nor `bias`.
 
     Returns:
       [*, L, N, K] in the dtype of `q`.
+
+    Raises:
+      ValueError: The backend cannot run here.
     """
+    if backend in flash.KERNELS:
+        assert valid is None and bias is None
+        return _flash(q, k, v, lengths, scale, backend)
+    if lengths is not None:
+        count = jnp.asarray(lengths)[..., None, None, None]
+        valid = jnp.arange(k.shape[-3]) < count  # [*, 1, 1, S]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.dtype == jnp.float32:  # Cheaper; narrower queries would be rounded once more.
         q, scale = q * scale, 1.0
@@ -49,7 +71,7 @@ def attend(
     q = jnp.swapaxes(q, -2, -3)  # [*, N, L, K]
     k = jnp.swapaxes(k, -2, -3)  # [*, N, S, K]
     v = jnp.swapaxes(v, -2, -3)  # [*, N, S, K]
-    mixed = _mix(q, k, v, scale, valid, bias)
+    mixed = _in_blocks(q, k, v, scale, valid, bias)
     return jnp.swapaxes(mixed, -2, -3)  # [*, L, N, K]
 
 
@@ -124,6 +146,45 @@ def _mix(q, k, v, scale, valid=None, bias=None):
         logits = jnp.where(valid, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, -1).astype(v.dtype)
     return jnp.einsum("...qk,...kc->...qc", weights, v)
+
+
+def _in_blocks(q, k, v, scale, valid, bias):
+    """Like `_mix`, with as many queries at once as there is room for their logits."""
+    heads, size, slots = q.shape[-3], q.shape[-2], k.shape[-2]
+    own = any(x is not None and x.ndim > 1 and x.shape[-2] > 1 for x in (valid, bias))
+    parts = 1 if own else blocks(heads, size, slots)
+    if parts == 1:
+        return _mix(q, k, v, scale, valid, bias)
+    pieces = jnp.moveaxis(q.reshape(*q.shape[:-2], parts, size // parts, q.shape[-1]), -3, 0)
+    one = jax.checkpoint(lambda piece: _mix(piece, k, v, scale, valid, bias))
+    return jnp.moveaxis(jax.lax.map(one, pieces), 0, -3).reshape(q.shape)
+
+
+def blocks(heads: int, queries: int, keys: int) -> int:
+    """In how many blocks the queries of a sample are taken: the fewest that divide them."""
+    least = math.ceil(heads * queries * keys / _MOST)
+    return next(n for n in range(least, queries + 1) if queries % n == 0)
+
+
+def _flash(q, k, v, lengths, scale, backend):
+    """Attention by a kernel, on the devices that have the heads."""
+    flash.check(backend, q.dtype, q.shape[-1])
+    if not spreads(q.shape[-2]):
+        raise ValueError(
+            f"attention={backend} needs heads that all devices of a stream can share; {q.shape[-2]} "
+            "do not divide. Choose auto or xla, or another mesh."
+        )
+    leading = q.shape[:-3]
+    if lengths is not None:
+        lengths = jnp.broadcast_to(jnp.asarray(lengths, jnp.int32), leading).reshape(-1)
+
+    def flat(x):
+        return jnp.broadcast_to(x, (*leading, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
+
+    batch = _mesh_axes(axes.BATCH, leading[0] if leading else 1)
+    run = flash.shared(backend, batch, _mesh_axes(axes.SPREAD, q.shape[-2]))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return run(flat(q), flat(k), flat(v), lengths, scale).reshape(q.shape)
 
 
 def _fold(q, k, v):

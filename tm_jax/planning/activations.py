@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 from tm_jax.configs import presets
+from tm_jax.nn import attention
+from tm_jax.nn import flash
 
 
 def bytes_of(
@@ -24,12 +26,16 @@ def bytes_of(
     chunks = getattr(settings, "chunks", 1)
     length = (1 + chunks * preset.timing.latents_per_chunk) * preset.tokens
     tokens, hidden = length / mesh["seq"], c.mlp_width / mesh["tensor"]
-    logits = c.num_heads / (mesh["seq"] * mesh["tensor"]) * length**2
+    heads = c.num_heads / (mesh["seq"] * mesh["tensor"])
+    queries = length / attention.blocks(c.num_heads, length, length)
+    logits = 0.0 if c.attention in flash.KERNELS else heads * queries * length
     # 8 bytes a logit: XLA:TPU took 8.23 GB for one layer of tm-18b with 1.03e9 of them.
     at_work = 8 * logits + 8 * tokens * hidden + 20 * tokens * c.width
     if stage == "stream":
         return samples * at_work
     kept = 2 * tokens * c.width
     if not settings.remat:
-        kept = 28 * tokens * c.width + 6 * tokens * hidden + 6 * logits
+        kept = 28 * tokens * c.width + 6 * tokens * hidden
+        if queries == length:  # Blocks compute theirs again.
+            kept += 6 * logits
     return samples * (c.num_layers * kept + at_work)

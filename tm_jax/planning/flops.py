@@ -69,6 +69,8 @@ def _equation(equation: Any, trips: float) -> Flops:
     if name == "cond":
         return max(inner, key=lambda flops: flops.total)
     found = sum(inner, Flops())
+    if name == "pallas_call":  # One jaxpr for every place of the grid.
+        return found.times(math.prod(params["grid_mapping"].grid))
     if name == "scan":
         return found.times(params["length"])
     if name == "while":

@@ -287,6 +287,8 @@ class _Traces:
             if config.sample_every and count % config.sample_every == 0 and count < self.steps:
                 value = self.sample(state.average, count)
             if save or value is not None:
+                # What is logged so far must not be lost if the run goes on from here.
+                self._writer.flush()
                 self._store.save(count, state, batches.get_state(), value)
                 self._saved = time.monotonic()
 

@@ -97,7 +97,8 @@ def config(
 
 
 def sampled(preset: presets.Preset, stage: str, settings: Any) -> presets.Preset:
-    """The preset with the sampler and the view that a stage of the student trains."""
+    """The preset with what a stage changes: attention, and the student's sampler and view."""
+    preset = preset.with_attention(getattr(settings, "attention", None))
     if stage not in _STUDENTS:
         return preset
     names = ("num_steps", "policy", "sink", "positions", "history", "keep", "temperature")
@@ -316,4 +317,5 @@ def _publish(
     with sinks.replacing(path) as target:
         sinks.write_safetensors(target, items, tensors, metadata=facts)
     with open(os.path.join(folder, "preset.json"), "w", encoding="utf-8") as stream:
-        json.dump(presets.settings(preset), stream, indent=1)
+        # How attention is computed depends on the machine.
+        json.dump(presets.settings(preset.with_attention("auto")), stream, indent=1)

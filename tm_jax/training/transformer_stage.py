@@ -31,6 +31,8 @@ class TransformerStageConfig:
       remat: Recompute every block in the backward pass: less memory, a third more time.
       remat_keeps: What of a block is kept all the same: "nothing", or "products" with weights,
         which take memory again and leave little to recompute.
+      attention: How self-attention is computed, a name in `nn.attention.BACKENDS`; the preset's
+        by default.
       lora: Low-rank adaptation, for presets that learn from examples.
       previews: Held-out clips in a preview of a latent store.
       optimizer: Optimiser.
@@ -42,6 +44,7 @@ class TransformerStageConfig:
     dropout: batches.Dropout = batches.Dropout()
     remat: bool = False
     remat_keeps: str = "nothing"
+    attention: str | None = None
     lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
     previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()

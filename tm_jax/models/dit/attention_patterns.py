@@ -28,11 +28,18 @@ class Grid:
       rows: Token rows.
       columns: Token columns.
       chunk: Latent frames of a chunk.
+      attention: Name in `attention.BACKENDS`.
     """
 
     rows: int
     columns: int
     chunk: int
+    attention: str = attention.AUTO
+
+    @classmethod
+    def of(cls, c: config.DiTConfig, height: int, width: int, chunk: int) -> "Grid":
+        """The grid of a transformer for latents of a size."""
+        return cls(height // c.patch, width // c.patch, chunk, c.attention)
 
     def angles(self, times: Sequence[float], head_width: int) -> jax.Array:
         """Rotary angles of frames at `times`, [len(times) * P, K / 2]."""
@@ -62,24 +69,28 @@ def _rotate(x, angle):
     return rope.apply(x, angle.reshape(*x.shape[-4:-2], -1))
 
 
-def _mix(q, k, v, valid=None):
+def _mix(grid: Grid, q, k, v, lengths=None):
     """Attention of frames that share their keys.
 
     Args:
+      grid: Token grid.
       q: Rotated queries [*, T, P, N, K].
       k: Rotated keys [*, S, N, K].
       v: Values [*, S, N, K].
-      valid: Boolean, broadcasts to [*, 1, 1, S].
+      lengths: How many keys are valid, from the first; int, broadcasts to [*].
 
     Returns:
       [*, T, P, N, K].
     """
+    backend = grid.attention
     if attention.spreads(q.shape[-2]):
-        return attention.attend(_flat(q), k, v, valid).reshape(q.shape)
+        mixed = attention.attend(_flat(q), k, v, lengths=lengths, backend=backend)
+        return mixed.reshape(q.shape)
     # Tokens of a frame are split over devices: frames that became one sequence would not be.
-    if valid is not None and valid.ndim > 3:
-        valid = valid[..., None, :, :, :]  # [*, 1, 1, 1, S]
-    return attention.attend(q, k[..., None, :, :, :], v[..., None, :, :, :], valid)
+    if lengths is not None and jnp.ndim(lengths):
+        lengths = jnp.asarray(lengths)[..., None]
+    k, v = k[..., None, :, :, :], v[..., None, :, :, :]
+    return attention.attend(q, k, v, lengths=lengths, backend=backend)
 
 
 def bidirectional(grid: Grid) -> Pattern:
@@ -87,9 +98,17 @@ def bidirectional(grid: Grid) -> Pattern:
 
     def attend(q, k, v):
         angle = grid.angles(range(q.shape[1]), q.shape[-1])
-        return _mix(_rotate(q, angle), rope.apply(_flat(k), angle), _flat(v))
+        return _mix(grid, _rotate(q, angle), rope.apply(_flat(k), angle), _flat(v))
 
     return attend
+
+
+def _newest_first(x, history: int):
+    """Slots of `history` chunks [*, h * chunk * P, N, K], their chunks in reverse."""
+    if history == 1:
+        return x
+    chunks = x.reshape(*x.shape[:-3], history, -1, *x.shape[-2:])
+    return jnp.flip(chunks, -4).reshape(x.shape)
 
 
 def windowed(
@@ -125,19 +144,18 @@ def windowed(
         history = slots // per_chunk
         here = grid.angles(grid.current_times(history), head)
         before = grid.angles(grid.history_times(history), head)
-        flat_k, flat_v = _flat(k), _flat(v)
-        keys = [rope.apply(flat_k, here), rope.apply(previous_k, before)]
-        values = [flat_v, previous_v]
+        keys = [rope.apply(_flat(k), here)]
+        values = [_flat(v)]
         if sink_time is not None:
-            keys.insert(0, rope.apply(sink_k, sink_angles(head)))
-            values.insert(0, sink_v)
+            keys.append(rope.apply(sink_k, sink_angles(head)))
+            values.append(sink_v)
+        # The newest chunk first, so that those that are missing come last.
+        keys.append(_newest_first(rope.apply(previous_k, before), history))
+        values.append(_newest_first(previous_v, history))
         keys, values = jnp.concatenate(keys, -3), jnp.concatenate(values, -3)  # [*, S, N, K]
-        age = history - jnp.arange(slots) // per_chunk  # 1 is the chunk just before.
-        count = jnp.asarray(filled)[..., None, None, None]
-        there = age <= count  # [*, 1, 1, slots]
-        always = jnp.ones((*there.shape[:-1], keys.shape[-3] - slots), bool)
-        valid = jnp.concatenate([always, there], -1)  # [*, 1, 1, S]
-        return _mix(_rotate(q, here), keys, values, valid)
+        missing = history - jnp.minimum(jnp.asarray(filled), history)
+        lengths = keys.shape[-3] - missing * per_chunk
+        return _mix(grid, _rotate(q, here), keys, values, lengths)
 
     return attend
 

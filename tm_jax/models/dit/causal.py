@@ -85,7 +85,7 @@ def begin(
         raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}.")
     c = model.config
     batch, height, width = reference.shape[:3]
-    grid = attention_patterns.Grid(height // c.patch, width // c.patch, latents_per_chunk)
+    grid = attention_patterns.Grid.of(c, height, width, latents_per_chunk)
     variables = {"params": params}
     silent = transformer.silent(c, channels[:, None])
     output = model.apply(
@@ -154,8 +154,7 @@ def chunk_pass(
       Estimate of x0 [B, T, H, W, C] and, per layer, the keys and values of the chunk.
     """
     frames, height, width = x.shape[1:4]
-    patch = model.config.patch
-    grid = attention_patterns.Grid(height // patch, width // patch, frames)
+    grid = attention_patterns.Grid.of(model.config, height, width, frames)
     filled = state.view.filled(state.chunk)
     sink_time = state.view.sink_time(state.chunk, frames)
 

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from tm_jax.nn import attention
+
 POSITIONS = ("window", "rollout", "absolute")
 
 
@@ -100,6 +102,8 @@ class DiTConfig:
         latents are changes from the reference picture and have this standard deviation;
         inputs and outputs are scaled by it, so that an untrained network already predicts
         the still picture (`preconditioning.py`).
+      attention: How self-attention is computed, a name in `attention.BACKENDS`; weights are the
+        same for all.
     """
 
     width: int
@@ -123,8 +127,14 @@ class DiTConfig:
     partner_audio: bool = False
     modes: int = 2
     reference_std: float | None = None
+    attention: str = attention.AUTO
 
     def __post_init__(self):
+        if self.attention not in attention.BACKENDS:
+            raise ValueError(
+                f"attention must be one of {', '.join(attention.BACKENDS)}, got "
+                f"{self.attention!r}."
+            )
         if self.width % self.num_heads:
             raise ValueError(
                 f"width={self.width} is not a multiple of num_heads={self.num_heads}."
