@@ -93,7 +93,7 @@ def mesh_flag() -> flags.FlagHolder[str]:
     )
 
 
-def attention_flag() -> flags.FlagHolder[str]:
+def attention_flag() -> flags.FlagHolder[str | None]:
     """Defines --attention; see `tm_jax.nn.attention`."""
     return flags.DEFINE_enum(
         "attention", None, ["auto", "xla", "cudnn", "splash"], "wan-1.3b, tm-18b: how "

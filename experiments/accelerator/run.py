@@ -1,9 +1,12 @@
-"""Times the student's chunk on this machine's accelerator, with random weights.
+"""Times the programs of a stream on this machine's accelerator, with random weights.
 
-  python -m experiments.accelerator.run --presets=nano,wan-1.3b,tm-18b
+  python -m experiments.accelerator.run --presets=wan-1.3b,tm-18b --budget_s=420
+
+Weights are drawn on the device. A row is one preset with one cache policy and one way of
+attention; another is begun only while there is time left.
 """
 
-import functools
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -13,119 +16,211 @@ from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tm_jax.configs import presets
 from tm_jax.core import trees
+from tm_jax.inference import pipeline as pipeline_lib
+from tm_jax.inference import streams
 from tm_jax.models.dit import causal
-from tm_jax.models.dit import conditioning
-from tm_jax.models.dit import transformer
+from tm_jax.nn import attention
 from tm_jax.parallel import rules
+from tm_jax.planning import flops
 
-_PRESETS = flags.DEFINE_list("presets", ["nano", "wan-1.3b", "tm-18b"], "Presets to time.")
+_PRESETS = flags.DEFINE_list("presets", ["wan-1.3b", "tm-18b"], "Presets to time.")
 _POLICIES = flags.DEFINE_list("policies", list(causal.POLICIES), "Cache policies to time.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed chunks.", lower_bound=1)
+_ATTENTION = flags.DEFINE_list(
+    "attention", None, "Ways of attention; by default all that this device has."
+)
+_LAYERS = flags.DEFINE_integer("layers", None, "Layers of every transformer; by default its own.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed chunks.", lower_bound=2)
+_BUDGET = flags.DEFINE_float("budget_s", 420.0, "No row begins after so many seconds.")
 _OUT = flags.DEFINE_string(
     "out", str(pathlib.Path(__file__).parent / "results.json"), "JSON to write."
 )
 
-
-def _inputs(preset, batch=1):
-    """Random conditioning of one stream, in the preset's dtype."""
-    c, frames = preset.dit, preset.timing.latents_per_chunk
-    height, width, channels = preset.latent_shape
-    keys = iter(jax.random.split(jax.random.key(1), 8))
-
-    def normal(*shape):
-        return jax.random.normal(next(keys), (batch, *shape), jnp.dtype(preset.dtype))
-
-    text = None if c.text_width is None else normal(c.text_length, c.text_width)
-    image = None if c.image_width is None else normal(c.image_length, c.image_width)
-    return {
-        "text": text, "image": image, "reference": normal(height, width, channels),
-        "condition": normal(frames, height, width, c.condition_channels),
-        "windows": normal(frames, c.audio_window, c.audio_feature_width),
-    }
+_KERNELS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "splash"), "cpu": ("xla",)}
+_SCALE = 0.02  # Of random weights; norms get 1.
 
 
-def _flops(preset, tokens) -> float:
-    """Multiply-adds times two of one pass: matrices of the blocks, and self-attention."""
-    c = preset.dit
-    matrices = c.num_layers * (6 * c.width**2 + 2 * c.width * c.mlp_width)
-    window = tokens * (1 + 2 * preset.timing.latents_per_chunk)
-    chunk = tokens * preset.timing.latents_per_chunk
-    return 2.0 * chunk * matrices + 4.0 * c.num_layers * chunk * window * c.width
-
-
-def measure(preset: presets.Preset, policy: str, repeats: int) -> dict:
-    """Times chunks of one preset with one cache policy; returns a row of the table."""
-    model = transformer.DiT(preset.dit, jnp.dtype(preset.dtype))
-    inputs = _inputs(preset)
-    @jax.jit
-    def weights(key):
-        params = rules.unbox(model.init(key, method=transformer.touch)["params"])
-        return trees.cast(params, jnp.dtype(preset.dtype))
-
-    params = weights(jax.random.key(0))
-    context = jax.jit(
-        lambda p: model.apply(
-            {"params": p}, inputs["text"], inputs["image"], jnp.ones((1, preset.tokens)),
-            method=model.context,
-        )
-    )(params)
-    frames, steps = preset.timing.latents_per_chunk, preset.student.num_steps
-    state = jax.jit(
-        lambda p: causal.begin(
-            model, p, inputs["reference"], inputs["condition"][:, 0], context,
-            jax.random.split(jax.random.key(2), 1), frames, steps, policy,
-        )
-    )(params)
-
-    given = conditioning.Conditioning(
-        channels=inputs["condition"], audio=inputs["windows"],
-        mode=jnp.ones((1, frames), jnp.int32),
-    )
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def chunk(params, state):
-        return causal.next_chunk(
-            model, params, state, given, context, preset.sigmas, policy,
-        )
-
+def median_ms(work, repeats: int) -> tuple[float, float]:
+    """Median and longest time of `work`, which waits for its result, after two runs before."""
     seconds = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        latents, state = chunk(params, state)
-        latents.block_until_ready()
+        work()
         seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[2:])
-    passes = steps + (policy == "clean")
-    memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return 1e3 * statistics.median(seconds[2:]), 1e3 * max(seconds[2:])
+
+
+def peak(dtype: str) -> float:
+    """TFLOP/s of a large product, the best of a few sizes."""
+    best, platform = 0.0, jax.default_backend()
+    for size in (4096, 8192) if platform != "cpu" else (1024, 2048):
+        x = jnp.ones((size, size), dtype)
+        product = jax.jit(lambda a, b: a @ b)
+        spent, _ = median_ms(lambda: product(x, x).block_until_ready(), 5)
+        best = max(best, 2 * size**3 / spent / 1e9)
+    return best
+
+
+def draw(functions: streams.StreamFunctions) -> dict:
+    """Random parameters of all parts on the first device, as a stream has them."""
+    found = {}
+    for index, (part, boxed) in enumerate(functions.boxed().items()):
+        shapes = rules.unbox(boxed)
+        own = part == "audio" or part in functions.components.vae.parts
+        dtype = jnp.float32 if own or part == streams.CONSTANTS else functions.preset.dtype
+
+        @jax.jit
+        def make(key, shapes=shapes, dtype=dtype):
+            flat = trees.flatten(shapes)
+            made = {
+                name: jnp.ones(x.shape, dtype) if name.endswith(("scale", "std"))
+                else (_SCALE * jax.random.normal(jax.random.fold_in(key, i), x.shape)).astype(dtype)
+                for i, (name, x) in enumerate(flat.items())
+            }
+            return jax.tree.unflatten(jax.tree.structure(shapes), list(made.values()))
+
+        found[part] = make(jax.random.key(index))
+    return found
+
+
+def _preset(name: str, policy: str, backend: str) -> presets.Preset:
+    preset = presets.get(name).with_student(policy=policy).with_attention(backend)
+    if _LAYERS.value:
+        dit = dataclasses.replace(preset.dit, num_layers=_LAYERS.value)
+        preset = dataclasses.replace(preset, dit=dit)
+    return preset
+
+
+def _chunk_flops(pipeline: pipeline_lib.Pipeline, arguments: tuple) -> float:
+    """Products of the denoising program; counted with XLA's attention, which any device traces."""
+    functions = dataclasses.replace(
+        pipeline.functions, preset=pipeline.preset.with_attention("xla")
+    )
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments)
+    return flops.count(jax.make_jaxpr(functions.denoise)(*shapes).jaxpr).total
+
+
+def measure(
+    preset: presets.Preset, params: dict, tiny: bool, repeats: int, fastest: float
+) -> dict:
+    """Times the programs of one stream; a row of the table."""
+    pipeline = pipeline_lib.on_first_device(streams.StreamFunctions(preset, tiny), params)
+    rng, timing = np.random.default_rng(0), preset.timing
+    picture = rng.integers(0, 256, (1, preset.height, preset.width, 3), np.uint8)
+    start, state, decoder = pipeline.begin(picture, np.zeros((1, 2), np.uint32))
+    count = pipeline.before + timing.samples_per_chunk + pipeline.after
+    samples = rng.standard_normal((1, count)).astype(np.float32)
+    windows, voice = pipeline.encode_audio(samples)
+    mode = np.ones(voice.shape, np.int32)
+    partner = pipeline.encode_partner(samples)
+    arguments = (params, state, start, windows, mode, partner)
+    work = _chunk_flops(pipeline, arguments)
+    held = {"state": state, "decoder": decoder}
+
+    def audio():
+        jax.block_until_ready(pipeline.encode_audio(samples))
+
+    def denoise():
+        held["latents"], held["state"] = pipeline.denoise(
+            held["state"], start, windows, mode, partner
+        )
+        jax.block_until_ready(held["latents"])
+
+    def decode():
+        frames, held["decoder"] = pipeline.decode(held["latents"], held["decoder"])
+        frames.block_until_ready()
+
+    began = time.perf_counter()
+    denoise()
+    compile_s = time.perf_counter() - began
+    chunk, slowest = median_ms(denoise, repeats)
+    finite = bool(jnp.isfinite(held["latents"]).all())
+    times = {"audio_ms": median_ms(audio, repeats)[0], "decode_ms": median_ms(decode, repeats)[0]}
+    passes = preset.student.num_steps + (preset.student.policy == "clean")
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    total = chunk + sum(times.values())
     return {
-        "preset": preset.name, "policy": policy, "passes": passes,
-        "parameters": trees.count(params), "dtype": preset.dtype,
-        "compile_s": round(seconds[0], 2), "chunk_ms": round(1e3 * median, 2),
-        "slowest_ms": round(1e3 * max(seconds[2:]), 2),
-        "real_time_factor": round(median / preset.timing.chunk_s, 4),
-        "tflops": round(passes * _flops(preset, preset.tokens) / median / 1e12, 3),
+        "preset": preset.name, "layers": preset.dit.num_layers,
+        "policy": preset.student.policy, "attention": preset.dit.attention,
+        "decoder": "tiny" if tiny else "own", "dtype": preset.dtype,
+        "parameters": trees.count(params["transformer"]), "passes": passes, "finite": finite,
+        "compile_s": round(compile_s, 1), "denoise_ms": round(chunk, 2),
+        "pass_ms": round(chunk / passes, 2), "slowest_ms": round(slowest, 2),
+        **{name: round(value, 2) for name, value in times.items()},
+        "frames_per_s": round(1e3 * timing.frames_per_chunk / total, 2),
+        "real_time_factor": round(total / 1e3 / timing.chunk_s, 4),
+        "tflops": round(work / chunk / 1e9, 2),
+        "utilisation": round(work / chunk / 1e9 / fastest, 3),
         "peak_gib": None if memory is None else round(memory / 2**30, 2),
-    }
+    }  # fmt: skip
+
+
+def correctness() -> list[dict]:
+    """Attention of this device against the same in float32 on its host's CPU."""
+    rows, dtype = [], jnp.bfloat16
+    shapes = ((2, 384, 4, 128), (2, 896, 4, 128), (2, 896, 4, 128))
+    keys = jax.random.split(jax.random.key(3), 3)
+    x = [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes)]
+    lengths = jnp.asarray((896, 512))
+    host = jax.devices("cpu")[0]
+    with jax.default_device(host):
+        there = [jax.device_put(v, host).astype(jnp.float32) for v in x]
+        wanted = np.asarray(attention.attend(*there, lengths=jax.device_put(lengths, host)))
+    for name in _KERNELS[jax.default_backend()]:
+        try:
+            run = jax.jit(lambda *x, name=name: attention.attend(*x, lengths=lengths, backend=name))
+            found = np.asarray(run(*x).astype(jnp.float32))
+        except ValueError as error:
+            rows.append({"attention": name, "error": str(error)})
+            continue
+        difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+        rows.append({"attention": name, "largest_relative_difference": difference})
+    return rows
+
+
+def _rows():
+    """(preset, policy, attention, tiny) of every row, the most wanted ones first."""
+    kernels = _ATTENTION.value or _KERNELS[jax.default_backend()]
+    policies = sorted(_POLICIES.value, key=lambda name: name != "per_step")
+    for name in _PRESETS.value:
+        for backend in reversed(kernels):
+            for policy in policies:
+                tiny = presets.get(name).conditioning == "first_frame" and policy == "clean"
+                yield name, policy, backend, tiny
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    device = jax.devices()[0]
-    rows = []
-    for name in _PRESETS.value:
-        for policy in _POLICIES.value:
-            rows.append(measure(presets.get(name), policy, _REPEATS.value))
-            print(json.dumps(rows[-1]), flush=True)
-            result = {
-                "device": device.device_kind, "platform": device.platform,
-                "jax": jax.__version__, "rows": rows,
-            }
-            pathlib.Path(_OUT.value).write_text(json.dumps(result, indent=1) + "\n")
-            jax.clear_caches()
+    began, device = time.monotonic(), jax.devices()[0]
+    fastest = {dtype: peak(dtype) for dtype in ("bfloat16", "float32")}
+    result = {
+        "device": device.device_kind, "platform": device.platform, "jax": jax.__version__,
+        "matmul_tflops": {name: round(value, 1) for name, value in fastest.items()},
+        "correctness": correctness(), "rows": [],
+    }
+    params: dict = {}
+    for name, policy, backend, tiny in _rows():
+        if time.monotonic() - began > _BUDGET.value:
+            print("no time left for", name, policy, backend, flush=True)
+            continue
+        preset = _preset(name, policy, backend)
+        if params.get("of") != (name, tiny):
+            params.clear()  # Before others are drawn.
+            params = {"of": (name, tiny), "all": draw(streams.StreamFunctions(preset, tiny))}
+        try:
+            row = measure(preset, params["all"], tiny, _REPEATS.value, fastest[preset.dtype])
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            row = {"preset": name, "policy": policy, "attention": backend,
+                   "error": str(error).splitlines()[0][:300]}  # fmt: skip
+        result["rows"].append(row)
+        print(json.dumps(row), flush=True)
+        result["seconds"] = round(time.monotonic() - began)
+        pathlib.Path(_OUT.value).write_text(json.dumps(result, indent=1) + "\n")
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

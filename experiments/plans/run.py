@@ -1,4 +1,4 @@
-"""Plans `tm-18b` on TPUs and GPUs and renders the table of this page and of docs/training.md.
+"""Plans `tm-18b` (and `wan-1.3b` on one GPU) on TPUs and GPUs and renders the table of this page and of docs/training.md.
 
 Every case is one call of launch/plan.py and leaves one JSON in results/; those that are there
 are not run again, so that a run that was stopped goes on. Cases of TPUs that are compiled need
@@ -26,8 +26,14 @@ _ESTIMATE = ("--arithmetic", "--depths=1,2", "--search=0")
 
 
 def _case(stage: str, topology: str, mesh: str, *flags_: str) -> tuple[str, ...]:
-    return (f"--stage={stage}", f"--topology={topology}", f"--mesh={mesh}", *flags_)
+    preset = () if any(one.startswith("--preset=") for one in flags_) else ("--preset=tm-18b",)
+    return (*preset, f"--stage={stage}", f"--topology={topology}", f"--mesh={mesh}", *flags_)
 
+
+# Updates (in stage distill rounds) of a run, and the utilisation that its hours are counted with:
+# assumptions, of which the first are what the stages of open models of this kind take.
+RUN = {"teacher": 10_000, "student": 3_000, "distill": 1_000}
+UTILISATION = 0.4
 
 # Name -> flags of launch/plan.py.
 CASES = {
@@ -37,6 +43,12 @@ CASES = {
     "distill-h100-8": _case("distill", "h100:8", "fsdp=8", "--remat", *_ESTIMATE),
     "distill-h100-8-lora": _case("distill", "h100:8", "fsdp=8", "--remat", "--lora=64", *_ESTIMATE),
     "teacher-h100-8-lora": _case("teacher", "h100:8", "fsdp=8", "--remat", "--lora=64", *_ESTIMATE),
+    "teacher-wan-h100-1": _case(
+        "teacher", "h100:1", "", "--preset=wan-1.3b", "--batch=4", "--remat", "--lora=64", *_ESTIMATE
+    ),
+    "distill-wan-h100-1": _case(
+        "distill", "h100:1", "", "--preset=wan-1.3b", "--batch=4", "--remat", "--lora=64", *_ESTIMATE
+    ),
     "distill-h100-64": _case("distill", "h100:64", "fsdp=32,seq=2", "--remat", *_ESTIMATE),
     "distill-h100-128": _case("distill", "h100:128", "fsdp=64,seq=2", "--remat", *_ESTIMATE),
     "teacher-v5p-64": _case("teacher", "v5p:4x4x4", "fsdp=32,seq=2", "--remat", *_ESTIMATE),
@@ -56,10 +68,18 @@ def run(name: str) -> None:
     path = _FOLDER / "results" / f"{name}.json"
     if path.exists():
         return
-    command = [sys.executable, "-m", "launch.plan", "--preset=tm-18b", *CASES[name], f"--json={path}"]
+    command = [sys.executable, "-m", "launch.plan", *CASES[name], f"--json={path}"]
     done = subprocess.run(command)
     if not path.exists():
         print(f"{name}: no plan, exit status {done.returncode}", file=sys.stderr)
+
+
+def hours(result: dict) -> float | None:
+    """Hours of a run of the stage, at the assumed utilisation; None of a stream."""
+    if result["stage"] not in RUN:
+        return None
+    seconds = result["least_s"] * result["utilisation"] / UTILISATION
+    return RUN[result["stage"]] * seconds / 3600
 
 
 def method(result: dict) -> str:
@@ -76,8 +96,9 @@ def row(result: dict) -> list[str]:
     ) / 1e9  # fmt: skip
     compiled = method(result) != "arithmetic"
     adapted = f" (LoRA, rank {result['lora']})" if result.get("lora") else ""
+    preset = "" if result["preset"] == "tm-18b" else f"{result['preset']}, "
     return [
-        f"{result['stage']}{adapted}, {result['topology']}", mesh, str(result["batch"]),
+        f"{preset}{result['stage']}{adapted}, {result['topology']}", mesh, str(result["batch"]),
         method(result), f"{result['total_gib']:.1f} of {result['limit_gib']:g}",
         "yes" if result["fits"] else "**no**",
         tables.number(sum(
@@ -85,6 +106,7 @@ def row(result: dict) -> list[str]:
         ) / 1e15, 2),
         tables.number(sent, 1) if compiled else tables.NONE,
         tables.number(result["least_s"]), tables.number(result["frames_per_s"], 1),
+        tables.number(hours(result), 1),
     ]  # fmt: skip
 
 
@@ -98,7 +120,7 @@ def table(results: list[dict]) -> str:
     """All results in a table."""
     head = [
         "stage, chips", "mesh", "batch", "method", "GiB a device", "fits", "model PFLOP a unit",
-        "GB sent a device", "s a unit, at best", "frames/s, at best",
+        "GB sent a device", "s a unit, at best", "frames/s, at best", "hours of a run",
     ]
     return "\n".join(tables.table(head, [row(result) for result in results])).rstrip()
 

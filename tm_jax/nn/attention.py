@@ -171,8 +171,8 @@ def _flash(q, k, v, lengths, scale, backend):
     flash.check(backend, q.dtype, q.shape[-1])
     if not spreads(q.shape[-2]):
         raise ValueError(
-            f"attention={backend} needs heads that all devices of a stream can share; {q.shape[-2]} "
-            "do not divide. Choose auto or xla, or another mesh."
+            f"attention={backend} needs heads that all devices of a stream can share; "
+            f"{q.shape[-2]} do not divide. Choose auto or xla, or another mesh."
         )
     leading = q.shape[:-3]
     if lengths is not None:

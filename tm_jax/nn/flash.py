@@ -83,7 +83,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: Any, scale: float)
         ),
     )
     by_head = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, N, L, K]
-    mixed = jax.vmap(run)(*by_head, ids)
+    mixed: Any = jax.vmap(run)(*by_head, ids)
     return jnp.swapaxes(mixed, 1, 2)[:, :size].astype(dtype)
 
 

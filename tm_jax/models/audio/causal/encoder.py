@@ -10,7 +10,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import librosa
 import numpy as np
 
 from tm_jax.models.audio.causal import config as config_lib
@@ -34,6 +33,8 @@ def _bases(mels: int):
     angle = 2 * np.pi * np.outer(n, np.arange(size // 2 + 1)) / size
     window = np.hanning(_WINDOW + 1)[:-1, None]
     basis = np.concatenate([np.cos(angle) * window, np.sin(angle) * window], 1)
+    import librosa  # Slow to import, and not there on every machine that streams.
+
     filters = librosa.filters.mel(sr=RATE, n_fft=size, n_mels=mels, fmin=50, fmax=7600)
     return basis.astype(np.float32), filters.T.astype(np.float32)
 

@@ -55,19 +55,25 @@ def _update(still, moved, flow, window):
     down = _slope(found, -3)
     right = _slope(found, -2)
     error = moved - found
-    products = [down * down, down * right, right * right, down * error, right * error]
-    a, c, d, p, q = _sums(jnp.stack([x.sum(-1) for x in products], -1), window)
+    pairs = [(down, down), (down, right), (right, right), (down, error), (right, error)]
+    a, c, d, p, q = _sums(jnp.stack([_product(x, y) for x, y in pairs], -1), window)
     a, d = a + _PRIOR, d + _PRIOR
     scale = 1 / (a * d - c * c)
     step = jnp.stack([(d * p - c * q) * scale, (a * q - c * p) * scale], -1)
     return jnp.clip(step, -1.5, 1.5)
 
 
+def _product(x, y):
+    """Sum over colours; spelled out, since so short a reduction is slow."""
+    return functools.reduce(jnp.add, [x[..., i] * y[..., i] for i in range(x.shape[-1])])
+
+
 def _slope(x, axis):
     """Central differences along an axis, one-sided at the borders."""
-    x = jnp.moveaxis(x, axis, 0)
-    x = jnp.concatenate([x[:1], x, x[-1:]])
-    return jnp.moveaxis((x[2:] - x[:-2]) / 2, 0, axis)
+    cut = functools.partial(jax.lax.slice_in_dim, axis=axis)
+    later = jnp.concatenate([cut(x, 1, None), cut(x, -1, None)], axis)
+    earlier = jnp.concatenate([cut(x, 0, 1), cut(x, 0, -1)], axis)
+    return (later - earlier) / 2
 
 
 def _sums(x, window):
