@@ -146,7 +146,8 @@ def prepare(
       preset: Name of the preset.
       weights: Folder with weights, or None.
       options: Any of `OPTIONS`: prompt, decoder, aspect, attention (`load`), face
-        (`session.Session`), sampler ("student" or "teacher"), and steps and guidance of the teacher.
+        (`session.Session`), sampler ("student" or "teacher"); steps and guidance of the
+        teacher.
       placement: How devices share the work; one device by default.
 
     Returns:
