@@ -102,6 +102,14 @@ def attention_flag() -> flags.FlagHolder[str | None]:
     )
 
 
+def matrices_flag() -> flags.FlagHolder[str | None]:
+    """Defines --matrices; see `tm_jax.nn.quantization`."""
+    return flags.DEFINE_enum(
+        "matrices", None, ["full", "int8", "float8"], "wan-1.3b, tm-18b: how the transformer's "
+        "matrices are kept: as they are; in 8 bits (int8); in 8 bits and multiplied so (float8).",
+    )
+
+
 def mesh(text: str):
     """The mesh of a --mesh flag over all devices; None for an empty one.
 

@@ -71,6 +71,7 @@ _FULL = {
         "guidance", None, "Guidance of --sampler=teacher, by default 5; 1 is without."
     ),
     "attention": common.attention_flag(),
+    "matrices": common.matrices_flag(),
     "decoder": flags.DEFINE_enum(
         "decoder", None, ["wan", "tiny"], "wan-1.3b, tm-18b: Wan's own decoder (default), or "
         "the tiny one.",

@@ -47,6 +47,7 @@ _LORA = flags.DEFINE_integer(
     "lora", 0, "Rank of low-rank adaptation, as --set=lora.rank=VALUE; 0: none.", lower_bound=0
 )
 _ATTENTION = common.attention_flag()
+_MATRICES = common.matrices_flag()
 _SET = flags.DEFINE_multi_string("set", [], "Typed override of the stage's settings.")
 _DEPTHS = flags.DEFINE_string(
     "depths", "2,4", "Layers to compile; a deeper model is on the line through both. all: no line.",
@@ -127,8 +128,12 @@ def _case():
     from tm_jax.planning import plan
     from tm_jax.training import plan as training_plan
 
-    preset = presets.get(_PRESET.value).with_attention(_ATTENTION.value)
+    preset = presets.get(_PRESET.value).with_execution(
+        attention=_ATTENTION.value, matrices=_MATRICES.value
+    )
     mesh = mesh_flag.parse(_MESH.value, topology.count)
+    if _STAGE.value != "stream" and preset.dit.matrices != "full":
+        raise ValueError("--matrices: training keeps them as they are; leave it out.")
     training_plan.check_mesh(preset, mesh)
     depths = _depths()
     settings = _settings(_STAGE.value, _BATCH.value or mesh["data"] * mesh["fsdp"])

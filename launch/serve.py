@@ -41,6 +41,7 @@ _DECODER = flags.DEFINE_enum(
     "tiny one.",
 )
 _ATTENTION = common.attention_flag()
+_MATRICES = common.matrices_flag()
 _ASPECT = flags.DEFINE_string(
     "aspect", None, "wan-1.3b, tm-18b: WIDTH:HEIGHT, such as 9:16, of the same area."
 )
@@ -114,7 +115,7 @@ def _engine():
     models = loading.load(
         _PRESET.value, weights.local(_WEIGHTS.value), placement=placement, devices=devices,
         prompt=_PROMPT.value, decoder=_DECODER.value, aspect=common.aspect(_ASPECT.value),
-        attention=_ATTENTION.value,
+        attention=_ATTENTION.value, matrices=_MATRICES.value,
     )
     backend = devices_lib.PipelineBackend(models)
     batches = _BATCHES.value or (["1"] if jax.default_backend() == "cpu" else ["1", "2", "4", "8"])

@@ -24,6 +24,7 @@ from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import streams
 from tm_jax.models.dit import causal
 from tm_jax.nn import attention
+from tm_jax.nn import quantization
 from tm_jax.parallel import rules
 from tm_jax.planning import flops
 
@@ -31,6 +32,9 @@ _PRESETS = flags.DEFINE_list("presets", ["wan-1.3b", "tm-18b"], "Presets to time
 _POLICIES = flags.DEFINE_list("policies", list(causal.POLICIES), "Cache policies to time.")
 _ATTENTION = flags.DEFINE_list(
     "attention", None, "Ways of attention; by default all that this device has."
+)
+_MATRICES = flags.DEFINE_list(
+    "matrices", [quantization.FLOAT8, quantization.INT8], "Eight-bit rows of every preset."
 )
 _LAYERS = flags.DEFINE_integer("layers", None, "Layers of every transformer; by default its own.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed chunks.", lower_bound=2)
@@ -41,6 +45,7 @@ _OUT = flags.DEFINE_string(
 
 _KERNELS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "splash"), "cpu": ("xla",)}
 _SCALE = 0.02  # Of random weights; norms get 1.
+_STEPS = 40.0  # Standard deviation of those of eight bits, in their units.
 
 
 def median_ms(work, repeats: int) -> tuple[float, float]:
@@ -74,11 +79,9 @@ def draw(functions: streams.StreamFunctions) -> dict:
 
         @jax.jit
         def make(key, shapes=shapes, dtype=dtype):
-            flat = trees.flatten(shapes)
             made = {
-                name: jnp.ones(x.shape, dtype) if name.endswith(("scale", "std"))
-                else (_SCALE * jax.random.normal(jax.random.fold_in(key, i), x.shape)).astype(dtype)
-                for i, (name, x) in enumerate(flat.items())
+                name: _random(name, x, jax.random.fold_in(key, i), dtype)
+                for i, (name, x) in enumerate(trees.flatten(shapes).items())
             }
             return jax.tree.unflatten(jax.tree.structure(shapes), list(made.values()))
 
@@ -86,8 +89,21 @@ def draw(functions: streams.StreamFunctions) -> dict:
     return found
 
 
-def _preset(name: str, policy: str, backend: str) -> presets.Preset:
-    preset = presets.get(name).with_student(policy=policy).with_attention(backend)
+def _random(name: str, shape: jax.ShapeDtypeStruct, key: jax.Array, dtype) -> jax.Array:
+    """A parameter: about unit gain, whatever it is stored in."""
+    if name.endswith(quantization.SCALE):
+        return jnp.full(shape.shape, _SCALE / _STEPS, jnp.float32)
+    if name.endswith(("scale", "std")):
+        return jnp.ones(shape.shape, dtype)
+    value = jax.random.normal(key, shape.shape)
+    if shape.dtype.itemsize == 1:
+        return jnp.clip(_STEPS * value, -127, 127).astype(shape.dtype)
+    return (_SCALE * value).astype(dtype)
+
+
+def _preset(name: str, policy: str, backend: str, matrices: str) -> presets.Preset:
+    preset = presets.get(name).with_student(policy=policy)
+    preset = preset.with_execution(attention=backend, matrices=matrices)
     if _LAYERS.value:
         dit = dataclasses.replace(preset.dit, num_layers=_LAYERS.value)
         preset = dataclasses.replace(preset, dit=dit)
@@ -97,7 +113,7 @@ def _preset(name: str, policy: str, backend: str) -> presets.Preset:
 def _chunk_flops(pipeline: pipeline_lib.Pipeline, arguments: tuple) -> float:
     """Products of the denoising program; counted with XLA's attention, which any device traces."""
     functions = dataclasses.replace(
-        pipeline.functions, preset=pipeline.preset.with_attention("xla")
+        pipeline.functions, preset=pipeline.preset.with_execution(attention="xla")
     )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments)
     return flops.count(jax.make_jaxpr(functions.denoise)(*shapes).jaxpr).total
@@ -145,6 +161,7 @@ def measure(
     return {
         "preset": preset.name, "layers": preset.dit.num_layers,
         "policy": preset.student.policy, "attention": preset.dit.attention,
+        "matrices": preset.dit.matrices,
         "decoder": "tiny" if tiny else "own", "dtype": preset.dtype,
         "parameters": trees.count(params["transformer"]), "passes": passes, "finite": finite,
         "compile_s": round(compile_s, 1), "denoise_ms": round(chunk, 2),
@@ -182,14 +199,16 @@ def correctness() -> list[dict]:
 
 
 def _rows():
-    """(preset, policy, attention, tiny) of every row, the most wanted ones first."""
+    """(preset, policy, attention, matrices, tiny) of every row, the most wanted ones first."""
     kernels = _ATTENTION.value or _KERNELS[jax.default_backend()]
     policies = sorted(_POLICIES.value, key=lambda name: name != "per_step")
     for name in _PRESETS.value:
         for backend in reversed(kernels):
             for policy in policies:
                 tiny = presets.get(name).conditioning == "first_frame" and policy == "clean"
-                yield name, policy, backend, tiny
+                yield name, policy, backend, quantization.FULL, tiny
+        for matrices in _MATRICES.value:
+            yield name, policies[0], kernels[-1], matrices, False
 
 
 def main(argv):
@@ -203,18 +222,18 @@ def main(argv):
         "correctness": correctness(), "rows": [],
     }
     params: dict = {}
-    for name, policy, backend, tiny in _rows():
+    for name, policy, backend, matrices, tiny in _rows():
         if time.monotonic() - began > _BUDGET.value:
-            print("no time left for", name, policy, backend, flush=True)
+            print("no time left for", name, policy, backend, matrices, flush=True)
             continue
-        preset = _preset(name, policy, backend)
-        if params.get("of") != (name, tiny):
+        preset = _preset(name, policy, backend, matrices)
+        if params.get("of") != (name, matrices, tiny):
             params.clear()  # Before others are drawn.
-            params = {"of": (name, tiny), "all": draw(streams.StreamFunctions(preset, tiny))}
+            params = {"of": (name, matrices, tiny), "all": draw(streams.StreamFunctions(preset, tiny))}
         try:
             row = measure(preset, params["all"], tiny, _REPEATS.value, fastest[preset.dtype])
         except (ValueError, jax.errors.JaxRuntimeError) as error:
-            row = {"preset": name, "policy": policy, "attention": backend,
+            row = {"preset": name, "policy": policy, "attention": backend, "matrices": matrices,
                    "error": str(error).splitlines()[0][:300]}  # fmt: skip
         result["rows"].append(row)
         print(json.dumps(row), flush=True)

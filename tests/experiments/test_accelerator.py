@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_row_of_the_accelerator():
-    preset = presets.get("pico").with_student(policy="per_step").with_attention("xla")
+    preset = presets.get("pico").with_student(policy="per_step").with_execution(attention="xla")
     params = accelerator.draw(streams.StreamFunctions(preset))
     row = accelerator.measure(preset, params, False, 2, 1.0)
     assert row["finite"] and row["passes"] == 2 and row["attention"] == "xla"

@@ -23,6 +23,7 @@ from tm_jax.models.text import config as umt5_config
 from tm_jax.models.vae.small import config as small_vae_config
 from tm_jax.models.vae.tiny import config as taehv_config
 from tm_jax.models.vae.wan import config as vae_config
+from tm_jax.nn import quantization
 
 OURS = ("ours", "orbax")
 
@@ -67,7 +68,8 @@ def locate(path: str, part: Part) -> str:
 
 def transformer(preset: presets.Preset) -> Part:
     """The video transformer in the size of a preset."""
-    return transformer_of(preset.dit, preset.name)
+    full = dataclasses.replace(preset.dit, matrices=quantization.FULL)
+    return transformer_of(full, preset.name)
 
 
 @functools.cache

@@ -199,15 +199,17 @@ class Preset:
         """Noise levels of the student's steps."""
         return self.schedule.steps(self.student.num_steps)
 
-    def with_attention(self, name: str | None) -> "Preset":
-        """This preset with another way to compute self-attention; None keeps what it has.
+    def with_execution(self, **changes: Any) -> "Preset":
+        """This preset with the same transformer computed in another way.
+
+        Args:
+          **changes: `attention` or `matrices` of `dit_config.DiTConfig`; None keeps it.
 
         Raises:
           ValueError: No such way.
         """
-        if name is None:
-            return self
-        return dataclasses.replace(self, dit=dataclasses.replace(self.dit, attention=name))
+        given = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(self, dit=dataclasses.replace(self.dit, **given))
 
     def with_student(self, **changes: Any) -> "Preset":
         """This preset with another few-step sampler; None keeps what it has.

@@ -19,12 +19,13 @@ from tm_jax.inference import session
 from tm_jax.inference import streams
 from tm_jax.inference import teacher_session
 from tm_jax.models.text import encoder as umt5
+from tm_jax.nn import quantization
 from tm_jax.parallel import rules
 
 DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")
 PROMPT = "A person looks into the camera and talks; the camera and the background stay still."
-_LOAD = ("prompt", "decoder", "aspect", "attention")
+_LOAD = ("prompt", "decoder", "aspect", "attention", "matrices")
 _TEACHER = ("steps", "guidance")
 OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 
@@ -32,7 +33,7 @@ OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 def load(
     preset: str = "nano", weights: str | None = None, *, prompt: str | None = None,
     negative: str = "", decoder: str | None = None, aspect: float | None = None,
-    attention: str | None = None,
+    attention: str | None = None, matrices: str | None = None,
     placement: pipeline_lib.Placement | None = None, devices: Sequence[jax.Device] | None = None
 ) -> pipeline_lib.Pipeline:
     """Loads a preset; every tensor goes from disk to its own place on the devices.
@@ -49,6 +50,8 @@ def load(
       decoder: "wan" (default) or "tiny", for presets with a second, faster decoder.
       aspect: Width over height of the video; its area stays the preset's.
       attention: How self-attention is computed, a name in `nn.attention.BACKENDS`.
+      matrices: How those of the transformer's blocks are stored and multiplied, a name in
+        `nn.quantization.KINDS`.
       placement: How devices share the work; one device by default.
       devices: Devices to use; the first ones by default, as many as the placement needs.
 
@@ -62,7 +65,10 @@ def load(
     weights = hub.resolve(weights)
     base = presets.get(preset)
     if base.motion is not None:
-        given = {"prompt": prompt, "decoder": decoder, "aspect": aspect, "attention": attention}
+        given = {
+            "prompt": prompt, "decoder": decoder, "aspect": aspect, "attention": attention,
+            "matrices": matrices,
+        }
         return _puppet(preset, weights, given, placement, devices)
     if decoder not in (None, *DECODERS):
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}.")
@@ -71,7 +77,9 @@ def load(
             f"preset {preset} comes without weights; name a folder of converted ones with "
             "--weights (python launch/convert.py makes it, part by part)."
         )
-    sized = part_files.preset_of(preset, weights).with_attention(attention)
+    sized = part_files.preset_of(preset, weights).with_execution(
+        attention=attention, matrices=matrices
+    )
     if aspect is not None:
         sized = pictures.with_aspect(sized, aspect)
     functions = streams.StreamFunctions(sized, tiny=decoder == "tiny")
@@ -86,7 +94,10 @@ def load(
     def read(name: str, mesh: Mesh) -> dict:
         # The speech encoder stays in float32: it is small, and its norms are delicate.
         dtype = "float32" if name in ("audio", *functions.components.vae.parts) else sized.dtype
-        return part_files.load(sized, weights, name, mesh, dtype)
+        loaded = part_files.load(sized, weights, name, mesh, dtype)
+        if name == "transformer" and sized.dit.matrices != quantization.FULL:
+            loaded = quantization.tree(loaded, functions.boxed()[name], sized.dit.matrices)
+        return loaded
 
     params = {name: read(name, meshes[0]) for name in names}
     params[streams.CONSTANTS] = text
@@ -145,7 +156,7 @@ def prepare(
     Args:
       preset: Name of the preset.
       weights: Folder with weights, or None.
-      options: Any of `OPTIONS`: prompt, decoder, aspect, attention (`load`), face
+      options: Any of `OPTIONS`: prompt, decoder, aspect, attention, matrices (`load`), face
         (`session.Session`), sampler ("student" or "teacher"); steps and guidance of the
         teacher.
       placement: How devices share the work; one device by default.

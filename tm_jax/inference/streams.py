@@ -93,6 +93,7 @@ class StreamFunctions:
         """See `pipeline.Functions`; what is constant is replicated."""
         parts = self.components.parts
         boxed = {name: parts_lib.of_preset(self.preset, name).boxed for name in parts}
+        boxed["transformer"] = transformer.boxed_shapes(self.preset.dit)
         vae = self.components.vae
         shapes = {"vae": boxed["vae"]}
         constants = jax.eval_shape(vae.constants, rules.unbox(shapes))

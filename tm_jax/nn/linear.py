@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from tm_jax.core import axes
 from tm_jax.nn import parameters
+from tm_jax.nn import quantization
 
 
 class Dense(nn.Module):
@@ -19,6 +20,7 @@ class Dense(nn.Module):
       dtype: Dtype of the product.
       bias: Whether to add a bias.
       zero: Start at zero, so that the layer's output is zero until trained.
+      stored: How the kernel is stored, a name in `quantization.KINDS`.
     """
 
     features: int
@@ -26,17 +28,24 @@ class Dense(nn.Module):
     dtype: jnp.dtype = jnp.float32
     bias: bool = True
     zero: bool = False
+    stored: str = quantization.FULL
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., features]."""
         init = nn.initializers.zeros if self.zero else nn.initializers.xavier_uniform()
-        kernel = self.param(
-            "kernel",
-            parameters.named(init, self.logical),
-            (x.shape[-1], self.features),
-        )
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        shape = (x.shape[-1], self.features)
+        if self.stored == quantization.FULL:
+            kernel = self.param("kernel", parameters.named(init, self.logical), shape)
+            y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        else:
+            def rounded(key, shape):
+                return quantization.quantise(init(key, shape), self.stored)[0]
+
+            kernel = self.param("kernel", parameters.named(rounded, self.logical), shape)
+            ones = parameters.named(nn.initializers.ones, (self.logical[1],))
+            scale = self.param(quantization.SCALE, ones, (self.features,))
+            y = quantization.dot(x.astype(self.dtype), kernel, scale, self.stored)
         if self.bias:
             zeros = parameters.named(nn.initializers.zeros, (self.logical[1],))
             y = y + self.param("bias", zeros, (self.features,)).astype(self.dtype)

@@ -98,7 +98,7 @@ def config(
 
 def sampled(preset: presets.Preset, stage: str, settings: Any) -> presets.Preset:
     """The preset with what a stage changes: attention, and the student's sampler and view."""
-    preset = preset.with_attention(getattr(settings, "attention", None))
+    preset = preset.with_execution(attention=getattr(settings, "attention", None))
     if stage not in _STUDENTS:
         return preset
     names = ("num_steps", "policy", "sink", "positions", "history", "keep", "temperature")
@@ -318,4 +318,4 @@ def _publish(
         sinks.write_safetensors(target, items, tensors, metadata=facts)
     with open(os.path.join(folder, "preset.json"), "w", encoding="utf-8") as stream:
         # How attention is computed depends on the machine.
-        json.dump(presets.settings(preset.with_attention("auto")), stream, indent=1)
+        json.dump(presets.settings(preset.with_execution(attention="auto")), stream, indent=1)

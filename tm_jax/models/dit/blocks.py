@@ -67,10 +67,12 @@ class CrossAttention(nn.Module):
         c, dtype = self.config, self.dtype
 
         def heads(zero=False):
-            return linear.Dense(c.width, (axes.EMBED, axes.HEADS), dtype, zero=zero)
+            return linear.Dense(
+                c.width, (axes.EMBED, axes.HEADS), dtype, zero=zero, stored=c.matrices
+            )
 
         self.q, self.norm_q = heads(), norms.RMSNorm(logical=axes.HEADS)
-        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype)
+        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype, stored=c.matrices)
         if c.text_width is not None:
             self.k, self.v, self.norm_k = heads(), heads(), norms.RMSNorm(logical=axes.HEADS)
         if c.image_width is not None:
@@ -154,7 +156,7 @@ class Block(nn.Module):
         c, dtype = self.config, self.dtype
 
         def heads():
-            return linear.Dense(c.width, (axes.EMBED, axes.HEADS), dtype)
+            return linear.Dense(c.width, (axes.EMBED, axes.HEADS), dtype, stored=c.matrices)
 
         self.modulation = self.param(
             "modulation",
@@ -164,11 +166,11 @@ class Block(nn.Module):
         self.q, self.k, self.v = heads(), heads(), heads()
         self.norm_q = norms.RMSNorm(logical=axes.HEADS)
         self.norm_k = norms.RMSNorm(logical=axes.HEADS)
-        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype)
+        self.o = linear.Dense(c.width, (axes.HEADS, axes.EMBED), dtype, stored=c.matrices)
         self.cross_norm = norms.LayerNorm()
         self.cross = CrossAttention(c, dtype)
-        self.mlp_in = linear.Dense(c.mlp_width, (axes.EMBED, axes.MLP), dtype)
-        self.mlp_out = linear.Dense(c.width, (axes.MLP, axes.EMBED), dtype)
+        self.mlp_in = linear.Dense(c.mlp_width, (axes.EMBED, axes.MLP), dtype, stored=c.matrices)
+        self.mlp_out = linear.Dense(c.width, (axes.MLP, axes.EMBED), dtype, stored=c.matrices)
 
     def context(self, text: jax.Array | None, image: jax.Array | None) -> dict:
         """See `CrossAttention.context`."""

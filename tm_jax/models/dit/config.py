@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.nn import attention
+from tm_jax.nn import quantization
 
 POSITIONS = ("window", "rollout", "absolute")
 
@@ -102,6 +103,8 @@ class DiTConfig:
         latents are changes from the reference picture and have this standard deviation;
         inputs and outputs are scaled by it, so that an untrained network already predicts
         the still picture (`preconditioning.py`).
+      matrices: How the matrices of the blocks are stored and multiplied, a name in
+        `quantization.KINDS`; those that are trained are "full".
       attention: How self-attention is computed, a name in `attention.BACKENDS`; weights are the
         same for all.
     """
@@ -128,12 +131,17 @@ class DiTConfig:
     modes: int = 2
     reference_std: float | None = None
     attention: str = attention.AUTO
+    matrices: str = quantization.FULL
 
     def __post_init__(self):
         if self.attention not in attention.BACKENDS:
             raise ValueError(
                 f"attention must be one of {', '.join(attention.BACKENDS)}, got "
                 f"{self.attention!r}."
+            )
+        if self.matrices not in quantization.KINDS:
+            raise ValueError(
+                f"matrices must be one of {', '.join(quantization.KINDS)}, got {self.matrices!r}."
             )
         if self.width % self.num_heads:
             raise ValueError(
