@@ -68,7 +68,8 @@ def costs() -> list[dict]:
              for n in (1, 2, 4) for p in ("clean", "per_step")]  # fmt: skip
     found += [{**plain, "batch": n} for n in (2, 4)]
     if _LENGTH.value:
-        found.append({**plain, "length": _LENGTH.value})
+        found.append({**plain, "preset": "pico", "length": _LENGTH.value})
+        found.append({**plain, "length": min(1000, _LENGTH.value)})
     large = {**plain, "preset": "wan-1.3b"}
     found += [{**large, "changes": {"side": side}} for side in (64, 128, 192)]
     return found
@@ -160,11 +161,14 @@ def cost_table(rows: list[dict]) -> str:
         r["preset"], str(r["side"]), str(r["steps"]), r["policy"], str(r["streams"]),
         tables.number(r["denoise_ms"], 1), tables.number(r["decode_ms"], 1),
         tables.number(r["chunk_ms"], 1), tables.number(r["chunk_ms"] / r["streams"], 1),
-    ] for r in rows if "chunk_ms_by_position" not in r]  # fmt: skip
+    ] for r in rows if "denoise_ms_by_position" not in r]  # fmt: skip
     text = "\n".join(tables.table(head, lines)).rstrip()
     for r in rows:
-        for position, spent in r.get("chunk_ms_by_position", {}).items():
-            text += f"\n\nChunk {int(position):,} of a stream of {r['preset']}: {spent:.1f} ms."
+        for position, spent in r.get("denoise_ms_by_position", {}).items():
+            text += (
+                f"\n\nDenoising chunk {int(position):,} of a stream of {r['preset']}: "
+                f"{spent:.2f} ms."
+            )
     return text
 
 

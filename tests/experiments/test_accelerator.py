@@ -44,7 +44,7 @@ def test_rows_of_figure_3():
             "sequence": 1, "devices": 1, "length": 30}  # fmt: skip
     row = stages.measure(case)
     assert row["transfer_ms"] < row["denoise_ms"] and row["chunk_ms"] > 0
-    assert row["chunk_ms_by_position"].keys() == {"10", "30"}
+    assert row["denoise_ms_by_position"].keys() == {"10", "30"}
     apart = stages.measure({**case, "layout": "disaggregated", "devices": 2, "length": 0})
     assert apart["layout"] == "disaggregated" and apart["streams"] == 1
     assert apart["overlap_efficiency"] > 0 and apart["share_of_allowed"] > 0
