@@ -201,15 +201,14 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
     if not _RENDER.value:
-        results["hardware"] = facts.hardware()
-        if "figure3" in _PARTS.value:
-            results["figure3"] = _by_devices(cases())
-        if "costs" in _PARTS.value:
-            results["costs"] = _by_devices(costs())
-        if "peaks" in _PARTS.value:
-            results["peaks"] = peaks()
-        results["compare"] = compare()
-        _RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        results |= {"hardware": facts.hardware(), "compare": compare()}
+        work = {
+            "figure3": lambda: _by_devices(cases()), "costs": lambda: _by_devices(costs()),
+            "peaks": peaks,
+        }  # fmt: skip
+        for part in _PARTS.value:
+            results[part] = work[part]()
+            _RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     text = [table(results["figure3"])]
     if results.get("costs"):
         text.append(cost_table(results["costs"]))
