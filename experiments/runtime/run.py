@@ -138,14 +138,14 @@ def compare() -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """The figure as a table."""
-    head = ["preset", "layout", "tokens shared by", "devices", *(f"{s}, ms" for s in _STAGES),
+    head = ["preset", "layout", "tokens shared by", "devices", "streams", *(f"{s}, ms" for s in _STAGES),
             "host waits, ms", "encode, ms", "chunk, ms", "overlap", "of what the machine allows"]
     lines = []
     for r in rows:
         shared = r["devices"] - (r["layout"] == "disaggregated") if r["sequence_parallel"] else 1
         lines.append([
             f"{r['preset']} ({r['layers']} layers of {r['width']}, {r['side']}²)", r["layout"],
-            str(shared), str(r["devices"]), *(tables.number(r[f"{s}_ms"], 1) for s in _STAGES),
+            str(shared), str(r["devices"]), str(r["streams"]), *(tables.number(r[f"{s}_ms"], 1) for s in _STAGES),
             tables.number(r["wait_ms"], 1), tables.number(r["encode_ms"], 1),
             tables.number(r["chunk_ms"], 1), tables.number(r["overlap_efficiency"]),
             tables.share(r["share_of_allowed"]),
