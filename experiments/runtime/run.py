@@ -109,12 +109,12 @@ def peaks() -> dict:
     """TFLOP/s of a large product and GB/s of a large sum on the first device."""
     code = (
         "import json, jax, jax.numpy as jnp\n"
-        "from experiments.accelerator import run\n"
+        "from experiments.accelerator import measure\n"
         "x = jnp.ones(1 << 26, jnp.float32)\n"
         "add = jax.jit(lambda x: x + 1)\n"
-        "spent, _ = run.median_ms(lambda: add(x).block_until_ready(), 5)\n"
+        "spent, _ = measure.median_ms(lambda: add(x).block_until_ready(), 5)\n"
         "print('ROW ' + json.dumps({'device': jax.devices()[0].device_kind,\n"
-        "    'matmul_tflops_float32': run.peak('float32'),\n"
+        "    'matmul_tflops_float32': measure.peak('float32'),\n"
         "    'bandwidth_gbps': 2 * x.nbytes / spent / 1e6}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(_HERE.parents[1])}

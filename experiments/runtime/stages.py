@@ -14,7 +14,7 @@ import av
 import jax
 import numpy as np
 
-from experiments.accelerator import run as accelerator
+from experiments.accelerator import measure as accelerator
 from experiments.parity import reduced
 from tm_jax.configs import presets
 from tm_jax.inference import pipeline as pipeline_lib

@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from experiments.accelerator import run as accelerator
+from experiments.accelerator import measure as accelerator
 from experiments.runtime import stages
 from tm_jax.configs import presets
 from tm_jax.inference import streams
@@ -17,7 +17,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 def test_a_row_of_the_accelerator():
     preset = presets.get("pico").with_student(policy="per_step").with_execution(attention="xla")
     params = accelerator.draw(streams.StreamFunctions(preset))
-    row = accelerator.measure(preset, params, False, 2, 1.0)
+    row = accelerator.row(preset, params, False, 2, 1.0)
     assert row["finite"] and row["passes"] == 2 and row["attention"] == "xla"
     assert 0 < row["pass_ms"] < row["denoise_ms"] and row["frames_per_s"] > 0
     # What it counts is what is run.

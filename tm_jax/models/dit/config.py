@@ -103,10 +103,10 @@ class DiTConfig:
         latents are changes from the reference picture and have this standard deviation;
         inputs and outputs are scaled by it, so that an untrained network already predicts
         the still picture (`preconditioning.py`).
-      matrices: How the matrices of the blocks are stored and multiplied, a name in
-        `quantization.KINDS`; those that are trained are "full".
       attention: How self-attention is computed, a name in `attention.BACKENDS`; weights are the
         same for all.
+      matrices: How the matrices of the blocks are stored and multiplied, a name in
+        `quantization.KINDS`; those that are trained are "full".
     """
 
     width: int
