@@ -58,6 +58,24 @@ def _batches(seed):
     return data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
 
 
+def _watched(before_each):
+    """Input that calls a function before each batch."""
+
+    class Watched:
+        def __init__(self, seed):
+            self._inner = iter(_batches(seed))
+            self.get_state, self.set_state = self._inner.get_state, self._inner.set_state
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            before_each()
+            return next(self._inner)
+
+    return Watched
+
+
 def _init(key):
     box = nn.LogicallyPartitioned(jax.random.normal(key, (4, 4)), (axes.EMBED, axes.MLP))
     return {"kernel": box}
@@ -117,22 +135,7 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, at):
     os.makedirs(os.path.join(folder, f"{_STEPS - 1}.orbax-checkpoint-tmp-7", "state"))
     seen = []
 
-    def counted(seed):
-        for_resume = iter(_batches(seed))
-
-        class Counting:
-            get_state, set_state = for_resume.get_state, for_resume.set_state
-
-            def __iter__(self):
-                return self
-
-            def __next__(self):
-                seen.append(1)
-                return next(for_resume)
-
-        return Counting()
-
-    resumed = loop.run(_stage(batches=counted), str(tmp_path), _STEPS, _ONCE)
+    resumed = loop.run(_stage(batches=_watched(lambda: seen.append(1))), str(tmp_path), _STEPS, _ONCE)
     assert len(seen) == _STEPS - at  # It did not start again from zero.
     np.testing.assert_array_equal(resumed["kernel"], uninterrupted[0])
 
@@ -320,26 +323,14 @@ def test_a_trace_of_the_profiler(tmp_path, monkeypatch, ask):
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(seen)))
     seen = []
 
-    def batches(seed):
-        inner = iter(_batches(seed))
-
-        class Counting:
-            get_state, set_state = inner.get_state, inner.set_state
-
-            def __iter__(self):
-                return self
-
-            def __next__(self):
-                seen.append(1)
-                if ask == "signal" and len(seen) == 3:
-                    signal.raise_signal(signal.SIGUSR1)
-                return next(inner)
-
-        return Counting()
+    def before_each():
+        seen.append(1)
+        if ask == "signal" and len(seen) == 3:
+            signal.raise_signal(signal.SIGUSR1)
 
     first = 3 if ask == "setting" else 0
     config = dataclasses.replace(_ONCE, profile=first, profile_updates=2)
-    loop.run(_stage(batches=batches), str(tmp_path), 6, config)
+    loop.run(_stage(batches=_watched(before_each)), str(tmp_path), 6, config)
     # Of the third and fourth update.
     assert calls == [str(tmp_path / "toy" / "profile"), 4]
 

@@ -1,5 +1,6 @@
 """Names and sizes of the leaves of a parameter tree."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -17,9 +18,9 @@ def key_name(key: Any) -> str:
     return str(key)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Maps 'a/b/c' to each leaf of a tree."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Maps 'a/b/c' to each leaf of a tree; `is_leaf` is that of `jax.tree.map`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
     return {"/".join(map(key_name, path)): leaf for path, leaf in leaves}
 
 

@@ -52,27 +52,22 @@ def tree(params: Any, wanted: Any, kind: str) -> dict:
     """Parameters of a module with the matrices in eight bits that it wants so.
 
     Args:
-      params: Its parameters in full; each is let go as soon as it has been converted.
+      params: Its parameters in full; matrices that are converted are used up.
       wanted: Boxed shapes of the parameters in eight bits.
       kind: "int8" or "float8".
 
     Returns:
       The tree like `wanted`, without boxes, each leaf placed as the one that it is made of.
     """
-    flat, found = trees.flatten(params), {}
-    del params
+    flat, names, found = trees.flatten(params), trees.flatten(nn.meta.unbox(wanted)), {}
     convert = jax.jit(lambda kernel: quantise(kernel, kind), donate_argnums=0)
-    for name in trees.flatten(nn.meta.unbox(wanted)):
+    for name in names:
         module, _, last = name.rpartition("/")
         if last == SCALE:
             continue
         value = flat.pop(name)
-        if f"{module}/{SCALE}" in _names(wanted) and last == _KERNEL:
+        if f"{module}/{SCALE}" in names and last == _KERNEL:
             found[name], found[f"{module}/{SCALE}"] = convert(value)
         else:
             found[name] = value
     return trees.unflatten(found)
-
-
-def _names(wanted: Any) -> set[str]:
-    return set(trees.flatten(nn.meta.unbox(wanted)))

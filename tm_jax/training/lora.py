@@ -260,11 +260,7 @@ def _learns_in_full(config: LoraConfig, boxes: dict) -> set[str]:
 def _flatten(boxed: Any) -> dict[str, Any]:
     """Like `trees.flatten`, the boxes left as they are."""
 
-    def is_box(x):
-        return isinstance(x, nn.meta.AxisMetadata)
-
-    leaves = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
-    return {"/".join(map(trees.key_name, path)): leaf for path, leaf in leaves}
+    return trees.flatten(boxed, lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
 def _module(name: str) -> str:

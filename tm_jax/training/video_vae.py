@@ -20,9 +20,9 @@ from tm_jax.configs import presets
 from tm_jax.core import pixels as pixels_lib
 from tm_jax.data import frame_store
 from tm_jax.models.vae.small import config as config_lib
-from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
 from tm_jax.models.vae.small import network
+from tm_jax.nn import storage
 from tm_jax.parallel import rules
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
@@ -126,7 +126,7 @@ def loss(
     warped, residual, flow = _apply(model, params, "decode_raw", z, state)
     change = jnp.abs(frames - picture[:, None]).mean(-1, keepdims=True)
     weight = 1 + config.moving_weight * jnp.minimum(4 * change, 1)
-    error, moved = layers.once(warped + residual - frames), layers.once(warped - frames)
+    error, moved = storage.once(warped + residual - frames), storage.once(warped - frames)
     total = jnp.mean(weight * _rounded(error, config.corner))
     down = weight[:, :, 1:] * _rounded(jnp.diff(error, axis=2), config.corner)
     right = weight[:, :, :, 1:] * _rounded(jnp.diff(error, axis=3), config.corner)

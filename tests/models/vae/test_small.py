@@ -177,17 +177,6 @@ def test_the_slope_of_the_warp_is_that_of_finite_differences():
         assert abs(expected) > 1e-2
 
 
-def test_what_is_stored_once_is_the_same():
-    """Also of numbers that are not finite; and the compiler keeps the border."""
-    x = jnp.asarray([[jnp.inf, -0.0, jnp.nan], [1.5, -jnp.inf, 3e38]])
-    chain = jax.jit(lambda x: jnp.flip(layers.once(2 * x) + 1))
-    np.testing.assert_array_equal(chain(x), jnp.flip(2 * x + 1))
-    np.testing.assert_array_equal(jax.vmap(layers.once)(-x), -x)
-    slope = jax.grad(lambda x: jnp.sum(jnp.sin(layers.once(3 * x))))(x[1])
-    np.testing.assert_array_equal(slope, jax.grad(lambda x: jnp.sum(jnp.sin(3 * x)))(x[1]))
-    assert " while(" in chain.lower(x).compile().as_text()
-
-
 def test_cells_are_the_way_back():
     x = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
     cells = layers.to_cells(jnp.asarray(x), 4)

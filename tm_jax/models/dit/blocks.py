@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.core import axes
-from tm_jax.core import target
 from tm_jax.models.dit import config as config_lib
 from tm_jax.nn import attention
 from tm_jax.nn import linear
 from tm_jax.nn import norms
 from tm_jax.nn import parameters
+from tm_jax.nn import storage
 
 _TOKENS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.WIDTH)
 _HEADS = (axes.BATCH, axes.FRAMES, axes.TOKENS, axes.HEADS, None)
@@ -35,18 +35,12 @@ class KeyValue:
 
 
 def _residual(x, update):
-    """Adds to the residual stream and writes the sum to memory.
+    """Adds to the residual stream and stores the sum.
 
-    Without such a border XLA's CPU backend fuses the sums of all layers into each of their
-    readers and computes them anew there: a gradient of seven layers took 14 s instead of
-    under 2. An optimization barrier is taken away before fusion runs; a branch on a value
-    that is only known at run time stays.
+    Otherwise XLA's CPU backend computes the sums of all layers anew in each of their readers: a
+    gradient of seven layers took 14 s instead of under 2.
     """
-    x = nn.with_logical_constraint((x + update).astype(x.dtype), _TOKENS)
-    if target.platform() != "cpu":
-        return x
-    always = x[0, 0, 0, 0] < jnp.inf
-    return jax.lax.cond(always, lambda y: y, lambda y: -y, x)
+    return storage.once(nn.with_logical_constraint((x + update).astype(x.dtype), _TOKENS))
 
 
 class CrossAttention(nn.Module):

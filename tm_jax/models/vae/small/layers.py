@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tm_jax.core import target
 from tm_jax.nn import linear
 
 
@@ -82,37 +81,6 @@ class Blocks(nn.Module):
         for i in range(self.depth):
             x = Block(self.expansion, self.dtype, name=f"block_{i}")(x)
         return x
-
-
-@jax.custom_vjp
-def once(x: jax.Array) -> jax.Array:
-    """The same array, stored before anything reads it; likewise its gradient.
-
-    XLA's CPU compiler otherwise repeats a chain of cheap operations in every program that reads
-    its result, in an order of memory that suits the reader: a quarter of a training step.
-    """
-    return _stored(x)
-
-
-def _stored(x):
-    """A loop that never runs: the only border that the compiler keeps while it fuses."""
-    if target.platform() != "cpu":
-        return x
-    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    first = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], bits)
-    never = first * (first + 1) % 2 == 1  # Of two neighbours one is even.
-    return jax.lax.while_loop(lambda c: c[0], lambda c: (c[0] & False, -c[1]), (never, x))[1]
-
-
-def _once_forward(x):
-    return once(x), None
-
-
-def _once_backward(_, gradient):
-    return (_stored(gradient),)
-
-
-once.defvjp(_once_forward, _once_backward)
 
 
 def resize(x: jax.Array, side: int) -> jax.Array:

@@ -17,6 +17,7 @@ from tm_jax.core import shapes
 from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
+from tm_jax.nn import storage
 
 STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
 
@@ -180,7 +181,7 @@ class Decoder(nn.Module):
         y = y + layers.dense(c.paint_width, "moved", dtype)(x)
         y = layers.Blocks(c.paint_depth, c.expansion, dtype, name="paint")(y)
         residual = self._pixels(y, "residual", c.cell)
-        seen = abreast(layers.once(moved + residual), c.cell // 2).astype(dtype)
+        seen = abreast(storage.once(moved + residual), c.cell // 2).astype(dtype)
         y = layers.dense(4 * c.refine_width, "up_4", dtype)(y)
         y = layers.from_cells(y, 2) + layers.dense(c.refine_width, "painted", dtype)(seen)
         y = layers.Blocks(c.refine_depth, c.expansion, dtype, name="refine")(y)
@@ -331,7 +332,7 @@ class SmallVAE(nn.Module):
         t = sizes["F"] // length
         flow = motion.estimate(state.picture, frames)
         change = frames - layers.warp(state.picture, layers.resize(flow, motion.PLACE))
-        change = layers.once(change)
+        change = storage.once(change)
         change, flow = (x.reshape(b * t, length, *x.shape[2:]) for x in (change, flow))
         z = self.encoder(change, flow, jnp.repeat(state.fine, t, 0))
         return z.astype(jnp.float32).reshape(b, t, *z.shape[1:])
