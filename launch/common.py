@@ -9,6 +9,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from tm_jax.core import huge_pages
+
 
 def run(name: str, main: Callable[[], None]) -> None:
     """Parses the flags and runs a launcher's work.
@@ -21,6 +23,8 @@ def run(name: str, main: Callable[[], None]) -> None:
       name: Name of the launcher, which opens its error lines.
       main: The work, after the flags are parsed.
     """
+    if main.__module__ == "__main__":  # Not where a test calls it.
+        huge_pages.restart()
 
     def parse(argv: list[str]) -> list[str]:
         try:

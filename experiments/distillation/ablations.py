@@ -30,6 +30,7 @@ from tm_jax.checkpoints import files
 from tm_jax.configs import overrides
 from tm_jax.configs import presets
 from tm_jax.configs import puppet as networks
+from tm_jax.core import huge_pages
 from tm_jax.data.corpus import speech
 from tm_jax.evaluation import facts
 from tm_jax.training import puppet_source
@@ -260,5 +261,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     define_flags()
     app.run(main)

@@ -32,6 +32,7 @@ from experiments.parity import run
 from experiments.parity import transformer
 from tm_jax.checkpoints import loading
 from tm_jax.checkpoints import parts
+from tm_jax.core import huge_pages
 from tm_jax.models.vae.wan import autoencoder
 from tm_jax.models.vae.wan import config as vae_config
 
@@ -257,4 +258,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     app.run(main)

@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
+from tm_jax.core import huge_pages
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import tables
 
@@ -224,4 +225,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     app.run(main)

@@ -22,6 +22,7 @@ from tensorboardX.proto import event_pb2
 
 from experiments.parity import reduced
 from tm_jax.configs import presets
+from tm_jax.core import huge_pages
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import tables
 
@@ -208,4 +209,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     app.run(main)

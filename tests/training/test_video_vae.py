@@ -152,11 +152,37 @@ def test_moving_pixels_weigh_more(model, clips, initial):
     small[patch] += 20
     large[patch] += 40
     value = lambda x, w: float(video_vae.loss(
-        model, dataclasses.replace(_CONFIG, moving_weight=w), initial, x, jax.random.key(0)
+        model, dataclasses.replace(_CONFIG, moving_weight=w, unseen_weight=0.0), initial, x,
+        jax.random.key(0),
     )[0])
     plain = value(large, 0.0) / value(small, 0.0)
     weighted = value(large, 8.0) / value(small, 8.0)
     assert weighted > 1.2 * plain
+
+
+def test_what_the_moved_picture_misses_weighs_more(model, clips, monkeypatch):
+    """A patch that it misses, of a square that it moves well."""
+    frames = jnp.asarray(clips[:, 1:], jnp.float32) / 127.5 - 1
+    patch = (slice(None), slice(None), slice(48, 60), slice(4, 60))
+    moved = frames.at[patch].add(0.3)
+    flow = jnp.zeros((*frames.shape[:2], 16, 16, 2))
+    results = {"look": None, "encode_raw": jnp.zeros((2, 1, 2, 2, 4))}
+
+    def value(warped, residual, w):
+        results["decode_raw"] = (warped, residual, flow)
+        monkeypatch.setattr(video_vae, "_apply", lambda model, params, name, *a: results[name])
+        config = dataclasses.replace(
+            _CONFIG, unseen_weight=w, flow_weight=0.0, pooled_weight=0.0, motion_weight=0.0
+        )
+        return float(video_vae.loss(model, config, {}, clips, jax.random.key(0))[0])
+
+    assert value(moved, 0.0, 16.0) > 1.5 * value(moved, 0.0, 0.0)
+    # An error where it is right costs less instead: the mean weight is the same.
+    elsewhere = jnp.zeros_like(frames).at[:, :, :12].set(0.1).at[patch].set(-0.3)
+    assert value(moved, elsewhere, 16.0) < value(moved, elsewhere, 0.0)
+    # Where the picture is not moved at all, no pixel is the exception.
+    still = jnp.broadcast_to(jnp.asarray(clips[:, :1], jnp.float32) / 127.5 - 1, frames.shape)
+    assert value(still, 0.0, 16.0) == value(still, 0.0, 0.0)
 
 
 def test_psnr_of_a_known_error():
