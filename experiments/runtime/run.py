@@ -26,7 +26,9 @@ _PRESETS = flags.DEFINE_list("presets", ["nano-video", "wan-1.3b", "tm-18b"], "P
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4"], "Numbers of devices.")
 _REPEATS = flags.DEFINE_integer("repeats", 8, "Timed chunks of a row.", lower_bound=2)
 _LENGTH = flags.DEFINE_integer("length", 10_000, "Chunks of the longest stream; 0: none.")
-_PARTS = flags.DEFINE_list("parts", ["figure3", "costs", "peaks"], "What to measure.")
+_PARTS = flags.DEFINE_list(
+    "parts", ["figure3", "costs", "peaks", "training"], "What to measure."
+)
 _RENDER = flags.DEFINE_bool("render", False, "Measure nothing, render what is there.")
 
 _HERE = pathlib.Path(__file__).parent
@@ -126,6 +128,35 @@ def peaks() -> dict:
     return {k: v if isinstance(v, str) else round(v, 2) for k, v in json.loads(line[4:]).items()}
 
 
+def training() -> list[dict]:
+    """Updates of the small preset's stages, in pages of memory of 4 KiB and in large ones."""
+    found = []
+    for size, pages in enumerate(("4 KiB", "large")):
+        environment = {
+            **os.environ, "PYTHONPATH": str(_HERE.parents[1]),
+            "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={size}",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.runtime.training", str(_REPEATS.value)],
+            capture_output=True, text=True, env=environment, cwd=_HERE.parents[1],
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
+        lines = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
+        found += [{"pages": pages, **json.loads(line)} for line in lines]
+    return found
+
+
+def training_table(rows: list[dict]) -> str:
+    """Updates of stages."""
+    head = ["stage", "pages of memory", "update, ms", "page faults", "TFLOP/s", "of a large product's"]
+    lines = [[
+        r["stage"], r["pages"], tables.number(r["update_ms"], 0), f"{r['page_faults']:,}",
+        tables.number(r["tflops"], 3), tables.share(r["of_peak"]),
+    ] for r in sorted(rows, key=lambda r: (r["stage"], r["pages"]))]  # fmt: skip
+    return "**Training of nano-video**, one update.\n\n" + "\n".join(tables.table(head, lines)).rstrip()
+
+
 def compare() -> list[dict]:
     """Ratios to PyTorch's fastest way, from experiments/parity/speed.json; above 1 ours is
     faster."""
@@ -205,7 +236,7 @@ def main(argv):
         results |= {"hardware": facts.hardware(), "compare": compare()}
         work = {
             "figure3": lambda: _by_devices(cases()), "costs": lambda: _by_devices(costs()),
-            "peaks": peaks,
+            "peaks": peaks, "training": training,
         }  # fmt: skip
         for part in _PARTS.value:
             results[part] = work[part]()
@@ -219,6 +250,8 @@ def main(argv):
             f"{results['hardware']}: {p['matmul_tflops_float32']:.2f} TFLOP/s in large float32 "
             f"products, {p['bandwidth_gbps']:.0f} GB/s."
         )
+    if results.get("training"):
+        text.append(training_table(results["training"]))
     tables.put(_HERE / "README.md", "\n\n".join(text))
     plot(results["figure3"], _HERE / "figure3.svg")
     print("\n\n".join(text))
