@@ -35,7 +35,7 @@ class SmallVAEConfig:
     decoder_depths: tuple[int, int, int] = (1, 2, 4)
     paint_width: int = 128
     paint_depth: int = 2
-    refine_width: int = 64
+    refine_width: int = 96
     refine_depth: int = 2
     expansion: int = 2
     frames_per_latent: int = 4

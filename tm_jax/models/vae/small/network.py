@@ -1,6 +1,7 @@
 """Video autoencoder with a reference picture: a latent encodes how 4 frames differ from it.
 
-The decoder warps the reference picture by a flow that it predicts, and adds a residual. Identity,
+The decoder warps the reference picture by a flow that it predicts, fades it where something else
+is seen, such as a lid over an eye, and adds a residual. Identity,
 background and clothes come from the picture and need no latents. Every latent is encoded from its
 own four frames and decoded with the one before it as context, so a stream of any chunks gives the
 same as the whole clip. Everything is learned from pixels.
@@ -181,17 +182,21 @@ class Decoder(nn.Module):
         y = y + layers.dense(c.paint_width, "moved", dtype)(x)
         y = layers.Blocks(c.paint_depth, c.expansion, dtype, name="paint")(y)
         residual = self._pixels(y, "residual", c.cell)
-        seen = abreast(storage.once(moved + residual), c.cell // 2).astype(dtype)
+        painted = storage.once(moved + residual)
+        seen = abreast(painted, c.cell // 2).astype(dtype)
         y = layers.dense(4 * c.refine_width, "up_4", dtype)(y)
         y = layers.from_cells(y, 2) + layers.dense(c.refine_width, "painted", dtype)(seen)
         y = layers.Blocks(c.refine_depth, c.expansion, dtype, name="refine")(y)
+        # To take lines away by adding to them, features would have to carry every pixel.
+        fade = jnp.tanh(self._pixels(y, "fade", c.cell // 2, 1))
+        residual = residual - fade * painted
         residual = residual + self._pixels(y, "refined", c.cell // 2)
         return warped, residual.reshape(warped.shape), flow
 
-    def _pixels(self, x, name, side):
-        """Features [N, H / side, W / side, .] to four pictures, float32 [N, 4, H, W, 3]."""
+    def _pixels(self, x, name, side, channels=3):
+        """Features [N, H / side, W / side, .] to four pictures, float32 [N, 4, H, W, channels]."""
         length = self.config.frames_per_latent
-        x = layers.dense(length * 3 * side**2, name, self.dtype, zero=True)(x)
+        x = layers.dense(length * channels * side**2, name, self.dtype, zero=True)(x)
         x = jnp.moveaxis(x.reshape(*x.shape[:3], length, -1), 3, 1)
         return layers.from_cells(x, side).astype(jnp.float32)
 
