@@ -13,7 +13,8 @@ from tm_jax.models.vae.small import network
 
 _CONFIG = config_lib.PRESETS["pico"]
 _SIDE, _LATENTS, _STREAMS = 64, 4, 2
-_ATOL = 1e-4  # Measured 4e-5: random weights amplify rounding (in float64 it is 0).
+_ATOL = 1e-3  # Measured 3.2e-4: random weights amplify rounding (in float64 it is 0).
+_CHANGED = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +85,11 @@ def test_later_frames_do_not_change_earlier_ones(run, whole, clip):
     changed[:, 9:] = -changed[:, 9:]  # From latent 3 on.
     latents = np.asarray(run("encode", changed))
     np.testing.assert_allclose(latents[:, :3], whole[0][:, :3], rtol=0, atol=_ATOL)
-    assert np.abs(latents[:, 3:] - whole[0][:, 3:]).max() > 100 * _ATOL
+    assert np.abs(latents[:, 3:] - whole[0][:, 3:]).max() > _CHANGED
     _, state = run("begin", clip[:, 0])
     frames, _ = run("decode_chunk", latents[:, 1:], state)
     np.testing.assert_allclose(frames[:, :8], whole[1][:, :8], rtol=0, atol=_ATOL)
-    assert np.abs(frames[:, 8:] - whole[1][:, 8:]).max() > 100 * _ATOL
+    assert np.abs(frames[:, 8:] - whole[1][:, 8:]).max() > _CHANGED
 
 
 def test_a_latent_is_decoded_with_the_one_before(run, whole, clip):
@@ -96,7 +97,7 @@ def test_a_latent_is_decoded_with_the_one_before(run, whole, clip):
     z = whole[0][:, 1:3]
     alone, _ = run("decode_chunk", z[:, 1:], state)
     together, _ = run("decode_chunk", z, state)
-    assert np.abs(np.asarray(alone) - np.asarray(together)[:, 4:]).max() > 100 * _ATOL
+    assert np.abs(np.asarray(alone) - np.asarray(together)[:, 4:]).max() > _CHANGED
 
 
 def test_latent_zero_is_that_of_the_still_picture(run, whole, clip):
@@ -115,13 +116,13 @@ def test_streams_of_a_batch_are_independent(run, whole, clip):
     _, state = run("begin", clip[1:, 0])
     frames, _ = run("decode_chunk", latents[:, 1:], state)
     np.testing.assert_allclose(frames, whole[1][1:], rtol=0, atol=_ATOL)
-    assert np.abs(whole[1][0] - whole[1][1]).max() > 100 * _ATOL
+    assert np.abs(whole[1][0] - whole[1][1]).max() > _CHANGED
 
 
 def test_silent_layers_show_the_reference(model, run, params, clip):
     """Without flow and residual every frame is the picture."""
     silent = {**params, "decoder": dict(params["decoder"])}
-    for name in ("flow", "residual", "refined"):
+    for name in ("flow", "residual", "fade", "refined"):
         silent["decoder"][name] = jax.tree.map(jnp.zeros_like, params["decoder"][name])
     apply = jax.jit(lambda *x: model.apply({"params": silent}, *x, method=model.decode_chunk))
     _, state = run("begin", clip[:, 0])

@@ -1,10 +1,10 @@
 """Video autoencoder with a reference picture: a latent encodes how 4 frames differ from it.
 
 The decoder warps the reference picture by a flow that it predicts, fades it where something else
-is seen, such as a lid over an eye, and adds a residual. Identity,
-background and clothes come from the picture and need no latents. Every latent is encoded from its
-own four frames and decoded with the one before it as context, so a stream of any chunks gives the
-same as the whole clip. Everything is learned from pixels.
+is seen, such as a lid over an eye, and adds a residual. Identity, background and clothes come from
+the picture and need no latents. Every latent is encoded from its own four frames and decoded with
+the one before it as context, so a stream of any chunks gives the same as the whole clip. Everything
+is learned from pixels.
 """
 
 import dataclasses
