@@ -9,8 +9,6 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from tm_jax.core import huge_pages
-
 
 def run(name: str, main: Callable[[], None]) -> None:
     """Parses the flags and runs a launcher's work.
@@ -24,6 +22,8 @@ def run(name: str, main: Callable[[], None]) -> None:
       main: The work, after the flags are parsed.
     """
     if main.__module__ == "__main__":  # Not where a test calls it.
+        from tm_jax.core import huge_pages  # A launcher has found the package by now.
+
         huge_pages.restart()
 
     def parse(argv: list[str]) -> list[str]:
