@@ -21,10 +21,6 @@ def run(name: str, main: Callable[[], None]) -> None:
       name: Name of the launcher, which opens its error lines.
       main: The work, after the flags are parsed.
     """
-    if main.__module__ == "__main__":  # Not where a test calls it.
-        from tm_jax.core import huge_pages  # A launcher has found the package by now.
-
-        huge_pages.restart()
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -3,8 +3,8 @@
 #
 #   prepare_environment [extra ...]
 #
-# sets TM_JAX_PYTHON, PYTHONPATH and GLIBC_TUNABLES. It installs once: a stamp in the environment
-# says what it holds, and a second call only compares it.
+# sets TM_JAX_PYTHON and PYTHONPATH. It installs once: a stamp in the environment says
+# what it holds, and a second call only compares it.
 #
 #   TM_JAX_VENV    folder of the environment; .venv beside setup.py by default
 #   TM_JAX_EXTRAS  more extras of setup.py, such as "cuda12" or "corpus,plots"
@@ -173,6 +173,4 @@ prepare_environment() {
   # shellcheck disable=SC2034  # For the script that sources this file.
   TM_JAX_PYTHON="$venv/bin/python"
   export PYTHONPATH="$TM_JAX_ROOT${PYTHONPATH:+:$PYTHONPATH}"
-  # Large pages of memory; tm_jax/core/huge_pages.py says why.
-  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }

@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
 from launch import weights
 from tm_jax.configs import overrides, stored
 from tm_jax.configs import presets
+from tm_jax.core import huge_pages
 from tm_jax.checkpoints import hub
 
 STAGES = ("vae", "locator", "audio", "speech", "motion", "teacher", "student", "distill")
@@ -214,4 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     common.run("train", main)

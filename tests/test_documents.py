@@ -74,7 +74,7 @@ def test_a_page_names_what_exists(page):
 
 @pytest.mark.parametrize("path", sorted(_ROOT.glob("launch/*.py")), ids=lambda path: path.stem)
 def test_a_launcher_starts_from_any_folder(path, tmp_path):
-    if 'if __name__ == "__main__"' not in path.read_text(encoding="utf-8"):
+    if "__main__" not in path.read_text(encoding="utf-8"):
         return  # A module of launchers.
     done = subprocess.run(
         [sys.executable, str(path), "--helpshort"], cwd=tmp_path, capture_output=True, text=True

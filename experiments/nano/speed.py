@@ -25,7 +25,6 @@ import numpy as np
 from PIL import Image
 
 import tm_jax
-from tm_jax.core import huge_pages
 from tm_jax.data.synthetic import characters
 from tm_jax.evaluation import facts
 from tm_jax.inference import loading
@@ -302,5 +301,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
     app.run(main)

@@ -15,9 +15,9 @@ from absl import flags
 import matplotlib
 
 matplotlib.use("agg")
+matplotlib.rcParams["svg.hashsalt"] = "figure3"  # The same rows, the same file.
 from matplotlib import pyplot
 
-from tm_jax.core import huge_pages
 from tm_jax.evaluation import facts
 from tm_jax.evaluation import tables
 
@@ -224,7 +224,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
         axis.set_ylabel("ms")
     axes[0][0].legend()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
@@ -258,5 +258,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
     app.run(main)
