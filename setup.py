@@ -17,6 +17,7 @@ EXTRAS = {
     ],
     "text": ["tokenizers>=0.21,<0.24", "sentencepiece>=0.2,<0.3", "ftfy>=6.3,<7"],
     "remote": ["fsspec>=2025.3"],
+    "ray": ["ray[data]>=2.50,<3"],
     "hub": ["huggingface_hub>=2.4,<3"],
     "serve": ["aiohttp>=3.10,<4", "prometheus_client>=0.21,<1"],
     "webrtc": ["aiohttp>=3.10,<4", "prometheus_client>=0.21,<1", "aiortc>=1.14,<2"],

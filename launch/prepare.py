@@ -3,12 +3,16 @@
   python launch/prepare.py --videos=FOLDER --preset=wan-1.3b --weights=FOLDER --out=examples
   python launch/prepare.py --synthetic=60 --preset=wan-1.3b --weights=FOLDER --out=examples
 
+  python launch/prepare.py --engine=ray --workers=16 --encoders=8 --videos=... --out=...
+
 Every video becomes clips of one face with its sound; what is no use is left out, and
 OUT/manifest.json says why. The same command goes on where it was stopped. --dry_run reads the
-videos and tells what would be used.
+videos and tells what would be used. --engine=ray does the work on the machines of a Ray cluster,
+which all see the videos and the weights under the same paths; the result is the same.
 """
 
 from typing import Any
+import functools
 import json
 import pathlib
 import pprint
@@ -57,6 +61,20 @@ _OVERLAP = flags.DEFINE_float("overlap", 0.0, "Seconds that a clip shares with t
 _WORKERS = flags.DEFINE_integer(
     "workers", 1, "Processes that read videos; 0 reads in the process that encodes.",
     lower_bound=0,
+)
+_ENGINE = flags.DEFINE_enum(
+    "engine", "local", ("local", "ray"), "Who reads and encodes: this machine, or a Ray cluster "
+    "(extra ray).",
+)
+_ADDRESS = flags.DEFINE_string(
+    "ray_address", None, "The cluster, as ray.init takes it (auto, ray://HOST:10001); by default "
+    "RAY_ADDRESS, else one that is started here.",
+)
+_ENCODERS = flags.DEFINE_integer(
+    "encoders", 1, "Processes of a Ray cluster that encode, one a GPU.", lower_bound=1
+)
+_GPUS = flags.DEFINE_float(
+    "encoder_gpus", None, "GPUs of each; by default one if the cluster has some.", lower_bound=0
 )
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips encoded at once.", lower_bound=1)
 _SHARD = flags.DEFINE_integer(
@@ -158,7 +176,15 @@ def main() -> None:
     from tm_jax.inference import clip_encoder
 
     options: dict[str, Any] = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
-    encoder = clip_encoder.load(_PRESET.value, _WEIGHTS.value, **options)
+    load = functools.partial(clip_encoder.load, _PRESET.value, _WEIGHTS.value, **options)
+    encoder, engine = load(), None
+    if _ENGINE.value == "ray":
+        from tm_jax.data import ray_engine
+
+        engine = ray_engine.RayEngine(
+            make_encoder=load, readers=max(1, _WORKERS.value), encoders=_ENCODERS.value,
+            gpus=_GPUS.value, address=_ADDRESS.value,
+        )
     # Weights may be of another size than their preset.
     config = _config(encoder.height, encoder.width, preset.timing)
     side = max(64, min(encoder.height, encoder.width) // 2 * 2)
@@ -168,7 +194,7 @@ def main() -> None:
         summary = prepare.prepare(
             videos, _OUT.value, config, encoder, preset=_PRESET.value, batch=_BATCH.value,
             workers=_WORKERS.value, limit=_LIMIT.value, shard_examples=_SHARD.value,
-            progress=bar,
+            progress=bar, engine=engine,
         )
     finally:
         bar.close()

@@ -4,7 +4,7 @@
 #   launch/test.sh [-k expression] [tests/core ...]
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment test reference plots text hub remote serve webrtc agent livekit browser prepare
+prepare_environment test reference plots text hub remote ray serve webrtc agent livekit browser prepare
 cd -- "$TM_JAX_ROOT"
 # Tests share a device with whatever else runs on it.
 export XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"

@@ -20,6 +20,7 @@ import tm_jax
 from tm_jax.data import clips
 from tm_jax.data import faces
 from tm_jax.data import prepare
+from tm_jax.data import ray_engine
 from tm_jax.data import shards
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -157,6 +158,7 @@ _SLOW = """
 import sys
 from tests.data import encoders
 from tm_jax.data import prepare
+from tm_jax.data import ray_engine
 prepare.prepare(
     sys.argv[1], sys.argv[2], encoders.config(), encoders.Tiny(delay_s=0.3), preset="tiny",
     workers=1, shard_examples=2, batch=2,
@@ -292,3 +294,31 @@ def test_no_detector_and_no_videos_are_told_at_once(tmp_path, folder):
         prepare.find(tmp_path / "gone")
     with pytest.raises(ValueError, match="named like a video"):
         prepare.find(tmp_path)
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster of this machine."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    ray.init(
+        num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 28,
+        runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}},
+    )
+    yield
+    ray.shutdown()
+
+
+def test_a_cluster_makes_the_same_bytes_and_goes_on_with_a_stopped_run(
+    folder, store, tmp_path, cluster
+):
+    out, progress = tmp_path / "out", []
+    with pytest.raises(KeyboardInterrupt):  # On one machine, with a file under way.
+        _prepare(folder, out, encoder=encoders.Tiny(fail_at=1))
+    assert 0 < len(shards.ExampleSource(out)) < store[1].clips
+    engine = ray_engine.RayEngine(make_encoder=encoders.Tiny, readers=2)
+    summary = _prepare(
+        folder, out, engine=engine, progress=lambda *done: progress.append(done)
+    )
+    assert summary == store[1]
+    _same(out, store[0])
+    assert progress[-1] == (8, 8, store[1].clips) and progress == sorted(progress)

@@ -1,12 +1,14 @@
 """Turns a folder of videos into a folder of examples: reads, encodes, stores, and keeps account.
 
-`clips` cuts the files, in processes of `readers`; a `ClipEncoder` (the preset's networks) turns
-clips into arrays; `shards` stores them. The result depends on the files and the settings alone:
+`clips` cuts the files; a `ClipEncoder` (the preset's networks) turns clips into arrays; `shards`
+stores them. Who does the first two is an `Engine`: processes of this machine (`readers`), or a
+cluster (`ray_engine`). The result depends on the files and the settings alone: not on the engine,
 not on the number of processes, and not on how often the run was stopped.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -78,6 +80,39 @@ class ClipEncoder(Protocol):
         self, frames: np.ndarray, sound: np.ndarray, partner: np.ndarray | None = None
     ) -> Mapping[str, np.ndarray]:
         """Encodes clips of equal length; everything with a leading axis."""
+
+
+class Job(NamedTuple):
+    """A file to be read and encoded.
+
+    Attributes:
+      path: Where it is.
+      stored: Its first examples that are stored already.
+    """
+
+    path: str
+    stored: int
+
+
+class Group(NamedTuple):
+    """Clips of equal length that are encoded together.
+
+    Attributes:
+      clips: They.
+      stored: The first of them that are stored already.
+    """
+
+    clips: list[clips.Clip]
+    stored: int
+
+
+# The examples of some clips; or, as the last item of a file, what became of it.
+Item = list[examples_lib.Example] | dict
+# (files, how to cut them, makes the detector, clips encoded at once) -> the items of each file, in
+# the order of the files.
+Engine = Callable[
+    [list[Job], clips.Config, Callable[[], faces.FaceDetector], int], Iterator[Iterator[Item]]
+]
 
 
 class Summary(NamedTuple):
@@ -184,7 +219,7 @@ def prepare(
     encoder: ClipEncoder, *, preset: str, batch: int = 1, workers: int = 1,
     limit: int | None = None, shard_examples: int = 64,
     detector: Callable[[], faces.FaceDetector] = faces.BlazeFace,
-    progress: Progress | None = None,
+    progress: Progress | None = None, engine: Engine | None = None,
 ) -> Summary:
     """Prepares a folder of videos, or goes on where an earlier run stopped.
 
@@ -195,11 +230,12 @@ def prepare(
       encoder: Networks of the preset.
       preset: Its name, for the record.
       batch: Clips encoded at once.
-      workers: Processes that read; 0 reads in this one.
+      workers: Processes that read; 0 reads in this one. An engine has its own.
       limit: Most files; None takes all.
       shard_examples: Examples of a shard: what a killed run has to do again at most.
       detector: Makes the face detector.
       progress: Called with the files done, the files in all, and the examples so far.
+      engine: Who reads and encodes; by default `workers` and this process.
 
     Returns:
       A summary of the whole store.
@@ -225,11 +261,21 @@ def prepare(
         todo = [name for name in names if name not in writer.files]
         # What was begun comes first, also if a new file would sort before it.
         todo.sort(key=lambda name: _begun(writer, name) is None)
-        paths = [os.path.join(videos, name) for name in todo]
-        streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
-        for done, (name, path, stream) in enumerate(zip(todo, paths, streams)):
+        jobs = []
+        for name in todo:
+            begun = _begun(writer, name) or {"examples": 0}
+            jobs.append(Job(os.path.join(videos, name), begun["examples"]))
+        engine = engine or functools.partial(_here, encoder, workers)
+        made = engine(jobs, config, detector, batch)
+        for done, (name, job, items) in enumerate(zip(todo, jobs, made)):
             before = len(names) - len(todo) + done
-            for _ in _one_file(writer, encoder, config, batch, name, path, stream):
+            size = _outcome(job.path)["bytes"]
+            for item in items:
+                if isinstance(item, dict):
+                    writer.finish(name, item)
+                    continue
+                for example in item:
+                    writer.add(example, name, size)
                 if progress is not None:
                     progress(before, len(names), writer.counts["examples"])
             if progress is not None:
@@ -237,20 +283,34 @@ def prepare(
     return _summary(config, writer.counts)
 
 
-def _one_file(writer, encoder, config, batch, name, path, stream) -> Iterator[None]:
-    """Encodes and stores the clips of one file, less those stored already; yields in between."""
-    outcome = _outcome(path)
-    stored = (_begun(writer, name) or {"examples": 0})["examples"]
-    count = 0
-    for group in _groups(_accepted(stream, outcome, config), batch):
-        count += len(group)
-        if count <= stored:
-            continue
-        made = _encode(encoder, config, group, batch)
-        for example in made[max(0, stored - (count - len(group))) :]:
-            writer.add(example, name, outcome["bytes"])
-        yield
-    writer.finish(name, outcome)
+def _here(encoder, workers, jobs, config, detector, batch) -> Iterator[Iterator[Item]]:
+    """The engine of one machine: processes that read, and this one encodes."""
+    paths = [job.path for job in jobs]
+    streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
+    for job, stream in zip(jobs, streams):
+        yield map(
+            functools.partial(encode, encoder, config, batch), cut(job, stream, config, batch)
+        )
+
+
+def cut(job: Job, stream: Iterable, config: clips.Config, batch: int) -> Iterator[Group | dict]:
+    """What is to be encoded of a file, for engines.
+
+    Args:
+      job: The file.
+      stream: What `clips.read` yields of it.
+      config: How it is cut.
+      batch: Clips encoded at once.
+
+    Yields:
+      Groups of clips, less those of which everything is stored, then what became of the file.
+    """
+    outcome, count = _outcome(job.path), 0
+    for found in _groups(_accepted(stream, outcome, config), batch):
+        count += len(found)
+        if count > job.stored:
+            yield Group(found, max(0, job.stored - (count - len(found))))
+    yield outcome
 
 
 def _accepted(stream: Iterable, outcome: dict, config: clips.Config) -> Iterator[clips.Clip]:
@@ -274,8 +334,23 @@ def _groups(items: Iterator[clips.Clip], batch: int) -> Iterator[list[clips.Clip
             yield group
 
 
-def _encode(encoder, config, group, batch) -> list[examples_lib.Example]:
-    """Examples of a group; one that is not full is filled up, so that shapes stay few."""
+def encode(encoder: ClipEncoder, config: clips.Config, batch: int, item: Group | dict) -> Item:
+    """Encodes what `cut` yields, for engines; what became of a file passes through.
+
+    A group that is not full is filled up, so that shapes stay few.
+
+    Args:
+      encoder: Networks of the preset.
+      config: How files were cut.
+      batch: Clips encoded at once.
+      item: A group of clips, or what became of a file.
+
+    Returns:
+      The examples of the group that are not stored yet, or `item`.
+    """
+    if isinstance(item, dict):
+        return item
+    group = item.clips
     if batch == 1:
         clip = group[0]
         arrays = {
@@ -284,12 +359,10 @@ def _encode(encoder, config, group, batch) -> list[examples_lib.Example]:
         }
     else:
         padded = group + [group[-1]] * (batch - len(group))
-        partner = None
-        if group[0].partner is not None:
-            partner = np.stack([clip.partner for clip in padded])
+        partners = [clip.partner for clip in padded if clip.partner is not None]
         arrays = encoder.encode_batch(
             np.stack([clip.frames for clip in padded]),
-            np.stack([clip.sound for clip in padded]), partner,
+            np.stack([clip.sound for clip in padded]), np.stack(partners) if partners else None,
         )
         arrays = {name: np.asarray(part) for name, part in arrays.items()}
     if unknown := sorted(set(arrays) - set(_ENCODED)):
@@ -299,7 +372,7 @@ def _encode(encoder, config, group, batch) -> list[examples_lib.Example]:
             **{name: part[i] for name, part in arrays.items()},
             face_mask=faces.mask(clip.face, *encoder.grid), mode=clip.mode(config.timing),
         )
-        for i, clip in enumerate(group)
+        for i, clip in enumerate(group) if i >= item.stored
     ]
 
 
