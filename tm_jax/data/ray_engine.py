@@ -66,7 +66,8 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(size=self.readers),
         ).map_batches(
             _Encode, fn_constructor_args=(self.make_encoder, config, batch), batch_size=1,
-            num_gpus=gpus, compute=ray.data.ActorPoolStrategy(size=self.encoders),
+            # No CPU of its own, which readers could have taken all.
+            num_cpus=0, num_gpus=gpus, compute=ray.data.ActorPoolStrategy(size=self.encoders),
         )  # fmt: skip
         for _, items in itertools.groupby(made.iter_rows(), key=lambda row: row["file"]):
             yield (pickle.loads(row["item"]) for row in items)
