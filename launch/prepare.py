@@ -67,7 +67,7 @@ _ENGINE = flags.DEFINE_enum(
     "(extra ray).",
 )
 _ADDRESS = flags.DEFINE_string(
-    "ray_address", None, "The cluster, as ray.init takes it (auto, ray://HOST:10001); by default "
+    "ray_address", None, "The cluster, as ray.init takes it, such as auto or HOST:6379; by default "
     "RAY_ADDRESS, else one that is started here.",
 )
 _ENCODERS = flags.DEFINE_integer(
