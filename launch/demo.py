@@ -26,12 +26,13 @@ except ModuleNotFoundError as error:
 from launch import sheet
 import tm_jax
 from tm_jax.core import timing as timing_lib
-from tm_jax.data.synthetic import characters
 from tm_jax.media import audio
+from tm_jax.media import picture as picture_files
 from tm_jax.media import video
 from tm_jax.configs import presets
 
-_VOICES = pathlib.Path(tm_jax.__file__).parent / "assets" / "voices"
+_ASSETS = pathlib.Path(tm_jax.__file__).parent / "assets"
+_VOICES, _CHARACTERS = _ASSETS / "voices", _ASSETS / "characters"
 
 _PRESET = flags.DEFINE_string("preset", "nano", "Preset whose weights are bundled.")
 _SECONDS = flags.DEFINE_float(
@@ -40,6 +41,7 @@ _SECONDS = flags.DEFINE_float(
 _OUT = flags.DEFINE_string("out", None, "Folder to write; out/demo by default.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
+_CAST = ("ada", "eve", "carl", "finn")  # Two who are drawn, two 3-D people.
 _RECORDINGS = ("dashwood_leisure", "dashwood_amiable")
 _ACCENT = np.array((224, 122, 48), np.uint8)
 _FRAME = 3  # pixels around the speaker
@@ -217,14 +219,11 @@ def _recording(timing: timing_lib.Timing) -> tuple[np.ndarray, list[float]]:
     return np.concatenate(sound), silences
 
 
-def _portraits(size: int) -> np.ndarray:
-    """Held-out characters, one for every style, uint8 [4, size, size, 3]."""
-    cast = [
-        characters.sample(characters.held_out_seed(index), style)
-        for index, style in enumerate(characters.STYLES)
-    ]
-    motion = np.repeat(characters.neutral()[None, None], len(cast), 0)  # [4, 1, M]
-    return np.asarray(characters.render(characters.stack(cast), motion, size))[:, 0]
+def _portraits(height: int, width: int) -> np.ndarray:
+    """The cast, none of whom training saw, uint8 [4, H, W, 3]."""
+    return np.stack([
+        picture_files.load(_CHARACTERS / f"{name}.png", height, width) for name in _CAST
+    ])
 
 
 def make(out: pathlib.Path, preset_name: str, seconds: float | None, seed: int) -> None:
@@ -237,13 +236,17 @@ def make(out: pathlib.Path, preset_name: str, seconds: float | None, seed: int) 
     timing = preset.timing
     began = time.perf_counter()
     models = loading.load(preset_name)
-    pictures = _portraits(preset.height)
+    pictures = _portraits(preset.height, preset.width)
     turns = take_turns(*_recording(timing), len(pictures), timing, seconds)
     frames = sum(len(turn.sound) for turn in turns) // timing.samples_per_frame
     sessions = [
         session_lib.Session(models, picture, seed=seed + index, mode="listen")
         for index, picture in enumerate(pictures)
     ]
+    if preset.dit.partner_audio:  # Those who listen hear the one who speaks.
+        said = tracks(turns, len(sessions))
+        for session, own in zip(sessions, said):
+            session.push_other(said.sum(0) - own)
     ready_s = time.perf_counter() - began
     out.mkdir(parents=True, exist_ok=True)
     path = out / "demo.mp4"
@@ -259,7 +262,7 @@ def make(out: pathlib.Path, preset_name: str, seconds: float | None, seed: int) 
         session.close()
     frame_numbers, speakers = zip(*moments(turns, timing))
     times_s = [frame / timing.fps for frame in frame_numbers]
-    sheet.draw(rows, characters.STYLES, times_s, speakers).save(out / "demo.png")
+    sheet.draw(rows, _CAST, times_s, speakers).save(out / "demo.png")
     print(f"{path}: {frames / timing.fps:.2f} s, {len(sessions)} characters at once")
     print(f"{out / 'demo.png'}: {len(times_s)} moments of it")
     print(speed(frames, len(sessions), timing, ready_s, first_s, rest_s))

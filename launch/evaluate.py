@@ -46,8 +46,10 @@ _GUIDANCE = flags.DEFINE_float(
     "teacher_guidance", 1.0, "g in uncond + g * (cond - uncond); 1 is without guidance."
 )
 _CHUNKS = flags.DEFINE_integer(
-    "teacher_chunks", 2, "Chunks of a clip of the teacher, as in its training.", lower_bound=1
+    "teacher_chunks", None, "Chunks of a clip of the teacher; by default as in its training.",
+    lower_bound=1,
 )
+_MESH = common.mesh_flag()
 _CORPUS = flags.DEFINE_string("corpus", "runs/corpus", "Folder written by launch/corpus.py.")
 _OUT = flags.DEFINE_string("out", "runs/evaluation", "Folder for results.")
 _CLIPS = flags.DEFINE_integer("clips", 24, "Clips with human voices.", lower_bound=1)
@@ -119,55 +121,39 @@ def _folder(text: str) -> str:
     return text.partition("@")[0]
 
 
-def _small(labels: dict) -> tuple:
-    """Arms of a small preset by name, and its bundle."""
+def _arms(labels: dict) -> tuple:
+    """Arms of a preset by name, and the pipeline of its student."""
     from tm_jax.evaluation import arms
     from tm_jax.inference import loading
+    from tm_jax.inference import pipeline
     from tm_jax.inference import reconstruction
     from tm_jax.inference import session
-    from tm_jax.inference import teacher
+    from tm_jax.inference import teacher_session
     from tm_jax.inference import variants
-    from tm_jax.training import puppet_source
 
-    own = labels["student"]
-    bundle = loading.load(_PRESET.value, own and _folder(own))
-    student = _sampled(bundle, own)
+    own, sizes = labels["student"], common.mesh_sizes(_MESH.value)
+    placement = pipeline.Placement(mesh=sizes) if sizes else None
+    base = loading.load(_PRESET.value, own and _folder(own), placement=placement)
+    student = _sampled(base, own)
     made: dict[str, arms.Streamed | arms.Drawn] = {
         "student": arms.Streamed(functools.partial(session.Session, student))
     }
     teacher_folder = weights.local(_TEACHER.value)
     if teacher_folder:
-        plan = teacher.Plan(
-            chunks=_CHUNKS.value, steps=_STEPS.value, guidance=_GUIDANCE.value
-        )
+        preset, latents = base.preset, base.preset.teacher_latents
+        if _CHUNKS.value:
+            latents = 1 + _CHUNKS.value * preset.timing.latents_per_chunk
         made["teacher"] = arms.Streamed(functools.partial(
-            teacher.Session, variants.with_parts(bundle, teacher_folder),
-            velocity=puppet_source.teacher_velocity, plan=plan,
+            teacher_session.TeacherSession, variants.with_parts(base, teacher_folder),
+            sampler=teacher_session.Sampler(
+                latents=latents, steps=_STEPS.value, guidance=_GUIDANCE.value
+            ),
         ))  # fmt: skip
     for label, folder in labels.items():
         if label != "student":
-            other = _sampled(variants.with_parts(bundle, _folder(folder)), folder)
+            other = _sampled(variants.with_parts(base, _folder(folder)), folder)
             made[label] = arms.Streamed(functools.partial(session.Session, other))
-    made["autoencoder"] = arms.Drawn(reconstruction.Autoencoder(bundle))
-    return made, bundle
-
-
-def _full(labels: dict) -> tuple:
-    """Arms of a preset of full size by name, and the bundle of its student."""
-    from tm_jax.evaluation import arms
-    from tm_jax.inference import loading
-
-    made, student = {}, None
-    for label, folder in labels.items():
-        bundle, make = loading.prepare(_PRESET.value, folder and _folder(folder), {})
-        made[label] = arms.Streamed(functools.partial(make, bundle))
-        student = student or bundle
-    if _TEACHER.value:
-        options = {
-            "sampler": "teacher", "steps": _STEPS.value, "guidance": _GUIDANCE.value
-        }
-        bundle, make = loading.prepare(_PRESET.value, weights.local(_TEACHER.value), options)
-        made["teacher"] = arms.Streamed(functools.partial(make, bundle))
+    made["autoencoder"] = arms.Drawn(reconstruction.Autoencoder(base))
     return made, student
 
 
@@ -208,15 +194,13 @@ def _drawn() -> None:
     from tm_jax.evaluation import plots
     from tm_jax.evaluation import suite
     from tm_jax.evaluation import tables
-    from tm_jax.configs import presets
 
     if _PLOTS.value:
         plots.check()
     labels = _labels()
     speakers = speech.load(_CORPUS.value, "held_out")
     common.cache_compilations()
-    full = presets.get(_PRESET.value).motion is None
-    made, bundle = (_full if full else _small)(labels)
+    made, bundle = _arms(labels)
     made = {**made, "truth": arms.Drawn(), "static": arms.Static()}
     unknown = set(_LONG_ARMS.value) - set(made)
     if unknown:
@@ -240,11 +224,10 @@ def _drawn() -> None:
     if _TEACHER.value:
         settings |= {
             "teacher_steps": _STEPS.value, "teacher_guidance": _GUIDANCE.value,
-            "teacher_chunks": _CHUNKS.value,
         }
     out = pathlib.Path(_OUT.value)
     own = labels["student"]
-    known = {} if full and not own else facts.collect(own and _folder(own), **settings)
+    known = facts.collect(own and _folder(own), **settings)
     found = suite.run(made, speakers, config, _Recorder(out, config.timing.fps))
     student = {key: found["arms"]["student"][key] for key in suite.KEYS}
     results = facts.plain(student | known | found)

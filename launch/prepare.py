@@ -11,6 +11,7 @@ videos and tells what would be used. --engine=ray does the work on the machines 
 which all see the videos and the weights under the same paths; the result is the same.
 """
 
+from collections.abc import Callable
 from typing import Any
 import functools
 import json
@@ -43,6 +44,10 @@ _PRESET = flags.DEFINE_string("preset", "nano", "Preset whose networks encode th
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights of the preset.")
 _PROMPT = flags.DEFINE_string(
     "prompt", None, "What the videos show, where there is a text encoder."
+)
+_ASPECTS = flags.DEFINE_list(
+    "aspects", [], "Aspect ratios such as 1:1,3:4,16:9: every video takes the nearest, and each "
+    "has a store of its own in OUT, with at most the preset's area. Training takes OUT as one.",
 )
 _FACE = flags.DEFINE_enum(
     "face", "require", clips.FACE, "require: only clips with one face, cropped around it; "
@@ -95,13 +100,21 @@ _PEOPLE = flags.DEFINE_float(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be used; write nothing.")
 
 
-def _config(height: int, width: int, timing) -> clips.Config:
+def _config(sized: Any, timing: Any = None) -> clips.Config:
+    """How files become clips.
+
+    Args:
+      sized: Preset or encoder, with the height and width of clips.
+      timing: Clocks; None: those of `sized`.
+    """
+    timing = timing or sized.timing
+
     def count(seconds, least):
         return max(least, round(seconds / timing.chunk_s))
 
     chunks = count(_SECONDS.value, 1)
     return clips.Config(
-        height=height, width=width, chunks=chunks, timing=timing,
+        height=sized.height, width=sized.width, chunks=chunks, timing=timing,
         least_chunks=min(chunks, count(_LEAST.value, 1)),
         overlap_chunks=count(_OVERLAP.value, 0), face=_FACE.value, zoom=_ZOOM.value,
         partner=_PARTNER.value, voice_activity=_ACTIVITY.value,
@@ -140,43 +153,52 @@ def _draw(out: str, count: int, size: int) -> pathlib.Path:
     return folder
 
 
-def _survey(config: clips.Config) -> None:
-    pprint.pprint(config)
-    if _VIDEOS.value is None:
-        print(f"Would draw {_SYNTHETIC.value} videos into {_OUT.value}/{manifest.SYNTHETIC}.")
-        return
-    bar = _Bar("file")
-    try:
-        summary, outcomes = prepare.survey(
-            _VIDEOS.value, config, workers=_WORKERS.value, limit=_LIMIT.value, progress=bar
-        )
-    finally:
-        bar.close()
-    for name, outcome in outcomes.items():
-        print(json.dumps({name: outcome}))
-    print(f"Would use {summary.line()}.")
+def _groups(videos: str | pathlib.Path, names: list[str]) -> list[tuple[float | None, list[str]]]:
+    """Aspect ratios, or None for the preset's, and the files of each."""
+    found = [common.aspect(text) for text in _ASPECTS.value]
+    aspects = [aspect for aspect in found if aspect is not None]
+    if not aspects:
+        return [(None, names)]
+    groups = prepare.by_aspect(videos, names, aspects, _WORKERS.value)
+    return [(aspect, group) for aspect, group in zip(aspects, groups) if group]
 
 
-def main() -> None:
-    """Prepares what the flags describe."""
-    if (_VIDEOS.value is None) == (_SYNTHETIC.value is None):
-        raise ValueError("give either --videos=FOLDER or --synthetic=N.")
-    if _OUT.value is None:
-        raise ValueError("--out: name the folder of the examples.")
-    if _VIDEOS.value is not None:
-        prepare.find(_VIDEOS.value)
+def _survey(preset) -> None:
     from tm_jax.configs import presets
 
-    preset = presets.get(_PRESET.value)
-    config = _config(preset.height, preset.width, preset.timing)
-    if _DRY_RUN.value:
-        _survey(config)
+    if _VIDEOS.value is None:
+        pprint.pprint(_config(preset))
+        print(f"Would draw {_SYNTHETIC.value} videos into {_OUT.value}/{manifest.SYNTHETIC}.")
         return
-    common.cache_compilations()
-    from tm_jax.inference import clip_encoder
+    for aspect, names in _groups(_VIDEOS.value, prepare.find(_VIDEOS.value)[: _LIMIT.value]):
+        sized = preset if aspect is None else presets.with_aspect(preset, aspect)
+        pprint.pprint(_config(sized))
+        bar = _Bar("file")
+        try:
+            summary, outcomes = prepare.survey(
+                _VIDEOS.value, _config(sized), workers=_WORKERS.value, names=names, progress=bar
+            )
+        finally:
+            bar.close()
+        for name, outcome in outcomes.items():
+            print(json.dumps({name: outcome}))
+        print(f"Would use {summary.line()}.")
 
-    options: dict[str, Any] = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
-    load = functools.partial(clip_encoder.load, _PRESET.value, _WEIGHTS.value, **options)
+
+def _store(
+    load: Callable, preset, out: str, videos: str | None, names: list[str] | None,
+    stores: list[str],
+) -> None:
+    """Makes one store.
+
+    Args:
+      load: Makes the encoder.
+      preset: For the clocks.
+      out: Folder of the examples.
+      videos: Folder of the videos; None draws them.
+      names: Files of it; None takes all.
+      stores: Names below OUT of the stores so far, to which its own is added if it holds clips.
+    """
     encoder, engine = load(), None
     if _ENGINE.value == "ray":
         from tm_jax.data import ray_engine
@@ -185,20 +207,54 @@ def main() -> None:
             make_encoder=load, readers=max(1, _WORKERS.value), encoders=_ENCODERS.value,
             gpus=_GPUS.value, address=_ADDRESS.value,
         )
-    # Weights may be of another size than their preset.
-    config = _config(encoder.height, encoder.width, preset.timing)
     side = max(64, min(encoder.height, encoder.width) // 2 * 2)
-    videos = _VIDEOS.value or _draw(_OUT.value, _SYNTHETIC.value or 0, side)
-    bar = _Bar("file")
+    folder = videos or _draw(out, _SYNTHETIC.value or 0, side)
+    name = f"{encoder.width}x{encoder.height}" if _ASPECTS.value else ""
+    if name in stores:
+        raise ValueError(f"--aspects: two of them make videos of {name}; leave one out.")
+    out, bar = str(pathlib.Path(out) / name), _Bar("file")
     try:
+        # Weights may be of another size than their preset.
         summary = prepare.prepare(
-            videos, _OUT.value, config, encoder, preset=_PRESET.value, batch=_BATCH.value,
-            workers=_WORKERS.value, limit=_LIMIT.value, shard_examples=_SHARD.value,
-            progress=bar, engine=engine,
+            folder, out, _config(encoder, preset.timing), encoder, preset=_PRESET.value,
+            batch=_BATCH.value, workers=_WORKERS.value, names=names,
+            shard_examples=_SHARD.value, progress=bar, engine=engine,
         )
     finally:
         bar.close()
-    print(f"Wrote {_OUT.value}: {summary.line()}.")
+    print(f"Wrote {out}: {summary.line()}.")
+    if summary.clips:
+        stores.append(name)
+
+
+def main() -> None:
+    """Prepares what the flags describe."""
+    if (_VIDEOS.value is None) == (_SYNTHETIC.value is None):
+        raise ValueError("give either --videos=FOLDER or --synthetic=N.")
+    if _OUT.value is None:
+        raise ValueError("--out: name the folder of the examples.")
+    if _SYNTHETIC.value is not None and _ASPECTS.value:
+        raise ValueError("--aspects: drawn videos are square; give --videos.")
+    out, videos = _OUT.value, _VIDEOS.value
+    names = None if videos is None else prepare.find(videos)[: _LIMIT.value]
+    from tm_jax.configs import presets
+
+    preset = presets.get(_PRESET.value)
+    if _DRY_RUN.value:
+        _survey(preset)
+        return
+    common.cache_compilations()
+    from tm_jax.inference import clip_encoder
+
+    options: dict[str, Any] = {} if _PROMPT.value is None else {"prompt": _PROMPT.value}
+    load = functools.partial(clip_encoder.load, _PRESET.value, _WEIGHTS.value, **options)
+    made: list[str] = []
+    if not _ASPECTS.value or videos is None or names is None:
+        _store(load, preset, out, videos, names, made)
+        return
+    for aspect, group in _groups(videos, names):
+        _store(functools.partial(load, aspect=aspect), preset, out, videos, group, made)
+        manifest.write_stores(out, made)
 
 
 if __name__ == "__main__":

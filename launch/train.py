@@ -1,8 +1,8 @@
 """Trains one stage of a preset.
 
-  python launch/train.py --preset=nano --stage=vae --workdir=runs/nano
-  python launch/train.py --preset=nano --stage=teacher --workdir=runs/nano --set batch=4
-  python launch/train.py --stage=distill --workdir=runs/nano --name=distill-4 \
+  python launch/train.py --preset=nano --stage=vae --workdir=runs/nano --data=clips
+  python launch/train.py --stage=teacher --workdir=runs/nano --data=examples --set batch=4
+  python launch/train.py --stage=distill --workdir=runs/nano --data=examples --name=distill-4 \
     --set num_steps=4 --set policy=per_step
 
   python launch/train.py --preset=tm-18b --stage=distill --mesh=fsdp=64 --dry_run
@@ -33,12 +33,9 @@ from tm_jax.configs import presets
 from tm_jax.core import huge_pages
 from tm_jax.checkpoints import hub
 
-STAGES = ("vae", "locator", "audio", "speech", "motion", "teacher", "student", "distill")
+STAGES = ("vae", "speech", "teacher", "student", "distill")
 # Steps of the shipped nano weights, all parts of their training together (MODEL_CARD.md).
-_STEPS = {
-    "vae": 2150, "locator": 500, "audio": 5000, "speech": 5000, "motion": 6400, "teacher": 4300,
-    "student": 500, "distill": 500,
-}
+_STEPS = {"vae": 12000, "speech": 5000, "teacher": 12000, "student": 600, "distill": 320}
 
 _STOPPED = 143  # Exit status of a run that a signal has stopped, with a checkpoint.
 
@@ -62,8 +59,8 @@ _CONFIG = flags.DEFINE_string(
 )
 _CORPUS = flags.DEFINE_string("corpus", None, "Speech corpus; WORKDIR/corpus by default.")
 _DATA = flags.DEFINE_string(
-    "data", None, "Prepared examples (launch/prepare.py), for presets without a motion model; "
-    "in stage vae folders of clips (experiments/nano/draw_clips.py). Several stores with their "
+    "data", None, "Prepared examples (launch/prepare.py); in stage vae folders of clips "
+    "(experiments/nano/draw_clips.py). Several stores with their "
     "shares: a=3,b=1; a store may be a URL, gs://BUCKET/FOLDER.",
 )
 _SET = flags.DEFINE_multi_string("set", [], "Typed override, e.g. optimizer.learning_rate=1e-3.")
@@ -110,7 +107,7 @@ def _resolve() -> dict:
     data = _DATA.value or values.get("path") or values.get("data", {}).get("path")
     values = _without(values, "path") if _DATA.present else values
     values = _without(values, "corpus") if _CORPUS.present else values
-    settings = stored.fill(run.config(stage, corpus, data, preset), values)
+    settings = stored.fill(run.config(stage, corpus, data), values)
     loop_config = stored.fill(run.loop.LoopConfig(seed=_SEED.value), record.get("loop", {}))
     flagged = {
         name: flag.value for name, flag in (("seed", _SEED), ("mesh", _MESH)) if flag.present

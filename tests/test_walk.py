@@ -13,6 +13,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
 
 from experiments.parity import reduced
+from tests import miniature
 from tests.data import recordings
 import tm_jax
 from tm_jax.checkpoints import sources
@@ -25,7 +26,6 @@ from tm_jax.inference import clip_encoder
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.media import partner
-from tm_jax.models.vae.small import config as small_vae
 from tm_jax.parallel import rules
 from tm_jax.serving.runtime import backend as backend_lib
 from tm_jax.serving.runtime import devices as devices_lib
@@ -44,16 +44,8 @@ _SETTINGS = {
 def _small(name: str) -> presets.Preset:
     """A preset at the sizes of pico; of several layers where `test_pico_walks_as_tm_18b` asks."""
     pico, base = presets.get("pico"), presets.get(name)
-    if name == "nano-video":
-        return presets.with_settings(base, {
-            "height": _SIDE, "width": _SIDE, "vae": dataclasses.asdict(small_vae.PRESETS["pico"]),
-            "audio": {"mels": 20, "width": 16, "features": 16, "dilations": [1, 2]},
-            "transformer": {
-                "width": 32, "num_heads": 2, "num_layers": 1, "mlp_width": 64,
-                "frequency_width": 32, "latent_channels": 4, "condition_channels": 4,
-                "audio_feature_width": 16, "audio_hidden": 32, "audio_width": 16,
-            },
-        })
+    if name == "nano":
+        return miniature.nano()
     given = presets.settings(pico)
     del given["preset"], given["conditioning"]
     if base.image is None:
@@ -89,7 +81,7 @@ def _train(preset, folder, stage, steps, name=None):
     )
 
 
-@pytest.fixture(scope="module", params=["tm-18b", "nano-video", "wan-1.3b"])
+@pytest.fixture(scope="module", params=["tm-18b", "nano", "wan-1.3b"])
 def walked(request, videos, tmp_path_factory):
     """(preset, work directory) after preparation and two updates of every stage."""
     preset = _small(request.param)

@@ -113,8 +113,9 @@ def test_sizes_by_name():
     assert parts.get("vae", "pico").name == "vae of size pico"
     large = parts.get("audio", "large-lv60")
     assert trees.count(rules.unbox(large.boxed)) == 315_437_696
-    with pytest.raises(ValueError, match="no size 'nano'; choose one of base, large"):
-        parts.get("audio", "nano")
+    assert parts.get("audio", "nano").name != parts.get("audio", "base").name
+    with pytest.raises(ValueError, match="no size 'nona'; choose one of base, large"):
+        parts.get("audio", "nona")
     with pytest.raises(ValueError, match="no size 'x'"):
         parts.get("text", "x")
 

@@ -16,9 +16,8 @@ def test_one_chunk_is_twelve_frames_of_640_samples():
 
 def test_clip_of_the_paper():
     # 81 frames are 21 latents: the sink, then 20 latents of 4 frames (DESIGN.md, section 4).
-    assert _T.pixel_frames(21) == 81
-    assert _T.latents(2) == 7
-    assert [_T.pixel_frames(_T.latents(c)) for c in range(4)] == [1, 13, 25, 37]
+    assert 1 + 20 * _T.frames_per_latent == 81
+    assert [_T.latents(chunks) for chunks in range(4)] == [1, 4, 7, 10]
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,20 @@ SIZE = 32
 class Tiny:
     """Latents are mean colours of 8 x 8 pixels, features levels of the sound."""
 
-    height = width = SIZE
     before, after = 3, 2
     grid = (2, 2)
 
-    def __init__(self, weights="a", delay_s=0.0, fail_at=None):
+    def __init__(self, weights="a", delay_s=0.0, fail_at=None, aspect=1.0):
+        self.height = SIZE if aspect >= 1 else 2 * SIZE
+        self.width = SIZE if aspect <= 1 else 2 * SIZE
         self._weights, self._delay_s, self._fail_at = weights, delay_s, fail_at
         self.batches: list[int] = []
 
     def settings(self):
         return {"kind": "tiny", "weights": self._weights}
+
+    def constants(self):
+        return {"text": np.full((2, 3), 7, np.float32)}
 
     def __call__(self, frames, sound, partner=None):
         partner = None if partner is None else partner[None]
@@ -37,8 +41,10 @@ class Tiny:
             raise KeyboardInterrupt
         batch, count = frames.shape[:2]
         assert sound.shape == (batch, (self.before + count + self.after) * 640)
-        cells = frames.reshape(batch, count, 4, 8, 4, 8, 3).mean((3, 5), dtype=np.float32)
-        later = cells[:, 1:].reshape(batch, -1, 4, 4, 4, 3).mean(2)
+        rows, columns = self.height // 8, self.width // 8
+        cells = frames.reshape(batch, count, rows, 8, columns, 8, 3)
+        cells = cells.mean((3, 5), dtype=np.float32)
+        later = cells[:, 1:].reshape(batch, -1, 4, rows, columns, 3).mean(2)
         found = {
             "latents": np.concatenate([cells[:, :1], later], 1),
             "condition": np.zeros((batch, 1, 4, 4, 0), np.float32), "audio": self._levels(sound),

@@ -105,6 +105,7 @@ def test_good_files_are_used_and_bad_ones_say_why(store):
     assert summary.line().startswith(f"{summary.clips} clips (0.2 minutes, ")
     assert manifest["settings"]["voice_activity"] == "loudness"
     assert manifest["settings"]["encoder"] == {"kind": "tiny", "weights": "a"}
+    np.testing.assert_array_equal(shards.ExampleSource(out).constants["text"], np.full((2, 3), 7))
     assert manifest["versions"]["av"] and manifest["under_way"] is None
 
 
@@ -211,9 +212,10 @@ def test_other_settings_and_changed_files_are_refused(folder, store, tmp_path):
     )
 
 
-def test_a_limit_takes_the_first_files(folder, tmp_path):
-    assert _prepare(folder, tmp_path / "out", limit=1).files == 1
-    assert _prepare(folder, tmp_path / "out", limit=6).files == 6
+def test_files_are_taken_by_name(folder, tmp_path):
+    names = prepare.find(folder)
+    assert _prepare(folder, tmp_path / "out", names=names[:1]).files == 1
+    assert _prepare(folder, tmp_path / "out", names=names[:6]).files == 6
 
 
 def test_a_survey_says_the_same_and_writes_nothing(folder, store, tmp_path, monkeypatch):
@@ -243,7 +245,7 @@ class _OneFace:
 
 def test_the_face_becomes_the_mask(folder, tmp_path):
     config = encoders.config(face="require", zoom=1.0)
-    _prepare(folder, tmp_path / "out", config=config, detector=_OneFace, limit=1)
+    _prepare(folder, tmp_path / "out", config=config, detector=_OneFace, names=["a.mp4"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["settings"]["face_choice"]["seen"] == faces.Choice().seen
     mask = shards.ExampleSource(tmp_path / "out")[0].face_mask

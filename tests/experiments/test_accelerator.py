@@ -55,6 +55,6 @@ def test_large_presets_are_reduced_where_they_cannot_run():
     for name in ("wan-1.3b", "tm-18b"):
         assert stages.preset(name, False, {}).dit.num_layers == 2
         assert stages.preset(name, True, {}) == presets.get(name)
-    changed = stages.preset("nano-video", False, {"num_steps": 4, "policy": "clean"})
-    assert changed.dit == presets.get("nano-video").dit
+    changed = stages.preset("nano", False, {"num_steps": 4, "policy": "clean"})
+    assert changed.dit == presets.get("nano").dit
     assert (changed.student.num_steps, changed.student.policy) == (4, "clean")

@@ -18,6 +18,7 @@ from tm_jax.data import clips
 from tm_jax.data import prepare
 from tm_jax.data import shards
 from tm_jax.inference import clip_encoder
+from tm_jax.training import example_source
 
 _SIDE = 64
 _TIMING = timing_lib.Timing()
@@ -60,7 +61,7 @@ def test_latents_and_condition_are_those_of_the_whole_clip(encoder):
         found["condition"][:4], encode(params["vae"], empty)[0], atol=_ATOL
     )
     np.testing.assert_array_equal(found["condition"][4], params["constants"]["empty"])
-    assert found["text"].shape == (6, 24) and found["image"].shape == (5, 20)
+    assert "text" not in found and found["image"].shape == (5, 20)
 
 
 def test_windows_are_those_of_a_stream(encoder):
@@ -118,14 +119,19 @@ def test_a_video_becomes_examples(encoder, tmp_path):
     source = shards.ExampleSource(tmp_path / "out")
     assert len(source) == 2
     fields, dit = source.schema.fields, encoder.preset.dit
-    assert list(fields) == ["latents", "condition", "face_mask", "audio", "mode", "text", "image"]
+    assert list(fields) == ["latents", "condition", "face_mask", "audio", "mode", "image"]
+    # The prompt is there once, and the empty one that stands for a dropped prompt.
+    record = example_source.Store(str(tmp_path / "out"))[0]
+    for name, key in (("text", "prompt"), ("negative_text", "negative")):
+        np.testing.assert_array_equal(record[name], encoder._params["constants"][key][0])
+    assert not np.array_equal(record["text"], record["negative_text"])
+    batch = example_source.ExampleSource([record], encoder.preset).window(0, 0, 3)
+    assert batch["negative_text"].shape == batch["text"].shape == (6, 24)
     assert fields["audio"].shape == ("T", dit.audio_window, dit.audio_feature_width)
     assert fields["condition"].shape == ("2+T", 8, 8, 16)
     assert fields["face_mask"].shape == (encoder.preset.tokens,)
 
 
-def test_what_cannot_be_encoded_is_refused(folder):
-    with pytest.raises(ValueError, match="preset nano has no autoencoder that encodes video"):
-        clip_encoder.load("nano", folder)
-    with pytest.raises(FileNotFoundError, match="pico needs --weights"):
+def test_without_weights_nothing_is_encoded():
+    with pytest.raises(FileNotFoundError, match="pico comes without weights"):
         clip_encoder.load("pico", None)

@@ -424,7 +424,7 @@ def test_a_face_box_becomes_shares_of_tokens():
 
 @pytest.mark.parametrize("aspect", [1.0, 9 / 16, 16 / 9, 3.0])
 def test_aspect_keeps_the_area(aspect):
-    fitted = pictures.with_aspect(presets.get("tm-18b"), aspect)
+    fitted = presets.with_aspect(presets.get("tm-18b"), aspect)
     assert fitted.height % 16 == fitted.width % 16 == 0
     assert 0.93 * 512**2 < fitted.height * fitted.width <= 512**2
     assert abs(fitted.width / fitted.height / aspect - 1) < 0.02
@@ -433,7 +433,7 @@ def test_aspect_keeps_the_area(aspect):
 @pytest.mark.parametrize(
     "preset, options, text",
     [
-        ("nano", {"sampler": "teacher"}, "--sampler belongs to presets with a text encoder"),
+        ("tm-18b", {"sampler": "both"}, "sampler must be one of student, teacher, got 'both'"),
         ("tm-18b", {"steps": 3}, "--steps needs --sampler=teacher"),
         ("tm-18b", {"sampler": "teacher", "steps": 0}, "1 step"),
     ],

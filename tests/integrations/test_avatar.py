@@ -6,10 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from tm_jax.configs import presets
-from tm_jax.configs import puppet as networks
-from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.inference import puppet
+from tests import miniature
 from tm_jax.inference import session as session_lib
 from tm_jax.integrations import avatar as avatar_lib
 
@@ -265,11 +262,7 @@ def test_a_session_that_breaks_is_heard_of_and_a_closed_one_ends(make_fake):
 
 def test_a_real_session_shows_what_it_shows_without_the_avatar(pico):
     """Feeding chunk by chunk, with look-ahead pushed again, gives the very same frames."""
-    functions = puppet.PuppetFunctions(presets.get("puppet"))
-    shapes = networks.shapes(functions.models)
-    pipeline = pipeline_lib.on_first_device(
-        functions, {part: pico.random(tree) for part, tree in shapes.items()}
-    )
+    pipeline = miniature.pipeline(pico)
     rng = np.random.default_rng(1)
     picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     speech = np.clip(0.3 * rng.standard_normal(3 * 7680), -1, 1).astype(np.float32)

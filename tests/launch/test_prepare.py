@@ -11,6 +11,7 @@ from tests.data import recordings
 from tests.launch import in_process
 from tm_jax.data import shards
 from tm_jax.inference import clip_encoder
+from tm_jax.training import example_source
 
 
 @pytest.fixture
@@ -50,6 +51,32 @@ def test_a_folder_becomes_examples(prepare, videos, tmp_path, capsys):
         prepare(*arguments, "--clip_seconds=2")
 
 
+def test_every_aspect_ratio_has_a_store_of_its_own(prepare, videos, tmp_path, capsys):
+    frames = recordings.still(np.full((64, 48, 3), 80, np.uint8), 30, [10])
+    recordings.write(videos / "tall.mp4", frames, recordings.clicks(1.2, [0.4]))
+    out = tmp_path / "out"
+    arguments = (
+        f"--videos={videos}", f"--out={out}", "--weights=w", "--face=none", "--clip_seconds=1",
+        "--least_seconds=0.48", "--voice_activity=loudness", "--workers=0",
+        "--aspects=4:3,1:1,3:4",
+    )
+    prepare(*arguments)
+    assert json.loads((out / "stores.json").read_text()) == {"stores": ["64x32", "32x64"]}
+    wide, tall = example_source.stores(str(out))
+    assert (len(wide), len(tall)) == (2, 1)
+    assert wide[0]["latents"].shape[1:3] == (4, 8) and tall[0]["latents"].shape[1:3] == (8, 4)
+    files = [shards.ExampleSource(out / name).manifest["files"] for name in ("64x32", "32x64")]
+    # What cannot be read is with the first, which says why.
+    assert [list(names) for names in files] == [["a.mp4", "b.mp4"], ["tall.mp4"]]
+    capsys.readouterr()
+    prepare(*arguments, "--dry_run", "--preset=tm-18b")
+    printed = capsys.readouterr().out
+    assert "width=592" in printed and "height=592" in printed
+    for wrong in (("--aspects=4:0",), ("--aspects=4:3,11:10",)):
+        with pytest.raises(SystemExit, match="two numbers above 0|two of them make videos of"):
+            prepare(*arguments[:-1], *wrong, f"--out={tmp_path / 'other'}")
+
+
 def test_a_dry_run_tells_what_would_be_used(prepare, videos, tmp_path, capsys):
     prepare(
         f"--videos={videos}", f"--out={tmp_path / 'out'}", "--dry_run", "--face=none",
@@ -82,10 +109,8 @@ def test_what_is_wrong_ends_in_one_line(prepare, tmp_path, monkeypatch, argument
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_without_a_video_encoder_says_which_have_one():
-    with pytest.raises(ValueError, match="nano has no autoencoder .* pico, nano-video, wan-1.3b, tm-18b"):
-        clip_encoder.load("nano", None)
-    with pytest.raises(FileNotFoundError, match="needs --weights"):
+def test_a_preset_without_weights_says_so():
+    with pytest.raises(FileNotFoundError, match="tm-18b comes without weights"):
         clip_encoder.load("tm-18b", None)
 
 

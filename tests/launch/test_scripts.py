@@ -15,7 +15,7 @@ import pytest
 
 from launch import demo
 from launch import sheet
-from tm_jax.configs import presets
+from tests import miniature
 from tm_jax.core import timing as timing_lib
 from tm_jax.media import audio
 
@@ -210,10 +210,13 @@ class _Session:
 
     def __init__(self, value: int, size: int = 16):
         self.value, self.size = value, size
-        self.audio, self.modes, self.mode, self.frame = [], [], None, 0
+        self.audio, self.heard, self.modes, self.mode, self.frame = [], [], [], None, 0
 
     def push_audio(self, audio):
         self.audio.append(audio)
+
+    def push_other(self, audio):
+        self.heard.append(audio)
 
     def end_audio(self):
         pass
@@ -299,11 +302,12 @@ def test_the_grid_keeps_places_and_frames_the_speaker():
 
 
 def test_the_files_of_a_whole_demo(tmp_path, monkeypatch, capsys):
-    preset = presets.get("puppet")
-    made = []
+    preset = miniature.nano()
+    monkeypatch.setitem(demo.presets.PRESETS, "nano", preset)
+    made, opened = [], []
 
     def open_session(models, picture, seed, mode):
-        assert models == "models of puppet" and picture.shape == (64, 64, 3)
+        assert models == "models of nano" and picture.shape == (64, 64, 3)
         made.append(types.SimpleNamespace(seed=seed, mode=mode, closed=0))
         session = _Session(40 * len(made), preset.height)
 
@@ -311,6 +315,7 @@ def test_the_files_of_a_whole_demo(tmp_path, monkeypatch, capsys):
             record.closed += 1
 
         session.close = close
+        opened.append(session)
         return session
 
     fakes = {
@@ -320,11 +325,14 @@ def test_the_files_of_a_whole_demo(tmp_path, monkeypatch, capsys):
     for name, fake in fakes.items():
         monkeypatch.setitem(sys.modules, f"tm_jax.inference.{name}", fake)
         monkeypatch.setattr(f"tm_jax.inference.{name}", fake, raising=False)
-    monkeypatch.setattr(demo, "_portraits", lambda size: np.zeros((4, size, size, 3), np.uint8))
-    demo.make(tmp_path / "new" / "demo", "puppet", 4.0, 7)
+    demo.make(tmp_path / "new" / "demo", "nano", 4.0, 7)
 
     assert [session.seed for session in made] == [7, 8, 9, 10]
     assert all(session.mode == "listen" and session.closed == 1 for session in made)
+    # Each hears all the others, and nobody hears itself.
+    own, heard = (np.stack([x for s in opened for x in getattr(s, name)]) for name in ("audio", "heard"))
+    np.testing.assert_array_equal(heard, own.sum(0) - own)
+    assert own.any(1).all() and not (heard * own).any()
     frames = 4 * 2 * _TIMING.frames_per_chunk  # four turns of two chunks fit in 4 s
     with av.open(str(tmp_path / "new" / "demo" / "demo.mp4")) as film:
         pictures = sum(1 for _ in film.decode(video=0))

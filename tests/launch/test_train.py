@@ -71,7 +71,7 @@ def test_a_dry_run_prints_settings_and_trees(launch, capsys):
         (["--stage=vae", "--preset=tm-18b", "--dry_run"], "no component for stage vae"),
         (["--stage=distill", "--workdir=none", "--dry_run"], "finish `--stage=teacher"),
         (["--stage=teacher", "--corpus=none", "--dry_run"], "--corpus: there is no none"),
-        (["--stage=vae", "--preset=puppet", "--workdir=a", "--mesh=fsdp=3"], "would fit"),
+        (["--stage=vae", "--workdir=a", "--mesh=fsdp=3"], "would fit"),
         (["--stage=teacher"], "--workdir: name the folder"),
         (["--dry_run"], "--stage: expected one of vae, "),
         (["--dry_run", "--config=none.json"], "none.json"),
@@ -85,7 +85,7 @@ def test_mistakes_end_in_one_line(launch, arguments, message):
 
 def test_settings_are_written_beside_the_run_and_read_back(launch, tmp_path, capsys):
     first = launch(
-        "--preset=puppet", "--stage=vae", "--workdir=a", "--steps=7", "--seed=3",
+        "--stage=vae", "--workdir=a", "--steps=7", "--seed=3",
         "--mesh=fsdp=2", "--set=optimizer.learning_rate=3e-4", "--loop=log_every=2",
     )
     preset, stage, settings, workdir, steps, loop_config, *_ = first
@@ -106,15 +106,15 @@ def test_settings_are_written_beside_the_run_and_read_back(launch, tmp_path, cap
     path.write_text(json.dumps({"stage": "vae", "settings": {"bach": 3}}))
     with pytest.raises(SystemExit) as caught:
         launch(f"--config={path}", "--workdir=d")
-    assert "VAEStageConfig has no 'bach'" in caught.value.code
+    assert "VideoVAEConfig has no 'bach'" in caught.value.code
 
 
 def test_another_corpus_than_that_of_the_file(launch, tmp_path):
-    first = launch("--preset=puppet", "--stage=teacher", "--workdir=a", "--corpus=one")
-    path = tmp_path / "a" / "teacher" / "config.json"
-    assert launch(f"--config={path}", "--workdir=b")[2].data.corpus == "one"
-    assert launch(f"--config={path}", "--workdir=b", "--corpus=two")[2].data.corpus == "two"
-    assert first[2].data.corpus == "one"
+    first = launch("--stage=speech", "--workdir=a", "--corpus=one")
+    path = tmp_path / "a" / "speech" / "config.json"
+    assert launch(f"--config={path}", "--workdir=b")[2].corpus == "one"
+    assert launch(f"--config={path}", "--workdir=b", "--corpus=two")[2].corpus == "two"
+    assert first[2].corpus == "one"
 
 
 def test_the_mesh_of_a_flag():

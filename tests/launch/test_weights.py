@@ -11,6 +11,7 @@ import pytest
 
 from tests import hub_server
 from tests.launch import in_process
+from tests.training import small
 from tm_jax.checkpoints import files
 from tm_jax.checkpoints import mapping
 from tm_jax.checkpoints import sinks
@@ -20,7 +21,12 @@ from tm_jax.core import trees
 
 pytest.importorskip("huggingface_hub")
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_NANO = _ROOT / "tm_jax" / "assets" / "nano"
+
+
+def _files():
+    """The shipped weights: their parts, and the sizes beside them."""
+    folder = _ROOT / "tm_jax" / "assets" / "nano"
+    return [*folder.glob("*.safetensors"), folder / "preset.json"]
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def test_convert_reads_a_repository_and_writes_down_its_commit(hub, tmp_path, pi
         ("serve", ["--port=0", "--weights=hf:no/body"]),
         # The sampler of the arm stands behind the revision.
         ("evaluate", ["--noplots", "--weights=other=hf:no/body@v1@4,clean"]),
-        ("train", ["--stage=audio", "--workdir=run", "--start=hf:no/body"]),
+        ("train", ["--stage=teacher", "--data=examples", "--workdir=run", "--start=hf:no/body"]),
     ],
 )
 def test_every_launcher_says_in_one_line_what_is_not_there(
@@ -87,6 +93,8 @@ def test_every_launcher_says_in_one_line_what_is_not_there(
 ):
     if name == "serve":
         pytest.importorskip("aiohttp")
+    if name == "train":
+        small.write_examples(str(tmp_path / "examples"), count=1)
     PIL.Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     monkeypatch.chdir(tmp_path)
     hub.serve_this_process(monkeypatch, tmp_path)
@@ -99,7 +107,7 @@ def test_every_launcher_says_in_one_line_what_is_not_there(
 
 def test_the_library_loads_a_repository(hub, tmp_path):
     """tm_jax.load gives the weights that a repository holds: those shipped, in this one."""
-    hub.push("me/nano", {f.name: f.read_bytes() for f in _NANO.glob("*.safetensors")})
+    hub.push("me/nano", {f.name: f.read_bytes() for f in _files()})
     program = (
         "import jax, numpy as np, tm_jax\n"
         "a, b = tm_jax.load(weights='hf:me/nano'), tm_jax.load()\n"
@@ -114,4 +122,4 @@ def test_the_library_loads_a_repository(hub, tmp_path):
         check=False, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sorted(hub.fetched()) == sorted(f.name for f in _NANO.glob("*.safetensors"))
+    assert sorted(hub.fetched()) == sorted(f.name for f in _files())

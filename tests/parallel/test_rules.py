@@ -7,36 +7,22 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from tm_jax.checkpoints import parts as parts_lib
+from tm_jax.configs import components
 from tm_jax.configs import presets
 from tm_jax.core import axes
 from tm_jax.core import trees
-from tm_jax.models.audio.causal import encoder
-from tm_jax.models.puppet import locator
-from tm_jax.models.puppet.vae import autoencoder
 from tm_jax.parallel import rules
 
 
 def _boxed_parameters(preset_shapes):
     """Every parameter of every preset by name; parameters without a box stay plain."""
-    trees_by_name = {}
+    found = {}
     for name, preset in presets.PRESETS.items():
-        parts = {"dit": preset_shapes[name]}
-        key = jax.random.key(0)
-        if preset.motion is not None:
-            model = autoencoder.VideoAutoencoder(preset.vae)
-            side = preset.vae.side
-            frames = jnp.zeros((1, 4, side, side, 3))
-            parts["vae"] = jax.eval_shape(model.init, key, frames, frames[:, 0])["params"]
-            c = preset.audio
-            samples = jnp.zeros((1, encoder.FRAME * (c.history + 1 + c.future) + 2 * encoder.MARGIN))
-            heard = encoder.AudioEncoder(c)
-            parts["audio"] = jax.eval_shape(
-                lambda k, m=heard, x=samples: m.init(k, x, method=m.train), key
-            )["params"]
-        finder = locator.FaceLocator()
-        parts["locator"] = jax.eval_shape(finder.init, key, jnp.zeros((1, 64, 64, 3)))["params"]
-        trees_by_name[name] = parts
-    return trees_by_name
+        others = [part for part in components.build(preset).parts if part != "transformer"]
+        found[name] = {part: parts_lib.of_preset(preset, part).boxed for part in others}
+        found[name]["transformer"] = preset_shapes[name]
+    return found
 
 
 def test_every_parameter_has_logical_names_that_the_table_knows(preset_shapes):

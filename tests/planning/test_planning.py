@@ -167,12 +167,6 @@ def test_accumulation_and_remat_take_less():
     assert search.estimate(found, half) == pytest.approx(31)
 
 
-def test_a_preset_that_draws_its_own_clips():
-    mesh = rules.make_mesh(jax.devices()[:8], **_MESH)
-    with pytest.raises(ValueError, match="puppet draws its own clips"):
-        work.make(presets.get("puppet"), "teacher", _settings("teacher"), mesh)
-
-
 def test_too_few_simulated_devices():
     with pytest.raises(ValueError, match="h100:9 needs 9 simulated devices, there are 8"):
         measure.devices(chips.parse("h100:9"), True)

@@ -252,7 +252,7 @@ def test_old_uploads_make_room_and_expire():
 
 def test_characters_come_from_a_folder_and_from_the_package(tmp_path):
     bundled = pictures.from_folder(48, 40)
-    assert [c.id for c in bundled] == ["ada", "bea", "carl", "dora"]
+    assert [c.id for c in bundled] == ["ada", "bea", "carl", "dora", "eve", "finn"]
     assert all(c.picture.shape == (48, 40, 3) and c.picture.std() > 20 for c in bundled)
     (tmp_path / "my_face.png").write_bytes(png())
     (tmp_path / "notes.txt").write_text("no picture")

@@ -12,7 +12,6 @@ from tm_jax.checkpoints import parts
 from tm_jax.configs import components
 from tm_jax.configs import overrides
 from tm_jax.configs import presets
-from tm_jax.configs import puppet as networks
 from tm_jax.data import examples
 from tm_jax.data import shards
 from tm_jax.models.dit import transformer
@@ -44,8 +43,7 @@ def preset(name: str = "pico", num_steps: int = 2, policy: str = "clean") -> pre
 
 def models(name: str = "pico", num_steps: int = 2, policy: str = "clean"):
     """Its networks."""
-    found = preset(name, num_steps, policy)
-    return components.build(found) if found.motion is None else networks.models(found)
+    return components.build(preset(name, num_steps, policy))
 
 
 @functools.cache
@@ -54,9 +52,9 @@ def shapes(name: str = "pico"):
     return transformer.boxed_shapes(preset(name).dit)
 
 
-def record(index: int, latents: int = LATENTS) -> dict:
+def record(index: int, latents: int = LATENTS, aspect: float = 1.0) -> dict:
     """A random example of preset pico."""
-    rng, found = np.random.default_rng((6, index)), preset()
+    rng, found = np.random.default_rng((6, index)), presets.with_aspect(preset(), aspect)
     c, (height, width, channels) = found.dit, found.latent_shape
 
     def normal(*shape):
@@ -91,37 +89,25 @@ def batch(size: int, latents: int, start: int = 0):
     return source().assemble(items(size, latents, start))
 
 
-def clip(index: int, latents: int) -> dict:
-    """What `latents.window` would cut out of clip `index` of preset puppet."""
-    rng, found = np.random.default_rng((5, index)), preset("puppet")
-    c, shape = found.dit, found.latent_shape
-
-    def normal(*shape):
-        return rng.standard_normal(shape).astype(np.float32)
-
-    return {
-        "reference": normal(*shape[:2], found.vae.appearance_channels),
-        "x0": normal(latents, *shape),
-        "windows": normal(latents, c.audio_window, c.audio_feature_width),
-        "face": rng.uniform(0.5, 1, found.tokens).astype(np.float32),
-        "mode": np.int32(index % 2), "expression": normal(latents, c.expression_channels),
-    }
-
-
 def one_device():
     """A mesh of the first device."""
     return rules.make_mesh(jax.devices()[:1])
 
 
-def lay_out(folder: str, pico, count: int = 6, latents: int = 9) -> None:
-    """Examples and an autoencoder in an empty work directory."""
-    os.makedirs(f"{folder}/weights")
-    with shards.ExampleWriter(f"{folder}/examples", {"preset": "pico"}, {}) as writer:
+def write_examples(folder: str, count: int = 6, latents: int = 9) -> None:
+    """A store of random examples."""
+    with shards.ExampleWriter(folder, {"preset": "pico"}, {}) as writer:
         for i in range(count):
             values = record(i, latents)
             del values["negative_text"]
             writer.add(examples.Example(**values), f"{i}.mp4", 1)
             writer.finish(f"{i}.mp4", {"bytes": 1, "clips": [0], "rejected": [], "notes": []})
+
+
+def lay_out(folder: str, pico, count: int = 6, latents: int = 9) -> None:
+    """Examples and an autoencoder in an empty work directory."""
+    os.makedirs(f"{folder}/weights")
+    write_examples(f"{folder}/examples", count, latents)
     vae = parts.of_preset(preset(), "vae")
     files.save(f"{folder}/weights/vae.safetensors", pico.random(vae.boxed), "float32")
 

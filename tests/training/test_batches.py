@@ -12,8 +12,6 @@ from tm_jax.parallel import rules
 from tm_jax.training import batches
 from tm_jax.training import example_source
 from tm_jax.training import groups
-from tm_jax.training import latents as latents_lib
-from tm_jax.training import puppet_source
 from tm_jax.training import sources
 
 
@@ -60,35 +58,6 @@ def test_every_sample_is_cut_at_its_own_frame():
     np.testing.assert_array_equal(whole.cut(3, 6).x0, whole.x0[:, 3:])
 
 
-def test_a_clip_of_a_latent_store_as_a_batch():
-    clips = [small.clip(i, 6) for i in range(2)]
-    batch = puppet_source.assemble(small.preset("puppet"), sources.collate(clips))
-    assert not batch.sink.any() and batch.conditioning.text is None
-    given, clip = batch.conditioning, clips[1]
-    np.testing.assert_array_equal(given.mode, [[0] * 7, [0] + [1] * 6])
-    np.testing.assert_array_equal(given.audio[1, 1:], clip["windows"])
-    assert not given.audio[:, 0].any()
-    split = clip["reference"].shape[-1]
-    np.testing.assert_array_equal(
-        given.channels[1, ..., :split], np.repeat(clip["reference"][None], 7, 0)
-    )
-    assert not given.channels[1, 0, ..., split:].any()
-    np.testing.assert_array_equal(given.channels[1, 1:, 1, 0, split:], clip["expression"])
-    assert batch.streamed is given
-    cut = batch.cut(jnp.array([1, 3]), 3).conditioning.channels  # Content goes with the frames.
-    np.testing.assert_array_equal(cut[1, 1:], given.channels[1, 4:7])
-    np.testing.assert_array_equal(cut[1, 0], given.channels[1, 0])
-
-
-def test_element_weights_favour_the_mouth():
-    config = latents_lib.LatentConfig(mouth_weight=3, opening_weight=2)
-    preset = small.preset("puppet")
-    weights = puppet_source.element_weights(preset, config)
-    assert weights.shape == preset.latent_shape and weights.mean() == pytest.approx(1)
-    assert weights[-1].max() == pytest.approx(6 * weights[0].max())
-    assert "mouth_weight" not in config.facts and config.facts["clips"] == config.clips
-
-
 def test_conditions_are_dropped_apart_from_one_another():
     size = 4000
     chances = {"text": 0.5, "image": 0.2, "audio": 0.3}
@@ -128,6 +97,27 @@ def test_windows_lie_everywhere_and_short_clips_are_passed_over():
     np.testing.assert_array_equal(one(7)["x0"], one(7)["x0"])
     with pytest.raises(ValueError, match="no example is long enough for windows of 12"):
         source.place(0, rng, 12)
+
+
+def test_a_listener_overhears_voices_that_are_not_its_own():
+    records = [small.record(0, 4), small.record(1, 14)]
+    source = example_source.ExampleSource(records, small.preset(), overheard=0.5)
+    voices = np.concatenate([record["audio"] for record in records])
+    foreign = 0
+    for start in range(9):
+        window, record = source.window(1, start, 6), records[1]
+        own, listens = record["audio"][start : start + 6], window["mode"] == 0
+        changed = (window["audio"] != own).any((1, 2))
+        assert not changed[~listens].any()
+        for sound in window["audio"][changed]:
+            assert (sound == voices).all((1, 2)).any()
+        np.testing.assert_array_equal(window["x0"], record["latents"][1 + start : 7 + start])
+        again = source.window(1, start, 6)
+        np.testing.assert_array_equal(window["audio"], again["audio"])
+        foreign += changed.any()
+    assert 0 < foreign < 9
+    with pytest.raises(ValueError, match=r"overheard must be in 0\.\.1, got 2"):
+        example_source.ExampleConfig(overheard=2)
 
 
 @pytest.mark.parametrize(

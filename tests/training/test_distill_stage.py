@@ -17,6 +17,7 @@ from tm_jax.training import distill_stage
 from tm_jax.training import loop
 from tm_jax.training import placing
 from tm_jax.training import run
+from tm_jax.training import sources
 
 _CONFIG = distill_stage.DistillStageConfig(batch=2, rollout_chunks=3, critic_updates=1)
 
@@ -27,15 +28,25 @@ def params(pico):
     return [pico.random(small.shapes(), seed) for seed in (1, 2)]
 
 
+def _boxed(values):
+    """Parameters in the boxes that say how they are split."""
+    is_box = lambda x: hasattr(x, "replace_boxed")
+    return jax.tree.map(
+        lambda box, x: box.replace_boxed(x), small.shapes(), dict(values), is_leaf=is_box
+    )
+
+
 def _stage(params, num_steps=2, policy="clean"):
     """The stage on random examples, without previews."""
     student, teacher = params
     source = small.source()
-    regression = distill_stage.Regression(source=source, one=examples.paths(num_steps), count=8)
+    regression = distill_stage.Regression(
+        source=source, one=examples.paths(num_steps), sizes=sources.Sizes([source.sizes[0]] * 8)
+    )
     stage = distill_stage.make(
         small.models("pico", num_steps, policy), source, regression,
         lambda latents: examples.Quiet(), _CONFIG, start=student, critic=teacher,
-        teacher=rules.box_like(small.shapes(), trees.cast(teacher, jnp.bfloat16)),
+        teacher=_boxed(trees.cast(teacher, jnp.bfloat16)),
     )
     return dataclasses.replace(stage, sample=lambda *args: {})
 
@@ -189,8 +200,6 @@ def test_settings_that_cannot_be_are_refused(assignment, message):
         overrides.apply(run.config("distill", "corpus"), [assignment])
 
 
-def test_the_corpus_reaches_both_stores():
-    config = run.config("distill", "voices")
-    assert config.data.corpus == config.rollouts.corpus == "voices"
+def test_one_folder_is_the_data_of_windows_and_rollouts():
     config = run.config("distill", "voices", data="examples")
     assert config.data.path == config.rollouts.path == "examples"

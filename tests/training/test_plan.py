@@ -140,7 +140,7 @@ def test_a_longer_window_is_a_larger_cache():
 
 
 def test_a_part_of_the_small_presets():
-    rows = plan.describe(presets.get("puppet"), "vae", {}, _settings())
+    rows = plan.describe(presets.get("nano"), "vae", {}, _settings())
     assert set(plan.totals(rows)) == {"parameters", "gradients", "optimizer", "average"}
     assert all(row.bytes == row.device_bytes for row in rows)
 
@@ -152,7 +152,7 @@ def test_a_part_of_the_small_presets():
         ("tm-18b", "teacher", {"tensor": 16}, "divide the 40 attention heads .* tensor=10 or 20"),
         ("tm-18b", "teacher", {"seq": 5}, "divide the 3072 tokens of a chunk .* seq=4 or 6"),
         ("pico", "teacher", {"fsdp": 64}, "fsdp=64 does not divide the 32 width .* use fsdp=32"),
-        ("tm-18b", "motion", {}, "tm-18b has no component for stage motion"),
+        ("tm-18b", "speech", {}, "tm-18b has no component for stage speech: .* those of nano"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(preset, stage, sizes, message):
@@ -167,7 +167,7 @@ def test_files_that_are_missing(tmp_path):
     (tmp_path / "teacher").mkdir()
     with pytest.raises(FileNotFoundError, match="finish `--stage=teacher --workdir="):
         plan.check_files("student", str(tmp_path), [])
-    (tmp_path / "teacher" / "dit.safetensors").touch()
+    (tmp_path / "teacher" / "transformer.safetensors").touch()
     plan.check_files("student", str(tmp_path), [("corpus", str(tmp_path))])
 
 

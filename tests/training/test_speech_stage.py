@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import compiled
+from tests import miniature
 from tm_jax.configs import overrides
 from tm_jax.configs import presets
 from tm_jax.data.corpus import acoustics
@@ -22,7 +23,7 @@ from tm_jax.training import run
 from tm_jax.training import speech_stage
 
 _LOOP = run.loop.LoopConfig(sample_every=0, log_every=1)
-_STEPS = 90
+_STEPS = 150
 _TONES = {"SIL": 0, "AA": 400, "IY": 900, "S": 2500, "M": 200}
 
 
@@ -59,7 +60,7 @@ def _settings(corpus, *more):
 
 
 def test_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path):
-    preset, settings = presets.get("puppet"), _settings(corpus)
+    preset, settings = miniature.nano(), _settings(corpus)
     settings = dataclasses.replace(
         settings, damage=acoustics.AcousticsConfig(noise_db=(30.0, 45.0))
     )
@@ -117,7 +118,7 @@ def test_a_batch_holds_nothing_of_a_face(corpus, monkeypatch):
 
     monkeypatch.setattr(visemes, "mouth_curves", never)
     settings = _settings(corpus)
-    preset = presets.get("puppet")
+    preset = miniature.nano()
     audio = speech_stage.sizes(preset.audio)
     voices = tracks.Voices(corpus, "train")
     batch = next(iter(speech_stage.batches(voices, settings, audio, 0)))
@@ -193,7 +194,7 @@ def test_accuracy_counts_speech_now_and_later():
 
 
 def test_the_stage_publishes_an_encoder(corpus, tmp_path):
-    preset = presets.get("puppet")
+    preset = miniature.nano()
     export = str(tmp_path / "export")
     assert run.train(preset, "speech", _settings(corpus), str(tmp_path), 2, _LOOP, export)
     assert os.listdir(tmp_path / "speech" / "tensorboard")
@@ -207,13 +208,13 @@ def test_the_stage_publishes_an_encoder(corpus, tmp_path):
     )
     path = os.path.join(export, "audio.safetensors")
     params = run.files.load(path, shapes)
-    assert run.files.facts(path) == {"preset": "puppet", "stage": "speech"}
+    assert run.files.facts(path) == {"preset": "nano", "stage": "speech"}
     out = compiled.method(model, "train")(params, dummy)
     assert out.shape == (1, 1, speech_stage.COLUMNS * (1 + audio.recalled) + 1)
 
 
 def test_standardised_features_tell_the_same(corpus):
-    settings, audio = _settings(corpus), speech_stage.sizes(presets.get("puppet").audio)
+    settings, audio = _settings(corpus), speech_stage.sizes(miniature.nano().audio)
     model = encoder.AudioEncoder(audio)
     batch = next(iter(speech_stage.batches(
         tracks.Voices(corpus, "train"), settings, audio, 1

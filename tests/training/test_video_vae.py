@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def preset():
-    return presets.with_settings(presets.get("nano-video"), {
+    return presets.with_settings(presets.get("nano"), {
         "height": _SIDE, "width": _SIDE,
         "vae": dataclasses.asdict(config_lib.PRESETS["pico"]),
         "transformer": {"latent_channels": 4, "condition_channels": 4},
@@ -109,6 +109,27 @@ def test_a_run_starts_from_a_weight_file(preset, folder, trained, tmp_path):
     assert 0 < max(far) < 0.1  # One update away.
 
 
+def test_a_decoder_learns_alone(preset, folder, trained, tmp_path):
+    params, workdir = trained
+    start = str(workdir / "vae" / "vae.safetensors")
+    optimizer = dataclasses.replace(_OPTIMIZER, weight_decay=0.5)
+    config = dataclasses.replace(_CONFIG, path=folder, decoder_only=True, optimizer=optimizer)
+    assert run.train(preset, "vae", config, str(tmp_path), 3, _LOOP, start=start)
+    learned = weights.load(str(tmp_path / "vae" / "vae.safetensors"))[1]
+    assert jax.tree.structure(learned) == jax.tree.structure(params)
+    for name in params:
+        same = jax.tree.map(np.array_equal, learned[name], params[name])
+        assert all(jax.tree.leaves(same)) == (name != "decoder")
+    # While it runs the other parts stay as well, without decay.
+    stage = video_vae.make(preset, config, start)
+    made = optimizer_lib.make(stage.optimizer, 3, stage.labels)
+    updates = made.update(params, made.init(params), params)[0]
+    assert not any(np.any(x) for name in params if name != "decoder"
+                   for x in jax.tree.leaves(updates[name]))  # fmt: skip
+    with pytest.raises(ValueError, match="give --start"):
+        video_vae.make(preset, config)
+
+
 def test_what_is_exported_is_a_part_of_the_preset(preset, trained):
     params, workdir = trained
     mesh = rules.make_mesh(jax.devices()[:1])
@@ -160,22 +181,29 @@ def test_moving_pixels_weigh_more(model, clips, initial):
     assert weighted > 1.2 * plain
 
 
-def test_what_the_moved_picture_misses_weighs_more(model, clips, monkeypatch):
+@pytest.fixture
+def painting_loss(model, clips, monkeypatch):
+    """Function (moved picture, residual, settings) -> loss of these, of what is painted alone."""
+    frames = clips.shape[1] - 1
+    results = {"look": None, "encode_raw": jnp.zeros((2, 1, 2, 2, 4))}
+
+    def value(warped, residual, **settings):
+        results["decode_raw"] = (warped, residual, jnp.zeros((2, frames, 16, 16, 2)))
+        monkeypatch.setattr(video_vae, "_apply", lambda model, params, name, *a: results[name])
+        config = dataclasses.replace(
+            _CONFIG, flow_weight=0.0, pooled_weight=0.0, motion_weight=0.0, **settings
+        )
+        return float(video_vae.loss(model, config, {}, clips, jax.random.key(0))[0])
+
+    return value
+
+
+def test_what_the_moved_picture_misses_weighs_more(clips, painting_loss):
     """A patch that it misses, of a square that it moves well."""
     frames = jnp.asarray(clips[:, 1:], jnp.float32) / 127.5 - 1
     patch = (slice(None), slice(None), slice(48, 60), slice(4, 60))
     moved = frames.at[patch].add(0.3)
-    flow = jnp.zeros((*frames.shape[:2], 16, 16, 2))
-    results = {"look": None, "encode_raw": jnp.zeros((2, 1, 2, 2, 4))}
-
-    def value(warped, residual, w):
-        results["decode_raw"] = (warped, residual, flow)
-        monkeypatch.setattr(video_vae, "_apply", lambda model, params, name, *a: results[name])
-        config = dataclasses.replace(
-            _CONFIG, unseen_weight=w, flow_weight=0.0, pooled_weight=0.0, motion_weight=0.0
-        )
-        return float(video_vae.loss(model, config, {}, clips, jax.random.key(0))[0])
-
+    value = lambda warped, residual, w: painting_loss(warped, residual, unseen_weight=w)
     assert value(moved, 0.0, 16.0) > 1.5 * value(moved, 0.0, 0.0)
     # An error where it is right costs less instead: the mean weight is the same.
     elsewhere = jnp.zeros_like(frames).at[:, :, :12].set(0.1).at[patch].set(-0.3)
@@ -183,6 +211,19 @@ def test_what_the_moved_picture_misses_weighs_more(model, clips, monkeypatch):
     # Where the picture is not moved at all, no pixel is the exception.
     still = jnp.broadcast_to(jnp.asarray(clips[:, :1], jnp.float32) / 127.5 - 1, frames.shape)
     assert value(still, 0.0, 16.0) == pytest.approx(value(still, 0.0, 0.0), rel=1e-3)
+
+
+def test_an_error_that_jumps_costs_more_than_one_that_stays(clips, painting_loss):
+    frames = jnp.asarray(clips[:, 1:], jnp.float32) / 127.5 - 1
+    off = jnp.full_like(frames, 0.2)
+    jumps = off.at[:, ::2].multiply(-1)
+    plain = dict(unseen_weight=0.0, moving_weight=0.0, edge_weight=0.0)
+    of = lambda error, w: painting_loss(frames, error, steady_weight=w, **plain)
+    assert of(off, 1.0) == pytest.approx(of(off, 0.0), rel=1e-5)
+    assert of(jumps, 0.0) == pytest.approx(of(off, 0.0), rel=1e-5)
+    # Three differences of 0.4 of four frames, with the corner rounded as the error's is.
+    expected = of(off, 0.0) + (0.4**2 + _CONFIG.corner**2) ** 0.5 - _CONFIG.corner
+    assert of(jumps, 1.0) == pytest.approx(expected, rel=1e-4)
 
 
 def test_psnr_of_a_known_error():

@@ -232,7 +232,7 @@ def get(name: str, size: str) -> Part:
         return transformer(presets.get(size))
     if size not in table:
         preset = presets.PRESETS.get(size)
-        if preset is None or preset.motion is not None or getattr(preset, name) is None:
+        if preset is None or getattr(preset, name) is None:
             raise ValueError(
                 f"part {name} has no size {size!r}; choose one of {', '.join(table)}, or a "
                 "preset that has this part."

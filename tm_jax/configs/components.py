@@ -386,9 +386,9 @@ def video_vae(preset: presets.Preset, tiny: bool = False) -> VideoVAE:
     """
     if isinstance(preset.vae, wan_vae_config.WanVAEConfig):
         return WanVideoVAE(preset, tiny)
-    if isinstance(preset.vae, small_vae_config.SmallVAEConfig):
-        return SmallVideoVAE(preset.vae, preset.dtype)
-    raise ValueError(f"preset {preset.name} has no autoencoder of whole frames.")
+    if tiny:
+        raise ValueError(f"preset {preset.name} has no tiny decoder.")
+    return SmallVideoVAE(preset.vae, preset.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The table of presets: which components a model has, and their sizes."""
 
 import dataclasses
+import math
+import pathlib
 from typing import Any
 
 from tm_jax.core import timing as timing_lib
@@ -10,8 +12,6 @@ from tm_jax.models.audio.wav2vec2 import config as wav2vec2_config
 from tm_jax.models.dit import conditioning as conditioning_lib
 from tm_jax.models.dit import config as dit_config
 from tm_jax.models.image import config as clip_config
-from tm_jax.models.puppet.motion import config as motion_config
-from tm_jax.models.puppet.vae import config as vae_config
 from tm_jax.models.text import config as umt5_config
 from tm_jax.models.vae.small import config as small_vae_config
 from tm_jax.models.vae.tiny import config as taehv_config
@@ -59,7 +59,7 @@ class StudentConfig:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Metadata of a weight file of such a student; `Preset.trained` reads it."""
+        """Metadata of a weight file of such a student."""
         facts = {
             "num_steps": str(self.num_steps), "policy": self.policy,
             "temperature": f"{self.temperature:g}",
@@ -89,9 +89,7 @@ class Preset:
       text: Text encoder; None where the transformer takes no text.
       image: Image encoder; None where the transformer takes none of its tokens.
       conditioning: What the conditioning channels hold, one of `conditioning.KINDS`.
-      motion: Motion model; None where the transformer makes all motion.
-      opening: Openings of the mouth that latents of `vae` encode and what its painter is given
-        for them (`autoencoder.respond`), by `experiments/nano/opening.py`.
+      teacher_latents: Latents of a clip of the teacher, the picture's included.
       audio_future_frames: Frames of sound after a chunk that a speech encoder which attends
         in both directions is given: its look-ahead. A causal one has its own.
       timing: Clocks.
@@ -104,14 +102,13 @@ class Preset:
     height: int
     width: int
     dit: dit_config.DiTConfig
-    vae: wan_vae_config.WanVAEConfig | small_vae_config.SmallVAEConfig | vae_config.VAEConfig
+    vae: wan_vae_config.WanVAEConfig | small_vae_config.SmallVAEConfig
     audio: wav2vec2_config.Wav2Vec2Config | audio_config.AudioEncoderConfig
     taehv: taehv_config.TAEHVConfig | None = None
     text: umt5_config.UMT5Config | None = None
     image: clip_config.CLIPConfig | None = None
     conditioning: str = "none"
-    motion: motion_config.MotionConfig | None = None
-    opening: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+    teacher_latents: int = 21
     audio_future_frames: int = 5
     timing: timing_lib.Timing = timing_lib.Timing()
     schedule: flow_matching.Schedule = flow_matching.Schedule()
@@ -132,8 +129,7 @@ class Preset:
         if self.image is not None:
             pairs.append(("dit.image_width", dit.image_width, self.image.width))
             pairs.append(("dit.image_length", dit.image_length, self.image.tokens))
-        if self.motion is None:
-            pairs.append(("dit.condition_channels", dit.condition_channels, self._channels))
+        pairs.append(("dit.condition_channels", dit.condition_channels, self._channels))
         for name, got, wanted in pairs:
             if got != wanted:
                 raise ValueError(
@@ -146,7 +142,7 @@ class Preset:
                     f"{name} is {getattr(self, name)}: both or none."
                 )
         step = self.spatial_stride * dit.patch
-        if self.motion is None and (self.height % step or self.width % step):
+        if self.height % step or self.width % step:
             raise ValueError(
                 f"height and width must be multiples of {step}, got "
                 f"{self.height}x{self.width}."
@@ -177,16 +173,10 @@ class Preset:
         return self.vae.spatial_stride
 
     @property
-    def crop(self) -> int | None:
-        """Side in pixels of the aligned face that is generated; None for the whole picture."""
-        return self.vae.side if isinstance(self.vae, vae_config.VAEConfig) else None
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one latent frame."""
         stride = self.spatial_stride
-        height, width = (self.crop or self.height), (self.crop or self.width)
-        return height // stride, width // stride, self.dit.latent_channels
+        return self.height // stride, self.width // stride, self.dit.latent_channels
 
     @property
     def tokens(self) -> int:
@@ -223,33 +213,6 @@ class Preset:
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, student=dataclasses.replace(self.student, **given))
 
-    def trained(self, facts: dict[str, str]) -> "Preset":
-        """This preset with the sampler that weights were trained for.
-
-        Args:
-          facts: Metadata of their file, with `StudentConfig.facts`; what is missing stays.
-
-        Raises:
-          ValueError: A sampler that does not exist.
-        """
-        numbers: dict[str, int | float] = {}
-        for name in ("num_steps", "history", "keep"):
-            if name in facts:
-                if not facts[name].isdigit():
-                    raise ValueError(f"{name} must be a number, got {facts[name]!r}.")
-                numbers[name] = int(facts[name])
-        if "temperature" in facts:
-            try:
-                numbers["temperature"] = float(facts["temperature"])
-            except ValueError:
-                raise ValueError(
-                    f"temperature must be a number, got {facts['temperature']!r}."
-                ) from None
-        return self.with_student(
-            policy=facts.get("policy"), sink=False if facts.get("sink") == "no" else None,
-            positions=facts.get("positions"), **numbers,
-        )
-
     @property
     def lookahead_s(self) -> float:
         """Seconds of sound after a chunk that must be known to make it."""
@@ -285,53 +248,18 @@ PRESETS = {
             width=20, num_layers=1, num_heads=2, mlp_width=32, picture=28, patch=14
         ),
     ),
-    # The drawn face of preset nano in miniature, for tests.
-    "puppet": Preset(
-        name="puppet", height=64, width=64,
-        dit=dit_config.DiTConfig(
-            width=32, num_heads=2, num_layers=2, mlp_width=64,
-            latent_channels=24, condition_channels=72, expression_channels=24, frequency_width=32,
-            text_width=None, image_width=None,
-            audio_feature_width=16, audio_window=6, audio_hidden=32, audio_tokens=4,
-            audio_width=16, reference_std=0.5,
-        ),
-        vae=vae_config.VAEConfig(rows=4, look_channels=8, widths=(8, 8, 12)),
-        audio=audio_config.AudioEncoderConfig(
-            mels=20, width=16, features=16, dilations=(1, 2, 4)
-        ),
-        motion=motion_config.MotionConfig(
-            width=16, mlp_width=16, layers=1, history=2, steps=2
-        ),
-    ),
-    # The embedded default: trained by this repository, weights shipped.
+    # The embedded default, the paper's model made small: experiments/nano/train.sh trains it from
+    # videos with sound, and its weights come with the package.
     "nano": Preset(
-        name="nano", height=256, width=256,
-        dit=dit_config.DiTConfig(
-            width=256, num_heads=4, num_layers=7, mlp_width=1024,
-            latent_channels=24, condition_channels=72, expression_channels=24,
-            text_width=None, image_width=None,
-            audio_feature_width=32, audio_window=6, audio_hidden=256, audio_tokens=4,
-            audio_width=128, reference_std=1.0,
-        ),
-        vae=vae_config.VAEConfig(rows=8, look_channels=32),
-        audio=audio_config.AudioEncoderConfig(),
-        motion=motion_config.MotionConfig(),
-        opening=(
-            (0.0, 0.0), (0.11, 0.33), (0.23, 0.45), (0.35, 0.54), (0.6, 0.78), (0.83, 1.0),
-            (1.11, 1.28), (1.49, 1.66), (1.76, 1.9), (2.66, 2.67),
-        ),
-        student=StudentConfig(temperature=0.2),
-    ),
-    # A latent video model of whole frames, the paper's made small: experiments/nano/train.sh
-    # trains it from videos with sound. Its weights are not shipped yet.
-    "nano-video": Preset(
-        name="nano-video", height=256, width=256, conditioning="reference",
+        name="nano", height=256, width=256, conditioning="reference", teacher_latents=7,
         dit=dit_config.DiTConfig(
             width=256, num_heads=4, num_layers=7, mlp_width=1024, patch=1,
             latent_channels=48, condition_channels=48, text_width=None, image_width=None,
             audio_feature_width=64, audio_window=6, audio_hidden=256, audio_tokens=4,
-            audio_width=128, partner_audio=True, reference_std=1.0,
+            audio_width=128, partner_audio=True, clean_std=1.0,
         ),
+        # Fewer numbers a clip than Wan's latents: less noise hides as much.
+        schedule=flow_matching.Schedule(shift=3.0),
         vae=small_vae_config.PRESETS["nano"],
         audio=audio_config.AudioEncoderConfig(features=64, outputs=92),
     ),
@@ -370,8 +298,42 @@ def get(name: str) -> Preset:
     return PRESETS[name]
 
 
+def with_aspect(preset: Preset, aspect: float) -> Preset:
+    """A preset with another aspect ratio and at most its area.
+
+    Raises:
+      ValueError: The aspect ratio is not between 1:4 and 4:1.
+    """
+    if not 0.25 <= aspect <= 4:
+        raise ValueError(f"aspect must be between 1:4 and 4:1, got {aspect:g}.")
+    step, area = preset.spatial_stride * preset.dit.patch, preset.height * preset.width
+    widths = range(step, area // step + 1, step)
+    pairs = [(width, area // (width * step) * step) for width in widths]
+    fitting = [(width, height) for width, height in pairs if height]
+    width, height = min(fitting, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
+    return dataclasses.replace(preset, height=height, width=width)
+
+
+def shipped(name: str) -> str:
+    """Folder of the weights that come with the package.
+
+    Raises:
+      FileNotFoundError: There are none of this preset.
+    """
+    folder = pathlib.Path(__file__).parents[1] / "assets" / get(name).name
+    if not (folder / "transformer.safetensors").is_file():
+        raise FileNotFoundError(
+            f"preset {name} comes without weights; name a folder with --weights. "
+            "`python launch/convert.py` makes one of published weights, part by part; "
+            "`python launch/train.py --export` of trained ones."
+        )
+    return str(folder)
+
+
 _BESIDE = ("vae", "taehv", "text", "image", "audio", "timing", "schedule", "student")
-_OWN = ("height", "width", "dtype", "conditioning", "audio_future_frames")
+_OWN = (
+    "height", "width", "dtype", "conditioning", "teacher_latents", "audio_future_frames"
+)
 
 
 def settings(preset: Preset) -> dict:

@@ -54,10 +54,6 @@ class Timing:
         """Latent frames of a clip: the sink and `chunks` chunks."""
         return 1 + chunks * self.latents_per_chunk
 
-    def pixel_frames(self, latents: int) -> int:
-        """Pixel frames of a clip with `latents` latent frames, first frame included."""
-        return 1 + (latents - 1) * self.frames_per_latent
-
     def chunks_for(self, seconds: float) -> int:
         """Chunks that cover `seconds`, rounded up, at least one."""
         frames = -(-round(seconds * self.sample_rate) // self.samples_per_frame)

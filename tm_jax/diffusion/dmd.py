@@ -38,17 +38,15 @@ def gradient(
     return jax.lax.stop_gradient((x0_fake - x0_real) / jnp.maximum(size, least))
 
 
-def loss(x: jax.Array, direction: jax.Array, weight: jax.Array | float = 1.0) -> jax.Array:
+def loss(x: jax.Array, direction: jax.Array) -> jax.Array:
     """Loss whose gradient to x is `direction`, divided by the number of elements.
 
     Args:
       x: Samples of the student, [B, ...].
       direction: Result of `gradient`.
-      weight: Weights that broadcast to `x`. They scale the steps, not where they end: the
-        direction is zero where both distributions agree, whatever the weight.
 
     Returns:
-      0.5 * mean(weight * (x - constant(x - direction))^2), scalar.
+      0.5 * mean((x - constant(x - direction))^2), scalar.
     """
     target = jax.lax.stop_gradient(x - direction)
-    return 0.5 * jnp.mean(weight * jnp.square(x - target))
+    return 0.5 * jnp.mean(jnp.square(x - target))

@@ -13,7 +13,7 @@ import flax
 import jax
 import numpy as np
 
-from tm_jax.configs import puppet as networks
+from tm_jax.configs import presets
 
 _BLOCK = 1 << 24  # Bytes read at once.
 
@@ -38,11 +38,8 @@ def weights_hash(folder: str) -> str:
     Of the tensors alone, in the order of their files' and their own names: what else a file
     says, and in which order, differs from one writing to the next.
     """
-    files = [pathlib.Path(folder, f"{part}.safetensors") for part in networks.PARTS]
-    if not all(file.exists() for file in files):
-        files = pathlib.Path(folder).rglob("*.safetensors")
     total = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(pathlib.Path(folder).rglob("*.safetensors")):
         with open(file, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
@@ -73,7 +70,7 @@ def collect(folder: str | None, **settings: Any) -> dict:
             "python": platform.python_version(), "numpy": np.__version__,
             "jax": jax.__version__, "flax": flax.__version__,
         },
-        "weights": weights_hash(folder or networks.shipped("nano")),
+        "weights": weights_hash(folder or presets.shipped("nano")),
         "settings": settings,
     }
 

@@ -9,6 +9,7 @@ import functools
 import numpy as np
 
 from tm_jax.core import timing as timing_lib
+from tm_jax.data.corpus import acoustics
 from tm_jax.data.corpus import speech
 from tm_jax.data.corpus import tracks
 from tm_jax.data.synthetic import characters
@@ -150,4 +151,4 @@ def is_synthetic(speaker: speech.Speaker) -> bool:
 def room(index: int, frames: int) -> np.ndarray:
     """Background noise of a quiet room, float32 [samples]."""
     samples = frames * timing_lib.Timing().samples_per_frame
-    return _NOISE_LEVEL * tracks.noise(np.random.default_rng((index, 2)), samples)
+    return _NOISE_LEVEL * acoustics.noise(np.random.default_rng((index, 2)), samples)

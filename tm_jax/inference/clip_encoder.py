@@ -72,6 +72,14 @@ class ClipEncoder:
             found[f"{part}_weights"] = _fingerprint(params)
         return found
 
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """The features of the prompt and of the empty one, [L, D] each; see `ClipEncoder`."""
+        if self.preset.text is None:
+            return {}
+        known = self._params[streams.CONSTANTS]
+        names = {"text": "prompt", "negative_text": "negative"}
+        return {name: np.asarray(known[key][0], np.float32) for name, key in names.items()}
+
     def __call__(
         self, frames: np.ndarray, sound: np.ndarray, partner: np.ndarray | None = None
     ) -> Mapping[str, np.ndarray]:
@@ -94,9 +102,6 @@ class ClipEncoder:
         if self.preset.dit.partner_audio:
             partner = np.zeros_like(sound) if partner is None else partner
             found["partner_audio"] = self._windows(partner, frames.shape[1], self._late)
-        if self.preset.text is not None:
-            text = np.asarray(self._params[streams.CONSTANTS]["prompt"], np.float32)
-            found["text"] = np.repeat(text, len(frames), 0)
         if self.preset.image is not None:
             side = self.preset.image.picture
             small = [clip_pictures.prepare(p, side, fit="stretch") for p in frames[:, 0]]
@@ -174,7 +179,7 @@ class ClipEncoder:
 
 def load(
     preset: str, weights: str | os.PathLike | None, *, prompt: str = loading.PROMPT,
-    mesh: Mesh | None = None
+    aspect: float | None = None, mesh: Mesh | None = None
 ) -> ClipEncoder:
     """Loads the encoders of a preset; the transformer is not needed.
 
@@ -182,22 +187,17 @@ def load(
       preset: Its name.
       weights: Folder with the parts (`part_files.py`), or `hf:...`.
       prompt: What all videos show; used where there is a text encoder.
+      aspect: Width over height of the clips, with at most the preset's area; None: the preset's.
       mesh: Device mesh; the first device by default.
 
     Raises:
       ValueError: A preset whose latents are not encoded from pixels, or unfit files.
       FileNotFoundError: No folder, or a part that it lacks.
     """
-    base = presets.get(preset)
-    if base.motion is not None:
-        others = ", ".join(name for name, p in presets.PRESETS.items() if p.motion is None)
-        raise ValueError(
-            f"preset {preset} has no autoencoder that encodes video; use one of {others}."
-        )
-    if weights is None:
-        raise FileNotFoundError(f"preset {preset} needs --weights, a folder of converted weights.")
-    folder = hub.resolve(os.fspath(weights))
+    folder = presets.shipped(preset) if weights is None else hub.resolve(os.fspath(weights))
     sized = part_files.preset_of(preset, folder)
+    if aspect is not None:
+        sized = presets.with_aspect(sized, aspect)
     functions = streams.StreamFunctions(sized)
     mesh = rules.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     parts: components_lib.Components = functions.components

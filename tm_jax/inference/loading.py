@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from tm_jax.checkpoints import hub
 from tm_jax.configs import presets
 from tm_jax.inference import part_files
-from tm_jax.inference import pictures
 from tm_jax.inference import pipeline as pipeline_lib
 from tm_jax.inference import session
 from tm_jax.inference import streams
@@ -26,7 +25,7 @@ DECODERS = ("wan", "tiny")
 SAMPLERS = ("student", "teacher")
 PROMPT = "A person looks into the camera and talks; the camera and the background stay still."
 _LOAD = ("prompt", "decoder", "aspect", "attention", "matrices")
-_TEACHER = ("steps", "guidance")
+_TEACHER = ("steps", "guidance", "latents")
 OPTIONS = (*_LOAD, "sampler", "face", *_TEACHER)
 
 
@@ -63,25 +62,17 @@ def load(
       FileNotFoundError: No such weights.
     """
     weights = hub.resolve(weights)
-    base = presets.get(preset)
-    if base.motion is not None:
-        given = {
-            "prompt": prompt, "decoder": decoder, "aspect": aspect, "attention": attention,
-            "matrices": matrices,
-        }
-        return _puppet(preset, weights, given, placement, devices)
     if decoder not in (None, *DECODERS):
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}.")
     if weights is None:
-        raise FileNotFoundError(
-            f"preset {preset} comes without weights; name a folder of converted ones with "
-            "--weights (python launch/convert.py makes it, part by part)."
-        )
+        weights = presets.shipped(preset)
     sized = part_files.preset_of(preset, weights).with_execution(
         attention=attention, matrices=matrices
     )
+    if prompt is not None and sized.text is None:
+        raise ValueError(f"preset {preset} takes no prompt; wan-1.3b and tm-18b do.")
     if aspect is not None:
-        sized = pictures.with_aspect(sized, aspect)
+        sized = presets.with_aspect(sized, aspect)
     functions = streams.StreamFunctions(sized, tiny=decoder == "tiny")
     names = functions.components.parts
     part_files.require(sized, weights, names)
@@ -89,6 +80,8 @@ def load(
     devices = list(devices or jax.devices()[: placement.least])
     alone = devices == jax.local_devices()[:1] and placement.mode == "self-contained"
     meshes = placement.meshes(devices)
+    if alone:  # Programs that were compiled before are loaded while weights are read.
+        pipeline_lib.preload(functions, 1)
     text = prompts(sized, weights, meshes[0], (prompt or PROMPT, negative))
 
     def read(name: str, mesh: Mesh) -> dict:
@@ -111,16 +104,6 @@ def load(
         name: read(name, meshes[1]) if apart else params[name] for name in functions.decoder_parts
     }
     return pipeline_lib.Pipeline(functions, params, decoder_params, *meshes, apart)
-
-
-def _puppet(preset, weights, given, placement, devices):
-    from tm_jax.inference import puppet
-
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"preset {preset} takes no {name}; wan-1.3b and tm-18b do.")
-    loaded = puppet.load(preset, weights)
-    return loaded if placement is None else loaded.placed(placement, devices)
 
 
 def prompts(
@@ -168,11 +151,6 @@ def prepare(
       ValueError: An option that the preset or the sampler does not have, or whatever loading
         raises.
     """
-    if presets.get(preset).motion is not None and options:
-        raise ValueError(
-            f"--{next(iter(options))} belongs to presets with a text encoder (wan-1.3b, "
-            f"tm-18b), not to {preset}."
-        )
     sampler = options.get("sampler", "student")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
@@ -183,6 +161,7 @@ def prepare(
     kind = session.Session
     if sampler == "teacher":
         kind = teacher_session.TeacherSession
+        teacher = {"latents": presets.get(preset).teacher_latents, **teacher}
         chosen["sampler"] = teacher_session.Sampler(**teacher)
     chosen_to_load = {name: options[name] for name in _LOAD if name in options}
     loaded = load(preset, weights, placement=placement, **chosen_to_load)

@@ -404,11 +404,6 @@ def preload(functions: Functions, batch: int) -> None:
     _programs(functions).preload(batch)
 
 
-def kept_programs(functions: Functions) -> programs.Store | None:
-    """Where the programs of these functions are kept; None for nowhere."""
-    return _programs(functions).store()
-
-
 def _insert(batch, index, one):
     return jax.tree.map(
         lambda many, x: jax.lax.dynamic_update_index_in_dim(many, x[0], index, 0), batch, one

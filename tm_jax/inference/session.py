@@ -162,7 +162,7 @@ class Session:
         if not self._pipeline.functions.partner:
             raise ValueError(
                 f"push_other: preset {self._pipeline.preset.name} takes the character's own "
-                "sound alone; nano and nano-video take the other party's, too."
+                "sound alone; nano takes the other party's, too."
             )
         self._partner.push(_checked_sound(samples))
 

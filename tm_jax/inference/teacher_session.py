@@ -1,7 +1,8 @@
 """Streams of the bidirectional teacher: one clip after another, with many steps.
 
-A clip is the picture and 80 frames that are shown; the next clip begins with the last frame
-of the one before.
+A clip of Wan's models is the picture and 80 frames that are shown; the next one begins with the
+last frame of the one before. Presets whose conditioning is a reference picture keep that one: their
+clips show any moment after it, and follow one another without knowing of each other.
 """
 
 import dataclasses
@@ -112,7 +113,8 @@ class TeacherSession(session.Session):
             part = self._pipeline.move(latents[:, start : start + step])
             piece, state = self._run("decode", part, state, decoder=True)
             frames.append(np.asarray(piece)[0])
-        self._next = frames[-1][-1]
+        if self._pipeline.preset.conditioning != "reference":
+            self._next = frames[-1][-1]
         return np.concatenate(frames)
 
     def _run(self, name: str, *args, decoder: bool = False) -> Any:

@@ -75,6 +75,10 @@ class Frame:
         return np.ascontiguousarray(np.rot90(picture, self._turns))
 
 
+def _frame(frame: av.VideoFrame, stream) -> Frame:
+    return Frame(frame, float(stream.sample_aspect_ratio or 1))
+
+
 class Footage:
     """One file; frames and sound may be read in turn, each as often as needed.
 
@@ -82,6 +86,7 @@ class Footage:
       path: The file.
       fps: Frames per second of `frames`.
       channels: Channels of the file's sound.
+      aspect: Width over height of its first frame, as it is shown.
       notes: What was wrong with the parts read so far, in the order found.
     """
 
@@ -107,6 +112,7 @@ class Footage:
                 if first is None:
                     raise ValueError("no frame of it can be decoded")
                 self._start = _time(first, stream, fractions.Fraction(0))
+                self.aspect = _frame(first, stream).aspect
         except OSError as error:  # av.FFmpegError is one.
             raise ValueError(f"not a video that can be read ({_reason(error)})") from error
         except av.FFmpegError as error:
@@ -187,7 +193,7 @@ class Footage:
                     continue
                 length = (getattr(frame, "duration", 0) or 0) * (frame.time_base or 0)
                 end = start + (length or 1 / fractions.Fraction(rate))
-                yield Frame(frame, float(stream.sample_aspect_ratio or 1)), start, end
+                yield _frame(frame, stream), start, end
         if trouble:
             self._note(f"frames end at {float(end):.2f} s: {trouble[0]}")
         elif end < _SHORT * self._announced_s - 0.5:

@@ -21,11 +21,6 @@ _DTYPES = {INT8: jnp.int8, FLOAT8: jnp.float8_e4m3fn}
 _LARGEST = {INT8: 127.0, FLOAT8: float(jnp.finfo(jnp.float8_e4m3fn).max)}
 
 
-def dtype_of(kind: str) -> Any:
-    """Dtype in which a kind stores weights."""
-    return _DTYPES[kind]
-
-
 def quantise(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
     """A matrix [in, out] in eight bits, and its scale for every output channel, float32 [out]."""
     kernel = kernel.astype(jnp.float32)

@@ -89,19 +89,6 @@ def unbox(boxed: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
 
 
-def box_like(boxed: Any, values: Any) -> Any:
-    """The inverse of `unbox`: host arrays in the boxes of a tree of the same structure."""
-
-    def is_box(x):
-        return isinstance(x, nn.meta.AxisMetadata)
-
-    def one(box, value):
-        value = jax.numpy.asarray(value)
-        return box.replace_boxed(value) if is_box(box) else value
-
-    return jax.tree.map(one, boxed, values, is_leaf=is_box)
-
-
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     """Sharding of an array whose axes have these logical names (None: replicated)."""
     spec = nn.logical_to_mesh_axes(logical, RULES)

@@ -79,15 +79,7 @@ def make(preset: presets.Preset, stage: str, settings: Any, mesh: Mesh) -> Work:
       settings: Settings of the stage as `training.run.config` makes them; of a stream only
         `batch` is read.
       mesh: Devices, which may be a description.
-
-    Raises:
-      ValueError: The preset does not learn from examples.
     """
-    if preset.motion is not None:
-        able = ", ".join(name for name, p in presets.PRESETS.items() if p.motion is None)
-        raise ValueError(
-            f"preset {preset.name} draws its own clips and is not planned; choose from {able}."
-        )
     if stage == "stream":
         return _stream(preset, settings.batch, mesh)
     preset = run.sampled(preset, stage, settings)
@@ -203,7 +195,7 @@ def _single(models: Any, source: Any, stage: str, settings: Any, mesh: Mesh) -> 
     else:
         item = _regression_item(source, preset, latents)
         made = student_stage.make(
-            models, source, lambda i: item, 1, _no_preview, settings, None, base
+            models, source, lambda i: item, source.sizes, _no_preview, settings, None, base
         )
     training = steps.prepare(made, _STEPS, mesh)
     state, batch = training.target, _batch(item, settings, mesh)
@@ -234,7 +226,7 @@ def _distill(models: Any, source: Any, settings: Any, mesh: Mesh) -> Work:
     regression = None
     if settings.regression_weight:
         item["regression"] = _regression_item(source, preset, latents)
-        regression = distill_stage.Regression(source=source, one=lambda i: item, count=1)
+        regression = distill_stage.Regression(source=source, one=lambda i: item, sizes=source.sizes)
     made = distill_stage.make(
         models, source, regression, _no_preview, settings, start=None, teacher=teacher,
         critic=None,

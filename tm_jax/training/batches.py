@@ -59,16 +59,15 @@ class Batch:
       conditioning: Inputs of the 1 + T frames of a clip of its own, as the bidirectional
         transformer takes them; frame 0 is the sink's: silent audio (zeros) and mode 0.
       stream_channels: Conditioning channels of the student's streams: the sink's, and those of
-        every later frame, [B, 2, H, W, Cc]. None where the channels of a frame belong to its
-        content, so that streams have those of `conditioning`. With them the channels of
-        `conditioning` belong to the place of a frame in its clip.
+        every later frame, [B, 2, H, W, Cc]; those of `conditioning` belong to the place of a
+        frame in its clip.
       negative_text: Features that replace a dropped text, [B, L, D]; None: zeros.
     """
 
     x0: jax.Array
     sink: jax.Array
     conditioning: conditioning_lib.Conditioning
-    stream_channels: jax.Array | None = None
+    stream_channels: jax.Array
     negative_text: jax.Array | None = None
 
     @property
@@ -89,8 +88,6 @@ class Batch:
     @property
     def streamed(self) -> conditioning_lib.Conditioning:
         """Inputs of the 1 + T frames as the student's streams have them."""
-        if self.stream_channels is None:
-            return self.conditioning
         first, later = self.stream_channels[:, :1], self.stream_channels[:, 1:]
         channels = jnp.concatenate([first, jnp.repeat(later, self.frames, 1)], 1)
         return dataclasses.replace(self.conditioning, channels=channels)
@@ -107,10 +104,7 @@ class Batch:
             return jnp.concatenate([x[:, :1], take(x, first + 1, frames)], 1)
 
         given = self.conditioning
-        if self.stream_channels is None:
-            channels = rest(given.channels)
-        else:
-            channels = given.channels[:, : 1 + frames]
+        channels = given.channels[:, : 1 + frames]
         given = dataclasses.replace(given.per_frame(rest), channels=channels)
         return dataclasses.replace(self, x0=take(self.x0, first, frames), conditioning=given)
 

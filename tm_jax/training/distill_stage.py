@@ -21,7 +21,6 @@ from tm_jax.training import alternating
 from tm_jax.training import batches
 from tm_jax.training import example_source
 from tm_jax.training import groups
-from tm_jax.training import latents as latents_lib
 from tm_jax.training import loop
 from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
@@ -66,9 +65,7 @@ class DistillStageConfig(student_stage.StudentStageConfig):
     """
 
     start: str = "student"
-    rollouts: latents_lib.LatentConfig | example_source.ExampleConfig = (
-        latents_lib.LatentConfig(clips=640, latents=18, seed=1)
-    )
+    rollouts: example_source.ExampleConfig = example_source.ExampleConfig()
     rollout_chunks: int = 6
     real_fraction: float = 0.5
     score_guidance: guidance_lib.Guidance = guidance_lib.Guidance(audio=1.5)
@@ -113,12 +110,12 @@ class Regression:
     Attributes:
       source: Their clips.
       one: Function (index) -> window and trajectory, as of `trajectories.windows`.
-      count: Their number.
+      sizes: Their sizes.
     """
 
     source: sources.Source
     one: Callable[[int], dict]
-    count: int
+    sizes: sources.Sizes
 
 
 def make(
@@ -144,17 +141,20 @@ def make(
     sample = student_stage.previewer(models, source, preview(longest))
     models = transformer_stage.trained(models, config)
     student_loss, critic_loss = losses(models, source, regression, config)
-    count = len(source) * (regression.count if regression else 1)
+    count = len(source) * (len(regression.sizes) if regression else 1)
 
     def feed(seed, rows=None):
         clip = sources.random_window(source, longest, seed)
 
         def one(index):
             item = {"rollout": clip(index)}
-            return {**item, "regression": regression.one(index)} if regression else item
+            if regression is None:
+                return item
+            path = regression.sizes.alike(index, source.sizes[index])
+            return {**item, "regression": regression.one(path)}
 
         # An epoch in which every clip meets every trajectory, if their counts allow it.
-        return sources.stream(one, count, config.batch, seed, rows)
+        return sources.stream(one, count, config.batch, seed, rows, source.sizes)
 
     init = transformer_stage.init(models)
     stage = loop.Stage(
@@ -188,7 +188,7 @@ def losses(
       `trajectories.windows`. The student's `frozen` holds `teacher` and `critic`, the critic's
       `student`.
     """
-    schedule, weights = models.preset.schedule, source.weights
+    schedule = models.preset.schedule
 
     def begin(items, key):
         keys = jax.random.split(key, 4)
@@ -220,7 +220,7 @@ def losses(
         real = estimate(frozen["teacher"], config.score_guidance)
         fake = estimate(frozen["critic"], guidance_lib.Guidance())
         direction = dmd.gradient(sample, fake, real, config.least_error)
-        total = dmd.loss(x, direction, weights)
+        total = dmd.loss(x, direction)
         metrics = {
             "dmd": total, "real": jnp.mean(jnp.abs(sample - real)),
             "gap": jnp.mean(jnp.abs(fake - real)),
@@ -236,7 +236,7 @@ def losses(
         found, batch = random_window(models, frozen["student"], batch, keys[0], config)
         batch = dataclasses.replace(batch, x0=found.x0)
         sigma, noise = noised(keys[1], batch.clip)
-        per_sample = transformer_stage.flow_loss(models, params, batch, sigma, noise, weights)
+        per_sample = transformer_stage.flow_loss(models, params, batch, sigma, noise)
         return per_sample.mean(), {}
 
     return student_loss, critic_loss
@@ -246,8 +246,7 @@ def _regression(models, params, items, source, key, config) -> jax.Array:
     """The regression term on the first samples of a batch, a scalar."""
     part = jax.tree.map(lambda a: a[: config.regression_batch], items["regression"])
     error, _ = student_stage.regression(
-        models, params, *student_stage.assemble(source, part), key, source.weights,
-        config.context_noise,
+        models, params, *student_stage.assemble(source, part), key, config.context_noise
     )
     return error.mean()
 

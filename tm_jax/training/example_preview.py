@@ -12,12 +12,15 @@ from tm_jax.parallel import hosts
 from tm_jax.training import example_source
 from tm_jax.training import sources
 
+_SHOWN = 4
+
 
 class Preview:
     """See `sources.Preview`. Writes PATH.mp4: truth on the left, samples on the right.
 
     Attributes:
-      batch: Stacked windows of the held-out examples, each from the begin of its clip.
+      batch: Stacked windows of the first held-out examples, each from the begin of its clip.
+      batches: Of all of them, in stacks of that size.
     """
 
     def __init__(
@@ -44,7 +47,14 @@ class Preview:
                 f"no held-out example has the {latents} latent frames of a preview; prepare "
                 "longer clips, or train with fewer chunks."
             )
-        self.batch = sources.collate([source.window(i, 0, latents) for i in chosen])
+        sizes = sources.Sizes(example_source.sizes_of(records)[chosen])
+        chosen = [chosen[i] for i in max(sizes.members.values(), key=len)]  # The commonest size.
+        windows, count = [source.window(i, 0, latents) for i in chosen], min(_SHOWN, len(chosen))
+        self.batches = [
+            sources.collate(windows[at : at + count])
+            for at in range(0, len(windows) - count + 1, count)
+        ]
+        self.batch = self.batches[0]
         self._preset, self._params = preset, vae
         self._vae = components.video_vae(preset)
         self._pictures = None
@@ -54,7 +64,7 @@ class Preview:
                     "examples have no picture, which the decoder of previews needs; prepare the "
                     f"videos with preset {preset.name}, or train without data.weights."
                 )
-            self._pictures = np.stack([records[i]["picture"] for i in chosen])
+            self._pictures = np.stack([records[i]["picture"] for i in chosen[:count]])
         self._begin = jax.jit(self._vae.begin_decoder)
         self._decode = jax.jit(self._frames)
 

@@ -52,14 +52,9 @@ def make(
             f"preset {preset.name} has no stage {stage}; choose one of {', '.join(STAGES)}."
         )
     data = settings.data
-    if not isinstance(data, example_source.ExampleConfig):
-        raise ValueError(
-            f"preset {preset.name} learns from prepared examples: name their folder with --data "
-            "(launch/prepare.py makes it)."
-        )
     models, part = components.build(preset), parts.transformer(preset)
     train, held_out = example_source.open_records(data.path, data.held_out)
-    source = example_source.ExampleSource(train, preset)
+    source = example_source.ExampleSource(train, preset, data.overheard)
     decoder = _decoder(models, data.weights, mesh)
 
     def preview(latents: int) -> sources.Preview:
@@ -85,11 +80,11 @@ def make(
 
     if stage == "student":
         found = paths()
-        one = trajectories.windows(source, found, models, settings)
+        one, sizes = trajectories.windows(source, found, models, settings)
         first = begin("teacher")
         given = (None, first.load(mesh, preset.dtype)) if adapts else (first, None)
         return student_stage.make(
-            models, source, one, len(found["place"]), preview, settings, *given
+            models, source, one, sizes, preview, settings, *given
         )
     return _distill(models, source, paths, preview, settings, mesh, begin, teacher)
 
@@ -101,11 +96,13 @@ def _distill(
     clips, regression = source, None
     if settings.rollouts.path != settings.data.path:
         records, _ = example_source.open_records(settings.rollouts.path)
-        clips = example_source.ExampleSource(records, models.preset)
+        clips = example_source.ExampleSource(
+            records, models.preset, settings.rollouts.overheard
+        )
     if settings.regression_weight:
         found = paths()
-        one = trajectories.windows(source, found, models, settings)
-        regression = distill_stage.Regression(source=source, one=one, count=len(found["place"]))
+        one, sizes = trajectories.windows(source, found, models, settings)
+        regression = distill_stage.Regression(source=source, one=one, sizes=sizes)
     adapts = bool(settings.lora.rank)
     frozen = teacher.load(mesh, models.preset.dtype if adapts else jnp.bfloat16)
     first, base = begin(settings.start), None

@@ -16,6 +16,7 @@ from tm_jax.data import remote
 from tm_jax.data import shards
 from tm_jax.models.dit import conditioning as conditioning_lib
 from tm_jax.training import batches
+from tm_jax.training import sources
 
 # A clip after encoding, by name. The optional parts are there where the preset has them.
 NAMES = ("latents", "condition", "face_mask", "audio", "mode")
@@ -41,17 +42,23 @@ class ExampleConfig:
     Attributes:
       path: Store of examples: a folder, or the URL of one in an object store. Several with
         commas between them are mixed, each with its share of the samples behind "=":
-        "real=3,drawn=1"; without it, 1.
+        "real=3,drawn=1"; without it, 1. A folder of stores, one for each aspect ratio, counts
+        as these, each with as large a share as it is.
       held_out: The last examples of each store, which are not trained on: previews show them.
+      overheard: Share of the windows in which a listener's own sound has somebody else's
+        voice, as from a microphone that hears the room: its mouth stays as it is.
       weights: Folder with the preset's autoencoder, which decodes previews; None: previews
         measure latents and write no video.
     """
 
-    path: str
+    path: str = ""
     held_out: int = 4
+    overheard: float = 0.4
     weights: str | None = None
 
     def __post_init__(self):
+        if not 0 <= self.overheard <= 1:
+            raise ValueError(f"overheard must be in 0..1, got {self.overheard}.")
         if self.held_out < 1:
             raise ValueError(f"held_out must be at least 1, got {self.held_out}.")
 
@@ -67,6 +74,11 @@ class Part:
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
         return self._records[self._indices[index]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Rows and columns of the latents of each, [n, 2]."""
+        return sizes_of(self._records)[self._indices.start : self._indices.stop]
 
 
 def split(records: Records, held_out: int) -> tuple[Part, Part]:
@@ -85,11 +97,17 @@ def split(records: Records, held_out: int) -> tuple[Part, Part]:
 
 
 class Store:
-    """The records of a store that launch/prepare.py wrote."""
+    """The records of a store that launch/prepare.py wrote.
+
+    Attributes:
+      sizes: Rows and columns of the latents of each, [n, 2].
+    """
 
     def __init__(self, path: str):
         """Opens the store; see `shards.ExampleSource`."""
         self._source = shards.ExampleSource(path)
+        size = self._source.schema.fields["latents"].sizes(1)[1:3]
+        self.sizes = np.tile(np.array(size, np.int64), (len(self._source), 1))
 
     @property
     def fingerprint(self) -> str:
@@ -103,7 +121,7 @@ class Store:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        return self._source[index].arrays()
+        return {**self._source.constants, **self._source[index].arrays()}
 
 
 class Joined:
@@ -111,10 +129,15 @@ class Joined:
 
     Attributes:
       order: Of each record, the store and the number in it, [n, 2].
+      sizes: Rows and columns of the latents of each, [n, 2].
     """
 
     def __init__(self, stores: Sequence[Records], order: np.ndarray):
         self._stores, self.order = stores, order
+        self.sizes = np.empty((len(order), 2), np.int64)
+        for index, store in enumerate(stores):
+            here = order[:, 0] == index
+            self.sizes[here] = sizes_of(store)[order[here, 1]]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -122,6 +145,15 @@ class Joined:
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
         store, number = self.order[index]
         return self._stores[int(store)][int(number)]
+
+
+def sizes_of(records: Records) -> np.ndarray:
+    """Rows and columns of the latents of each record, [n, 2]; those in memory are looked at."""
+    known = getattr(records, "sizes", None)
+    if known is not None:
+        return known
+    found = [records[i]["latents"].shape[1:3] for i in range(len(records))]
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def mixed(stores: Sequence[Records], shares: Sequence[float]) -> Joined:
@@ -170,11 +202,21 @@ def stores(path: str) -> list[Store]:
       OSError: An object store cannot be read.
       ValueError: One is empty or damaged.
     """
+    return [store for group, _ in _opened(path) for store in group]
+
+
+def _opened(path: str) -> list[tuple[list[Store], float]]:
+    """The stores of each place that a path names, and its share."""
+    if not path:
+        raise ValueError(
+            "the transformer learns from prepared examples: name their folder with --data "
+            "(launch/prepare.py makes it)."
+        )
     found = []
-    for place, _ in parse(path):
+    for place, share in parse(path):
         if not remote.is_url(place) and not os.path.isdir(place):
             raise FileNotFoundError(f"{place} has no examples; make them with launch/prepare.py.")
-        found.append(Store(place))
+        found.append(([Store(one) for one in manifest_lib.stores(place)], share))
     return found
 
 
@@ -184,10 +226,15 @@ def open_records(path: str, held_out: int = 0) -> tuple[Records, Records]:
     Raises:
       FileNotFoundError: There is no store.
       OSError: An object store cannot be read.
-      ValueError: One is empty or damaged, or has too few records.
+      ValueError: No place is named; a store is empty or damaged, or has too few records.
     """
-    opened, shares = stores(path), [share for _, share in parse(path)]
-    parts = [split(store, held_out) for store in opened]
+    parts, shares = [], []
+    for group, share in _opened(path):
+        few = [len(store) // 2 if len(group) > 1 else held_out for store in group]
+        found = [split(store, min(held_out, most)) for store, most in zip(group, few)]
+        total = sum(len(train) for train, _ in found)
+        parts += found
+        shares += [share * len(train) / total for train, _ in found]
     if len(parts) == 1:
         return parts[0]
     rest = [part for _, part in parts]
@@ -212,23 +259,29 @@ class ExampleSource:
     exact latents of the frames after the picture; `face_mask` [P]; `audio` [T, R, U], windows
     as a stream computes them, of which window t belongs to latent 1 + t; `mode` [T]; and, where
     the preset has them, `partner_audio` as `audio`, `text` [L, D] and `image` [L, D].
-    `negative_text` [L, D] replaces a dropped text (zeros without it).
+    `negative_text` [L, D] replaces a dropped text (zeros without it). What a store has once for
+    all its examples is in every record of it.
 
     Attributes:
-      weights: 1: all numbers of a latent matter alike.
+      sizes: Sizes of the records' latents.
     """
 
-    weights = 1.0
+    def __init__(self, records: Records, preset: presets.Preset, overheard: float = 0.0):
+        """Checks the first record of each size.
 
-    def __init__(self, records: Records, preset: presets.Preset):
-        """Checks the first record.
+        Args:
+          records: Clips.
+          preset: Sizes.
+          overheard: See `ExampleConfig`.
 
         Raises:
-          ValueError: It does not belong to the preset.
+          ValueError: A record does not belong to the preset.
         """
-        self._records, self._preset = records, preset
+        self._records, self._preset, self._overheard = records, preset, overheard
         self._last: tuple[int, Mapping] | None = None
-        check(self._record(0), preset)
+        self.sizes = sources.Sizes(sizes_of(records))
+        for members in self.sizes.members.values():
+            check(self._record(int(members[0])), preset)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -246,8 +299,10 @@ class ExampleSource:
         Raises:
           ValueError: No clip is long enough.
         """
-        for step in range(len(self)):
-            chosen = (index + step) % len(self)
+        members = self.sizes.members[self.sizes[index]]
+        first = int(np.searchsorted(members, index))
+        for step in range(len(members)):
+            chosen = int(members[(first + step) % len(members)])
             room = len(self._record(chosen)["mode"]) - latents
             if room >= 0:
                 return chosen, int(rng.integers(0, room + 1))
@@ -262,7 +317,7 @@ class ExampleSource:
         cut = slice(start, start + latents)
         items = {
             "sink": record["latents"][0], "x0": record["latents"][1:][cut],
-            "audio": record["audio"][cut], "mode": record["mode"][cut],
+            "audio": self._heard(record, index, cut), "mode": record["mode"][cut],
             "condition": record["condition"], "face_mask": record["face_mask"],
         }
         if len(items["condition"]) > 1:  # Those of the window, and what a stream settles at.
@@ -272,6 +327,20 @@ class ExampleSource:
             items["partner_audio"] = record["partner_audio"][cut]
         items |= {name: record[name] for name in OPTIONAL if name in record}
         return {name: np.asarray(value) for name, value in items.items()}
+
+    def _heard(self, record: Mapping[str, np.ndarray], index: int, cut: slice) -> np.ndarray:
+        """Windows of sound [latents, R, U], in some of which a listener overhears a voice.
+
+        A window is always the same, so that trajectories fit it.
+        """
+        own, listens = record["audio"][cut], record["mode"][cut] == 0
+        rng = np.random.default_rng((index, cut.start))
+        if not listens.any() or rng.random() >= self._overheard:
+            return own
+        other = self._records[int(rng.integers(len(self._records)))]["audio"]
+        at = int(rng.integers(max(1, len(other) - len(own) + 1)))
+        other = np.resize(other[at : at + len(own)], own.shape)  # Repeated if it is short.
+        return np.where(listens[:, None, None], other, own)
 
     def assemble(self, items: dict[str, jax.Array]) -> batches.Batch:
         """See `assemble`."""
@@ -308,11 +377,12 @@ def assemble(preset: presets.Preset, items: dict[str, jax.Array]) -> batches.Bat
 
 
 def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
-    """Compares a record with a preset.
+    """Compares a record with a preset, which may be of another aspect ratio.
 
     Raises:
       ValueError: A part is missing, or of another shape.
     """
+    preset = _of_aspect(record, preset)
     c, (height, width, channels) = preset.dit, preset.latent_shape
     wanted: dict[str, tuple[int | None, ...]] = {
         "latents": (None, height, width, channels), "condition": (None, height, width, None),
@@ -342,6 +412,15 @@ def check(record: Mapping[str, np.ndarray], preset: presets.Preset) -> None:
                 f"examples: {name} must have {count} entries beside {frames} modes, got "
                 f"{len(record[name])}; {remedy}"
             )
+
+
+def _of_aspect(record: Mapping[str, np.ndarray], preset: presets.Preset) -> presets.Preset:
+    """The preset in the aspect ratio of a record, if it has one in which the record fits."""
+    shape = record["latents"].shape if "latents" in record else ()
+    if len(shape) != 4 or not 0.25 <= shape[2] / shape[1] <= 4:
+        return preset
+    found = presets.with_aspect(preset, shape[2] / shape[1])
+    return found if found.latent_shape[:2] == shape[1:3] else preset
 
 
 def _text(shape: tuple[int | None, ...]) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 
 from tm_jax.checkpoints import parts
 from tm_jax.configs import presets
-from tm_jax.configs import puppet as networks
 from tm_jax.core import axes
 from tm_jax.core import trees
 from tm_jax.models.audio.causal import config as audio_config
@@ -105,18 +104,13 @@ def _parameters(preset: presets.Preset, stage: str) -> Any:
     """Boxed shapes of what a stage trains."""
     if stage in _TRANSFORMER:
         return transformer.boxed_shapes(preset.dit)
-    if preset.motion is not None:
-        models = networks.models(preset)
-        part = "audio" if stage == "speech" else stage
-        return jax.eval_shape(lambda key: models.init(part, key), jax.random.key(0))
     if stage == "vae" and isinstance(preset.vae, small_vae_config.SmallVAEConfig):
         return parts.of_preset(preset, "vae").boxed
     if stage == "speech" and isinstance(preset.audio, audio_config.AudioEncoderConfig):
         return parts.of_preset(preset, "audio").boxed
-    able = ", ".join(n for n, p in presets.PRESETS.items() if p.motion is not None)
     raise ValueError(
         f"preset {preset.name} has no component for stage {stage}: its stages are "
-        f"{', '.join(_TRANSFORMER)}; those of {able} include {stage}."
+        f"{', '.join(_TRANSFORMER)}; those of nano include {stage}."
     )
 
 

@@ -32,10 +32,13 @@ class Models(Protocol):
         """Video transformer."""
         ...
 
-    @property
-    def grid(self) -> attention_patterns.Grid:
-        """Token grid of one latent frame."""
-        ...
+
+def _grid(models: Models, latents: jax.Array) -> attention_patterns.Grid:
+    """Token grid of latents [*, H, W, C], whose size need not be the preset's."""
+    preset, (height, width) = models.preset, latents.shape[-3:-1]
+    return attention_patterns.Grid.of(
+        preset.dit, height, width, preset.timing.latents_per_chunk
+    )
 
 
 def pinned(models: Models) -> bool:
@@ -98,7 +101,7 @@ def score(
         def run(dropped):
             return models.dit.apply(
                 variables, x, level, embedded[dropped],
-                lambda layer: attention_patterns.bidirectional(models.grid),
+                lambda layer: attention_patterns.bidirectional(_grid(models, x)),
             )[0]
 
         result = guidance_lib.guided(run, guidance)
@@ -174,7 +177,7 @@ def student_forward(
         jnp.concatenate([clean, jnp.repeat(context_sigmas, c, 1), level], 1),
         models.dit.apply(variables, batch.streamed.at(order), method=models.dit.embed),
         lambda layer: attention_patterns.teacher_forcing(
-            models.grid, frames // c, models.preset.student.view
+            _grid(models, x), frames // c, models.preset.student.view
         ),
     )
     return flow_matching.to_x0(x, velocity[:, -frames:], level)
@@ -283,7 +286,7 @@ def rollout_window(
     def room(a):
         return jnp.zeros((a.shape[0], chunks, *a.shape[1:]), a.dtype)
 
-    latents = room(jnp.zeros((batch.size, c, *preset.latent_shape)))
+    latents = room(jnp.zeros((batch.size, c, *batch.sink.shape[1:])))
     kept = (jax.tree.map(room, state.previous[0]), latents, latents)
     last = jnp.max(start) + chunks - 1
     state, kept = jax.lax.fori_loop(0, last, body, (state, kept))

@@ -3,12 +3,15 @@
 What wav2vec2's pre-training is for the large presets, this is for the small ones: the
 transformer later reads the frozen features. From every feature a linear layer predicts which
 phones are in its frame and in some before it, how loud speech is and whether there is
-any. No face and nothing that was made for one has a part in it.
+any; and, if asked for, what a recogniser that has heard many people makes of these frames. No face
+and nothing that was made for one has a part in it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import typing
 
+import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -17,15 +20,18 @@ import optax
 
 from tm_jax.configs import presets
 from tm_jax.data.corpus import acoustics
+from tm_jax.data.corpus import recogniser
 from tm_jax.data.corpus import speech
 from tm_jax.data.corpus import spoken
 from tm_jax.data.corpus import tracks
 from tm_jax.models.audio.causal import config as audio_config
 from tm_jax.models.audio.causal import encoder
+from tm_jax.nn import parameters
 from tm_jax.training import loop
 from tm_jax.training import optimizer as optimizer_lib
 
 CLASSES = len(speech.PHONES)
+TAUGHT = "taught"  # Parameters that predict the recogniser's features, and are not kept.
 COLUMNS = spoken.PARTS * CLASSES + 1  # Of one frame: phones of its parts, and level.
 _HELD_OUT_TRACKS = 8
 _STATISTICS = 1 << 20  # Seed of the batch on which features are standardised.
@@ -44,6 +50,8 @@ class SpeechStageConfig:
       warp: Whether formants are moved at random (`encoder.WARPS`).
       level_weight: Weight of the squared error of the level.
       voice_weight: Weight of the cross-entropy of voice activity.
+      recogniser_weight: Weight of the squared error of a recogniser's features
+        (`data/corpus/recogniser.py`, extra `recogniser`); 0 does without it.
       damage: Rooms, microphones and noise.
       optimizer: Optimiser.
     """
@@ -56,6 +64,7 @@ class SpeechStageConfig:
     warp: bool = True
     level_weight: float = 1.0
     voice_weight: float = 0.3
+    recogniser_weight: float = 0.0
     damage: acoustics.AcousticsConfig = acoustics.AcousticsConfig()
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=2e-3, weight_decay=0.05, ema_decay=0.995
@@ -69,7 +78,8 @@ def sizes(audio: audio_config.AudioEncoderConfig) -> audio_config.AudioEncoderCo
 
 def example(
     voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
-    rng: np.random.Generator, clean: bool = False
+    rng: np.random.Generator, clean: bool = False,
+    recognised: Mapping[str, np.ndarray] | None = None,
 ) -> dict:
     """One element of a batch.
 
@@ -79,10 +89,11 @@ def example(
       audio: Sizes of the encoder.
       rng: Random generator.
       clean: Speech as it was recorded, for measuring.
+      recognised: The recogniser's features by speaker; None without.
 
     Returns:
-      `samples` [640 (history + n + future) + margins], `phones` [n, PARTS], `active` [n] and
-      `level` [n], as in `spoken.Spoken`.
+      `samples` [640 (history + n + future) + margins], `phones` [n, PARTS], `active` [n],
+      `level` [n], and perhaps `taught` [n, D], as in `spoken.Spoken`.
     """
     before, after = audio.history, audio.future
     total = config.frames + before + after
@@ -90,10 +101,18 @@ def example(
         sound = acoustics.noise(rng, total * encoder.FRAME) * 10 ** rng.uniform(-4, -1.2)
         track = spoken.silence(sound)
     else:
-        track = spoken.track(voices.speaker(rng), rng, total, 0.0 if clean else config.vary)
+        speaker = voices.speaker(rng)
+        known = None if recognised is None else recognised[speaker.name]
+        track = spoken.track(speaker, rng, total, 0.0 if clean else config.vary, known)
         sound = track.audio if clean else acoustics.damage(rng, track.audio, config.damage)
     kept = slice(before, before + config.frames)
-    return {
+    more = {}
+    if recognised is not None:
+        taught = track.taught
+        if taught is None:
+            taught = np.full((total, recogniser.COMPONENTS), np.nan, np.float32)
+        more["taught"] = taught[kept]
+    return more | {
         "samples": np.pad(sound, encoder.MARGIN).astype(np.float32),
         "phones": track.phones[kept], "active": track.active[kept], "level": track.level[kept],
     }
@@ -151,6 +170,26 @@ def losses(out: jax.Array, batch: dict, recalled: int) -> dict:
     }
 
 
+def taught_error(told: jax.Array, taught: jax.Array, recalled: int) -> jax.Array:
+    """Mean squared error of the recogniser's features, where there are any.
+
+    Args:
+      told: Predictions from every frame of itself and of `recalled` frames before it,
+        [B, n, (1 + recalled) * D].
+      taught: [B, n, D], nan where there are none.
+      recalled: Earlier frames that are predicted, too.
+    """
+    frames, width = taught.shape[1:]
+    told = told.reshape(*told.shape[:2], 1 + recalled, width)
+    known = ~jnp.isnan(taught[..., 0])
+    truth = jnp.where(known[..., None], taught, 0.0)
+    total = 0.0
+    for ago in range(1 + recalled):
+        off = jnp.square(told[:, ago:, ago] - truth[:, : frames - ago]).mean(-1)
+        total += _mean(off, known[:, : frames - ago]) / (1 + recalled)
+    return jnp.asarray(total)
+
+
 def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
     """How often phones and voice are right.
 
@@ -179,13 +218,13 @@ def accuracy(out: np.ndarray, batch: dict, recalled: int) -> dict:
 
 def batches(
     voices: tracks.Voices, config: SpeechStageConfig, audio: audio_config.AudioEncoderConfig,
-    seed: int
+    seed: int, recognised: Mapping[str, np.ndarray] | None = None,
 ) -> grain.IterDataset:
     """Endless batches of `example`."""
 
     def one(index):
         rng = np.random.default_rng((seed, int(index)))
-        return example(voices, config, audio, rng)
+        return example(voices, config, audio, rng, recognised=recognised)
 
     return (
         grain.MapDataset.range(1 << 31)
@@ -207,33 +246,48 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
     model = encoder.AudioEncoder(audio)
     voices = tracks.Voices(config.corpus, "train")
     held_out = tracks.Voices(config.corpus, "held_out")
+    recognised = None
+    if config.recogniser_weight:
+        recognised = recogniser.taught(config.corpus, voices.speakers)
 
     def init(key):
-        return encoder.init(audio, key)
+        params = encoder.init(audio, key)
+        if recognised is not None:
+            shape = (audio.features, (1 + audio.recalled) * recogniser.COMPONENTS)
+            params[TAUGHT] = {"kernel": parameters.named(
+                nn.initializers.lecun_normal(), (None, None)
+            )(jax.random.fold_in(key, 1), shape)}
+        return params
 
     def loss(params, frozen, batch, key):
         warp = None
         if config.warp:
             warp = jax.random.randint(key, (len(batch["samples"]),), 0, len(encoder.WARPS))
-        out = typing.cast(jax.Array, model.apply(
-            {"params": params}, batch["samples"], warp, method=model.train
-        ))  # fmt: skip
+        kept = {"params": {name: part for name, part in params.items() if name != TAUGHT}}
+        features = typing.cast(jax.Array, model.apply(kept, batch["samples"], warp))
+        out = typing.cast(jax.Array, model.apply(kept, features, method=model.predict))
         found = losses(out, batch, audio.recalled)
         total = (
             found["phones"] + config.level_weight * found["level"]
             + config.voice_weight * found["voice"]
         )
+        if recognised is not None:
+            told = features @ params[TAUGHT]["kernel"]
+            found["recogniser"] = taught_error(told, batch["taught"], audio.recalled)
+            total += config.recogniser_weight * found["recogniser"]
         return total, found
 
     apply = jax.jit(lambda p, x: model.apply({"params": p}, x, method=model.train))
     encode = jax.jit(lambda p, x: model.apply({"params": p}, x))
 
     def finish(params, frozen):
+        params = {name: part for name, part in params.items() if name != TAUGHT}
         batch = next(iter(batches(voices, config, audio, _STATISTICS)))
         return standardised(params, encode(params, batch["samples"]))
 
     def sample(params, frozen, path):
         """Accuracy on every held-out speaker, and its median over them."""
+        params = {name: part for name, part in params.items() if name != TAUGHT}
         every = {}
         for speaker in held_out.speakers:
             batch = clean_batch(speaker, config, audio)
@@ -246,7 +300,7 @@ def make(preset: presets.Preset, config: SpeechStageConfig) -> loop.Stage:
 
     return loop.Stage(
         name="speech", init=init, loss=loss, frozen={},
-        batches=lambda seed: batches(voices, config, audio, seed), sample=sample,
+        batches=lambda seed: batches(voices, config, audio, seed, recognised), sample=sample,
         finish=finish, optimizer=config.optimizer,
     )
 

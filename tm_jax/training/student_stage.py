@@ -40,6 +40,8 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
       guidance: Guidance of the teacher.
       temperature: Factor of the noise that trajectories and the student's samples start from.
         Scores get unit noise: below 1 distillation comes close to a regression.
+      sampling_temperature: The factor in streams of the published student; as in training by
+        default.
       context_noise: Largest standard deviation of the noise on a clean context, which
         stands for the errors of the student's own chunks.
       optimizer: Optimiser.
@@ -52,9 +54,10 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
     history: int | None = None
     keep: int | None = None
     trajectories: int = 1200
-    teacher_steps: int = 4
+    teacher_steps: int = 8
     guidance: guidance_lib.Guidance = guidance_lib.Guidance()
     temperature: float = 1.0
+    sampling_temperature: float | None = None
     context_noise: float = 0.15
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=5e-4, warmup_steps=50, beta2=0.98, weight_decay=0.01, ema_decay=0.98
@@ -63,7 +66,7 @@ class StudentStageConfig(transformer_stage.TransformerStageConfig):
 
 def regression(
     models: rollouts.Models, params: dict, batch: batches.Batch, points: jax.Array,
-    key: jax.Array, weight: Any, context_noise: float,
+    key: jax.Array, context_noise: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Error of the student's x0 against the end of the teacher's trajectory.
 
@@ -78,7 +81,6 @@ def regression(
       points: Their trajectories at the student's noise levels, then their ends,
         [B, N + 1, T, H, W, C].
       key: Random key.
-      weight: Weights of the error that broadcast to [B, T, H, W, C].
       context_noise: Largest standard deviation of the noise on a clean context.
 
     Returns:
@@ -106,9 +108,9 @@ def regression(
     x0 = rollouts.student_forward(
         models, params, batch, context, context_sigmas, x, levels[step]
     )
-    error = jnp.square(x0 - target) * weight
-    if preset.dit.reference_std is not None:
-        error = error / preset.dit.reference_std**2
+    error = jnp.square(x0 - target)
+    if preset.dit.clean_std is not None:
+        error = error / preset.dit.clean_std**2
     return error.mean((2, 3, 4)), frame_step
 
 
@@ -120,9 +122,9 @@ def assemble(source: sources.Source, items: dict) -> tuple[batches.Batch, jax.Ar
 
 
 def make(
-    models: rollouts.Models, source: sources.Source, one: Callable[[int], dict], count: int,
-    preview: Callable[[int], sources.Preview], config: StudentStageConfig, start: Any,
-    base: Any = None,
+    models: rollouts.Models, source: sources.Source, one: Callable[[int], dict],
+    sizes: sources.Sizes, preview: Callable[[int], sources.Preview],
+    config: StudentStageConfig, start: Any, base: Any = None,
 ) -> loop.Stage:
     """The stage.
 
@@ -130,7 +132,7 @@ def make(
       models: Networks, with the sampler that the student learns.
       source: Clips.
       one: Function (index) -> window and trajectory, as of `trajectories.windows`.
-      count: Number of trajectories.
+      sizes: Sizes of the trajectories.
       preview: Function (latents) -> held-out clips of that length.
       config: Settings.
       start: The teacher's parameters, as of `loop.Stage`; with low-rank adaptation, adapters.
@@ -141,7 +143,7 @@ def make(
 
     def loss(params, frozen, items, key):
         error, step = regression(
-            models, params, *assemble(source, items), key, source.weights, config.context_noise
+            models, params, *assemble(source, items), key, config.context_noise
         )
         first = step == 0
         return error.mean(), {
@@ -151,7 +153,9 @@ def make(
 
     stage = loop.Stage(
         name="student", init=transformer_stage.init(models), loss=loss, frozen={},
-        batches=lambda seed, rows=None: sources.stream(one, count, config.batch, seed, rows),
+        batches=lambda seed, rows=None: sources.stream(
+            one, len(sizes), config.batch, seed, rows, sizes
+        ),
         sample=previewer(models, source, preview(latents)),
         finish=lambda params, frozen: params, optimizer=config.optimizer, start=start,
         labels=groups.groups, batch=config.batch,

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+import numpy.typing as npt
 import tqdm
 
 from tm_jax.parallel import hosts
 from tm_jax.parallel import rules
 from tm_jax.training import batches
-from tm_jax.training import latents as latents_lib
 from tm_jax.training import rollouts
 from tm_jax.training import sources
 from tm_jax.training import steps
@@ -45,8 +45,9 @@ def build(
       mesh: Where the parameters are; None: one device.
 
     Returns:
-      Dictionary of memory-mapped arrays: `points` [n, teacher_steps + 1, T, H, W, C], the
-      trajectory before every step and its end; `place` [n, 2], the clip and the first latent
+      Dictionary of memory-mapped arrays: `points` [n, teacher_steps + 1, T, P, C], the
+      trajectory before every step and its end, its places one after another, with room for the
+      largest clip's; `place` [n, 2], the clip and the first latent
       of its window; and `dropped` [n, 3], which of `batches.CONDITIONS` were dropped.
 
     Raises:
@@ -65,14 +66,16 @@ def build(
         made = _made(index, facts)
     hosts.wait("trajectories begin")  # Until all know how many there are.
     total = -(-config.trajectories // config.batch) * config.batch
+    room = max(rows * columns for rows, columns in source.sizes.members)
+    channels = preset.latent_shape[-1]
     shapes = {
-        "points": ((total, len(sigmas) + 1, latents, *preset.latent_shape), np.float16),
+        "points": ((total, len(sigmas) + 1, latents, room, channels), np.float16),
         "place": ((total, 2), np.int32), "dropped": ((total, 3), np.bool_),
     }
 
     def arrays():
         return {
-            name: latents_lib.room(os.path.join(folder, f"{name}.npy"), shape, dtype, made)
+            name: _room(os.path.join(folder, f"{name}.npy"), shape, dtype, made)
             for name, (shape, dtype) in shapes.items()
         }
 
@@ -86,7 +89,10 @@ def build(
         items = _draw(source, config, latents, made, seed)
         key = jax.random.fold_in(jax.random.key(seed + 5), made)
         found = {"place": items.pop("place"), "dropped": items["dropped"]}
-        found["points"] = run(teacher, items, key)
+        points = run(teacher, items, key)
+        points = points.reshape(*points.shape[:3], -1, channels)
+        spare = (0, room - points.shape[3])
+        found["points"] = np.pad(points, ((0, 0), (0, 0), (0, 0), spare, (0, 0)))
         made += config.batch
         for name, array in kept.items():
             array[block] = found[name]
@@ -99,6 +105,22 @@ def build(
     bar.close()
     hosts.wait("trajectories end")
     return {name: array[:made] for name, array in (kept or arrays()).items()}
+
+
+def _room(path: str, shape: tuple[int, ...], dtype: npt.DTypeLike, made: int) -> np.memmap:
+    """Memory-mapped array at `path` of at least `shape[0]` entries.
+
+    One that is too short makes way for a longer one with the same first `made` entries.
+    """
+    found = np.lib.format.open_memmap(path, "r+") if os.path.exists(path) else None
+    if found is not None and len(found) >= shape[0]:
+        return found
+    new = np.lib.format.open_memmap(path + ".tmp", "w+", dtype, shape)
+    if found is not None:
+        new[:made] = found[:made]
+    new.flush()
+    os.replace(path + ".tmp", path)
+    return new
 
 
 def _made(index: str, facts: dict) -> int:
@@ -118,7 +140,8 @@ def _draw(source, config, latents: int, first: int, seed: int) -> dict:
     """Random windows of one batch, where they are, and what is dropped for each."""
     rng, windows, places = np.random.default_rng((seed, 11, first)), [], []
     for i in range(first, first + config.batch):
-        places.append(source.place(i % len(source), rng, latents))
+        clip = source.sizes.alike(i, source.sizes[first]) % len(source)
+        places.append(source.place(clip, rng, latents))
         windows.append(source.window(*places[-1], latents))
     chances = [getattr(config.dropout, name) for name in batches.CONDITIONS]
     return {
@@ -149,8 +172,8 @@ def _sampler(models, source, sigmas, config, mesh) -> Callable:
 def windows(
     source: sources.Source, paths: dict[str, np.ndarray], models: rollouts.Models,
     config: student_stage.StudentStageConfig,
-) -> Callable[[int], dict]:
-    """Function (index) -> trajectory `index` and its window.
+) -> tuple[Callable[[int], dict], sources.Sizes]:
+    """Function (index) -> trajectory `index` and its window; and the sizes of all.
 
     The result has the window's arrays as `window`, `dropped` [3], and as `points` the
     trajectory at the student's noise levels and its end, [N + 1, T, H, W, C].
@@ -167,13 +190,17 @@ def windows(
     latents = transformer_stage.window_latents(models, config)
     stride = config.teacher_steps // num_steps
 
+    sizes = sources.Sizes([source.sizes[int(clip)] for clip, _ in paths["place"]])
+
     def one(index):
         i = int(index) % len(paths["place"])
         clip, start = (int(x) for x in paths["place"][i])
+        rows, columns = sizes[i]
+        points = np.asarray(paths["points"][i, ::stride, :, : rows * columns])
         return {
             "window": source.window(clip, start, latents),
             "dropped": np.asarray(paths["dropped"][i]),
-            "points": np.asarray(paths["points"][i, ::stride]),
+            "points": points.reshape(*points.shape[:2], rows, columns, -1),
         }
 
-    return one
+    return one, sizes

@@ -13,7 +13,6 @@ from tm_jax.models.dit import preconditioning
 from tm_jax.models.dit import transformer
 from tm_jax.training import batches
 from tm_jax.training import example_source
-from tm_jax.training import latents as latents_lib
 from tm_jax.training import lora as lora_lib
 from tm_jax.training import optimizer as optimizer_lib
 from tm_jax.training import rollouts
@@ -24,7 +23,7 @@ class TransformerStageConfig:
     """Settings that every stage of the transformer has.
 
     Attributes:
-      data: The clips: prepared examples or, for presets with a motion model, a latent store.
+      data: The clips: prepared examples.
       batch: Clips per step.
       chunks: Chunks per clip, which is the teacher's window; the sink comes on top.
       dropout: Condition dropout.
@@ -33,12 +32,11 @@ class TransformerStageConfig:
         which take memory again and leave little to recompute.
       attention: How self-attention is computed, a name in `nn.attention.BACKENDS`; the preset's
         by default.
-      lora: Low-rank adaptation, for presets that learn from examples.
-      previews: Held-out clips in a preview of a latent store.
+      lora: Low-rank adaptation.
       optimizer: Optimiser.
     """
 
-    data: latents_lib.LatentConfig | example_source.ExampleConfig = latents_lib.LatentConfig()
+    data: example_source.ExampleConfig = example_source.ExampleConfig()
     batch: int = 8
     chunks: int = 2
     dropout: batches.Dropout = batches.Dropout()
@@ -46,7 +44,6 @@ class TransformerStageConfig:
     remat_keeps: str = "nothing"
     attention: str | None = None
     lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
-    previews: int = 12
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
 
     def __post_init__(self):
@@ -72,7 +69,7 @@ def window_latents(models: rollouts.Models, config: TransformerStageConfig) -> i
 
 def flow_loss(
     models: rollouts.Models, params: dict, batch: batches.Batch, sigma: jax.Array,
-    noise: jax.Array, weight: Any = 1.0,
+    noise: jax.Array,
 ) -> jax.Array:
     """Flow matching of a bidirectional transformer: of the teacher, and of the critic.
 
@@ -82,7 +79,6 @@ def flow_loss(
       batch: Clean clips.
       sigma: Noise level of each sample, [B].
       noise: Unit normal, [B, 1 + T, H, W, C].
-      weight: Weights that broadcast to the latents.
 
     Returns:
       Loss of every sample, [B]. A pinned sink does not count.
@@ -90,11 +86,11 @@ def flow_loss(
     clip = batch.clip
     x = rollouts.corrupt(models, clip, noise, sigma)
     velocity = rollouts.teacher_velocity(models, params, batch, x, sigma)
-    error = jnp.square(velocity - flow_matching.velocity(clip, noise)) * weight
+    error = jnp.square(velocity - flow_matching.velocity(clip, noise))
     if rollouts.pinned(models):
         error = error[:, 1:]
     per_sample = error.mean((1, 2, 3, 4))
-    std = models.preset.dit.reference_std
+    std = models.preset.dit.clean_std
     if std is not None:
         per_sample = per_sample * preconditioning.loss_weight(sigma, std)
     return per_sample

@@ -56,11 +56,15 @@ class VideoVAEConfig:
         terms below.
       corner: Errors below this count as squares (rounded L1).
       edge_weight: Weight of the error of pixel differences, which keeps lines sharp.
+      steady_weight: Weight of the error of differences from frame to frame, also from the last of
+        one latent to the first of the next: what is off by a little does not jump there.
       flow_weight: Weight of the error of the moved picture.
       pooled_weight: Weight of the same at a quarter and a sixteenth of the resolution.
       motion_weight: Weight of the difference between the flow and the motion measured in closed
         form (`vae/small/motion.py`), which the flow learns from first.
       noise: Largest noise on latents, in standard deviations of a channel.
+      decoder_only: Whether encoder, features of the picture and statistics stay those of the
+        weights to start from, so that a transformer of these latents stays valid.
       optimizer: Optimiser. The constant part of its schedule does not depend on the length of
         the run, so a run can be extended from a checkpoint of it.
     """
@@ -74,10 +78,12 @@ class VideoVAEConfig:
     unseen_weight: float = 16.0
     corner: float = 0.2
     edge_weight: float = 0.5
+    steady_weight: float = 0.5
     flow_weight: float = 0.2
     pooled_weight: float = 0.25
     motion_weight: float = 0.05
     noise: float = 0.1
+    decoder_only: bool = False
     optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
         learning_rate=8e-4, schedule="wsd", decay_fraction=0.8, final_fraction=0.0, muon=True,
         beta2=0.99, ema_decay=0.998,
@@ -142,6 +148,8 @@ def loss(
     down = painted[:, :, 1:] * _rounded(jnp.diff(error, axis=2), config.corner)
     right = painted[:, :, :, 1:] * _rounded(jnp.diff(error, axis=3), config.corner)
     total += config.edge_weight * (jnp.mean(down) + jnp.mean(right))
+    steps = painted[:, 1:] * _rounded(jnp.diff(error, axis=1), config.corner)
+    total += config.steady_weight * jnp.mean(steps)
     total += config.flow_weight * jnp.mean(weight * _rounded(moved, config.corner))
     quarter = _pool(moved, 4)
     for coarse, w in ((quarter, _pool(weight, 4)), (_pool(quarter, 4), _pool(weight, 16))):
@@ -220,6 +228,16 @@ def _examples(
     )
 
 
+def _decoder_is_new(params: dict) -> dict:
+    """Groups of the optimiser, of which the decoder's alone learns."""
+    return {
+        name: jax.tree.map(
+            lambda _: optimizer_lib.NEW if name == "decoder" else optimizer_lib.BASE, part
+        )
+        for name, part in params.items()
+    }
+
+
 def make(
     preset: presets.Preset, config: VideoVAEConfig, weights: str | None = None
 ) -> loop.Stage:
@@ -261,10 +279,24 @@ def make(
         if found != sizes:
             raise ValueError(f"{weights}: has the sizes {found}, the preset {sizes}.")
 
+    if config.decoder_only and not weights:
+        raise ValueError("decoder_only needs weights whose decoder learns on: give --start.")
+    optimizer, labels, fixed = config.optimizer, None, list(network.STATISTICS)
+    if config.decoder_only:
+        # Without a gradient they would still decay.
+        optimizer, labels = dataclasses.replace(optimizer, base_factor=0.0), _decoder_is_new
+        fixed += [name for name in network.PARTS if name != "decoder"]
+
     def objective(params, frozen, batch, key):
-        # Statistics are set at the end.
-        params = params | {name: jax.lax.stop_gradient(params[name]) for name in network.STATISTICS}
+        params = params | {name: jax.lax.stop_gradient(params[name]) for name in fixed}
         return loss(model, config, params, batch, key)
+
+    def finish(params, frozen):
+        # Statistics are set at the end.
+        if weights and config.decoder_only:
+            return small_vae.load(weights)[1] | {"decoder": params["decoder"]}
+        params = jax.device_get(params)
+        return with_statistics(model, params, whole(_STATISTICS_SEED, 12))
 
     def sample(params, frozen, path):
         sheet = vae_measures.preview(model, params, measured[:_SHOWN])
@@ -274,9 +306,6 @@ def make(
     return loop.Stage(
         name="vae", init=lambda key: network.init(sizes, key), loss=objective, frozen={},
         batches=lambda seed: _examples(clips, config, frames, seed), sample=sample,
-        start=start,
-        finish=lambda params, frozen: with_statistics(
-            model, jax.device_get(params), whole(_STATISTICS_SEED, 12)
-        ),
-        optimizer=config.optimizer, frames=config.batch * frames,
+        start=start, finish=finish, optimizer=optimizer, labels=labels,
+        frames=config.batch * frames,
     )

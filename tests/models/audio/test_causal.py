@@ -6,10 +6,10 @@ import librosa
 import numpy as np
 import pytest
 
-from tm_jax.configs import presets
+from tests import miniature
 from tm_jax.models.audio.causal import encoder
 
-_CONFIG = presets.get("puppet").audio
+_CONFIG = miniature.nano().audio
 _MARGIN, _FRAME = encoder.MARGIN, encoder.FRAME
 _FRAMES = 6
 

@@ -75,15 +75,15 @@ def _moved_frame(inputs, name, frame):
     return _changed(inputs, **{name: value})
 
 
-def test_a_fresh_model_shows_the_still_picture(pico, forwards, initial, inputs):
+def test_a_fresh_model_predicts_the_mean(pico, forwards, initial, inputs):
     both, _ = forwards
     np.testing.assert_array_equal(both(initial, inputs), 0)  # As a velocity.
-    scaled = transformer.DiT(dataclasses.replace(pico.preset.dit, reference_std=0.5))
+    scaled = transformer.DiT(dataclasses.replace(pico.preset.dit, clean_std=0.5))
     sigma = np.ones((_B, _T), np.float32)
     out, _ = jax.jit(lambda params, given: scaled.apply(
         {"params": params}, **given, pattern=attention_patterns.bidirectional(_GRID), method=pico.touch
     ))(initial, _changed(inputs, sigma=sigma))
-    x0 = flow_matching.to_x0(inputs["x"], out, sigma)  # As changes from the picture.
+    x0 = flow_matching.to_x0(inputs["x"], out, sigma)  # In units of their deviation.
     # Measured 1.2e-7.
     np.testing.assert_allclose(x0, np.zeros_like(x0), rtol=0, atol=2e-6)
 

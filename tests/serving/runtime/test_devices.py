@@ -8,10 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tm_jax.configs import presets
-from tm_jax.configs import puppet as networks
+from tests import miniature
 from tm_jax.inference import pipeline as pipeline_lib
-from tm_jax.inference import puppet
 from tm_jax.inference import session as session_lib
 from tm_jax.serving.runtime import backend as backend_lib
 from tm_jax.serving.runtime import devices as devices_lib
@@ -31,10 +29,7 @@ def quick_compiler():
 
 @pytest.fixture(scope="module")
 def pipeline(pico):
-    functions = puppet.PuppetFunctions(presets.get("puppet"))
-    shapes = networks.shapes(functions.models)
-    params = {part: pico.random(tree) for part, tree in shapes.items()}
-    return pipeline_lib.on_first_device(functions, params)
+    return miniature.pipeline(pico)
 
 
 def picture(seed):

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from tm_jax.core import timing as timing_lib
+from tm_jax.data.corpus import recogniser
 from tm_jax.data.corpus import speech
 from tm_jax.data.corpus import tracks
 
@@ -34,16 +35,19 @@ class Spoken:
         where it is unknown, float32 [n].
       level: Level against the loud frames of the same utterance, float32 [n]: 1 for these,
         -1 from 40 dB below.
+      taught: Features of a recogniser, float32 [n, D], nan where there are none; None without.
     """
 
     audio: np.ndarray
     phones: np.ndarray
     active: np.ndarray
     level: np.ndarray
+    taught: np.ndarray | None = None
 
 
 def track(
-    speaker: speech.Speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0
+    speaker: speech.Speaker, rng: np.random.Generator, num_frames: int, vary: float = 0.0,
+    recognised: np.ndarray | None = None,
 ) -> Spoken:
     """A track of one speaker, laid out as in `tracks.track`.
 
@@ -52,13 +56,18 @@ def track(
       rng: Random generator.
       num_frames: Length in video frames.
       vary: Largest relative change of speed and pitch.
+      recognised: Features of all its utterances, [frames, D] (`recogniser.taught`), or None.
     """
     samples = num_frames * _TIMING.samples_per_frame
     audio = np.zeros(samples, np.float32)
     phones = np.full(num_frames * PARTS, _SILENCE, np.int32)
     quiet = np.float32(_scaled(_RANGE_DB[0]))
     level = np.full(num_frames, quiet, np.float32)
-    for at, sound, rows in tracks.utterances(speaker, rng, samples, vary):
+    taught, begin = None, None
+    if recognised is not None:
+        taught = np.full((num_frames, recognised.shape[1]), np.nan, np.float32)
+        begin = recogniser.rows(speaker)
+    for at, sound, rows, index, factor in tracks.utterances(speaker, rng, samples, vary):
         if not tracks.put(audio, at, sound):
             continue
         first = at // _TIMING.samples_per_frame
@@ -67,8 +76,14 @@ def track(
         said = sampled(rows, length * PARTS, _TIMING.fps * PARTS)
         phones[a * PARTS : b * PARTS] = said[(a - first) * PARTS : (b - first) * PARTS]
         level[a:b] = loudness(sound, said.reshape(-1, PARTS))[a - first : b - first]
+        if taught is not None and recognised is not None and begin is not None and b > a:
+            # The recogniser heard the utterance as it was recorded.
+            heard = recognised[begin[index] : begin[index + 1]]
+            here = np.floor((np.arange(a - first, b - first) + 0.5) * factor).astype(int)
+            # What is left of a frame at its end may have become a whole one.
+            taught[a:b] = heard[np.minimum(here, len(heard) - 1)] if len(heard) else np.nan
     phones = phones.reshape(-1, PARTS)
-    return Spoken(audio, phones, voice(phones), level)
+    return Spoken(audio, phones, voice(phones), level, taught)
 
 
 def silence(audio: np.ndarray) -> Spoken:

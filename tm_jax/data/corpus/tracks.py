@@ -1,7 +1,7 @@
-"""Speech tracks of any length, cut from a corpus, with exact mouth labels; and their damage.
+"""Speech tracks of any length, cut from a corpus, with the mouth that says them.
 
-A track is utterances of one voice with pauses between them. Augmentation changes voice
-(speed and pitch together), level, spectrum and noise, never the labels' timing against it.
+A track is utterances of one voice with pauses between them. Augmentation changes the voice
+(speed and pitch together), never the labels' timing against it.
 """
 
 from collections.abc import Iterator
@@ -60,16 +60,6 @@ class Voices:
         voices.speakers, voices._weights = speakers, _shares(speakers)
         return voices
 
-    def draw(self, rng: np.random.Generator, num_frames: int, vary: float = 0.12) -> Track:
-        """A track of one random voice.
-
-        Args:
-          rng: Random generator.
-          num_frames: Length in video frames.
-          vary: Largest relative change of speed and pitch.
-        """
-        return track(self.speaker(rng), rng, num_frames, vary)
-
     def speaker(self, rng: np.random.Generator) -> speech.Speaker:
         """A random voice."""
         return self.speakers[rng.choice(len(self.speakers), p=self._weights)]
@@ -95,7 +85,7 @@ def track(
     mouth = np.zeros((num_frames, 6), np.float32)
     active = np.zeros(num_frames, np.float32)
     centres = (np.arange(num_frames) + 0.5) / fps
-    for at, sound, phones in utterances(speaker, rng, samples, vary):
+    for at, sound, phones, *_ in utterances(speaker, rng, samples, vary):
         first = at // _TIMING.samples_per_frame
         length = -(-len(sound) // _TIMING.samples_per_frame)
         curve = visemes.mouth_curves(phones, length, fps, sound)
@@ -111,7 +101,7 @@ def track(
 
 def utterances(
     speaker: speech.Speaker, rng: np.random.Generator, samples: int, vary: float
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, int, float]]:
     """Utterances of one speaker in random order, as they lie in a track.
 
     Args:
@@ -122,17 +112,19 @@ def utterances(
 
     Yields:
       First sample in the track, on the grid of video frames and perhaps before its start;
-      sound, float32 [n]; phones in seconds of that sound, [N, 3].
+      sound, float32 [n]; phones in seconds of that sound, [N, 3]; number of the utterance, and
+      how much faster than recorded it is.
     """
     rate = _TIMING.sample_rate
     at = -int(rng.integers(0, 2 * rate)) if rng.random() < 0.7 else int(0.3 * rate)
     while at < samples:
-        sound, phones = speaker.utterance(int(rng.integers(len(speaker.bounds))))
+        index = int(rng.integers(len(speaker.bounds)))
+        sound, phones = speaker.utterance(index)
         factor = 1.0 + rng.uniform(-vary, vary)
         sound = _resample(np.asarray(sound, np.float32), factor)
         phones = np.asarray(phones, np.float64).reshape(-1, 3) / [factor, factor, 1.0]
         at -= at % _TIMING.samples_per_frame  # labels are evaluated on the frame grid
-        yield at, sound, phones
+        yield at, sound, phones, index, factor
         at += len(sound) + int(rng.uniform(0.15, 0.9) * rate)
 
 
@@ -140,9 +132,13 @@ def put(audio: np.ndarray, at: int, sound: np.ndarray) -> bool:
     """Writes a sound into a track [n] at the usual level; whether any of it lies there."""
     lo, hi = max(at, 0), min(at + len(sound), len(audio))
     if hi > lo:
-        rms = np.sqrt(np.mean(np.square(sound)) + 1e-9)
-        audio[lo:hi] = sound[lo - at : hi - at] * (_LEVEL / rms)
+        audio[lo:hi] = levelled(sound)[lo - at : hi - at]
     return hi > lo
+
+
+def levelled(sound: np.ndarray) -> np.ndarray:
+    """A sound [n] at the usual level of speech."""
+    return sound * (_LEVEL / np.sqrt(np.mean(np.square(sound)) + 1e-9))
 
 
 def _resample(sound, factor):
@@ -151,41 +147,3 @@ def _resample(sound, factor):
         return sound
     index = np.arange(int(len(sound) / factor)) * factor
     return np.interp(index, np.arange(len(sound)), sound).astype(np.float32)
-
-
-def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Coloured noise of unit level, now and then with hum or clicks: a microphone's room."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
-    frequency = np.fft.rfftfreq(samples, 1 / _TIMING.sample_rate)
-    tilt = rng.uniform(0.0, 1.2)
-    spectrum *= np.maximum(frequency, 40.0) ** -tilt
-    sound = np.fft.irfft(spectrum, samples)
-    sound /= np.std(sound) + 1e-9
-    if rng.random() < 0.3:
-        time = np.arange(samples) / _TIMING.sample_rate
-        hum = rng.choice([50.0, 60.0])
-        sound += sum(np.sin(2 * np.pi * hum * k * time) / k for k in (1, 2, 3))
-    if rng.random() < 0.3:
-        clicks = rng.integers(0, samples, 3 * samples // _TIMING.sample_rate)
-        sound[clicks] += rng.uniform(5, 20, len(clicks))
-    return (sound / (np.std(sound) + 1e-9)).astype(np.float32)
-
-
-def damage(rng: np.random.Generator, audio: np.ndarray) -> np.ndarray:
-    """Level, spectrum, telephone band and noise of other microphones, at random."""
-    spectrum = np.fft.rfft(audio)
-    frequency = np.fft.rfftfreq(len(audio), 1 / _TIMING.sample_rate)
-    octave = np.log2(np.maximum(frequency, 30.0) / 1000.0)
-    gain_db = rng.uniform(-2.5, 2.5) * octave
-    gain_db += 3 * rng.standard_normal() * np.cos(octave * rng.uniform(0.5, 2) + rng.uniform(0, 6))
-    spectrum *= 10 ** (np.clip(gain_db, -15, 12) / 20)
-    if rng.random() < 0.2:
-        spectrum *= (frequency > rng.uniform(60, 300)) * (frequency < rng.uniform(3300, 4000))
-    sound = np.fft.irfft(spectrum, len(audio))
-    level = np.sqrt(np.mean(np.square(sound)) + 1e-9)
-    if rng.random() < 0.7:
-        ratio_db = rng.uniform(8, 45)
-        sound = sound + noise(rng, len(audio)) * level * 10 ** (-ratio_db / 20)
-    target_db = rng.uniform(-18, 8)
-    sound = sound * 10 ** (target_db / 20)
-    return np.clip(sound, -1, 1).astype(np.float32)

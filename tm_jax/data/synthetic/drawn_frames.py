@@ -9,14 +9,25 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from tm_jax.data.corpus import speech
 from tm_jax.data.synthetic import characters
-from tm_jax.data.synthetic import drawn
 from tm_jax.data.synthetic import motion as motion_lib
+from tm_jax.data.synthetic import visemes
 
 _FPS = 25
 _SCENE_FRAMES = 100  # Motion is made for a scene of 4 s; a clip is cut out of it.
 _AT = motion_lib.COLUMNS.index
 _EYES = [_AT(name) for name in ("blink_left", "blink_right", "gaze_x", "gaze_y", "brow")]
+
+
+def made_up_mouth(rng: np.random.Generator, num_frames: int) -> np.ndarray:
+    """Mouth curves [num_frames, 6] of random phones at the pace of speech."""
+    count = int(num_frames / _FPS / 0.05) + 8
+    lengths = rng.uniform(0.05, 0.16, count)
+    ids = rng.integers(0, len(speech.PHONES), count)
+    ends = np.cumsum(lengths)
+    phones = np.stack([ends - lengths, ends, ids], 1)
+    return visemes.mouth_curves(phones, num_frames, _FPS)
 
 
 def motion(rng: np.random.Generator, num_frames: int) -> np.ndarray:
@@ -34,7 +45,7 @@ def motion(rng: np.random.Generator, num_frames: int) -> np.ndarray:
     """
     length = max(_SCENE_FRAMES, num_frames)
     if rng.random() < 0.8:
-        scene = motion_lib.talking(rng, drawn.made_up_mouth(rng, length), _FPS)
+        scene = motion_lib.talking(rng, made_up_mouth(rng, length), _FPS)
     else:
         scene = motion_lib.listening(rng, length, _FPS)
     start = int(rng.integers(length - num_frames + 1))

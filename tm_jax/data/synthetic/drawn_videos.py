@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from tm_jax.core import timing as timing_lib
+from tm_jax.data.corpus import acoustics
 from tm_jax.data.corpus import speech
 from tm_jax.data.corpus import tracks
 from tm_jax.data.synthetic import characters
@@ -208,8 +209,8 @@ def _scene(rng, speakers, config, own_voice) -> tuple[np.ndarray, np.ndarray, np
     else:
         motion = motion_lib.conversing(rng, mine.mouth, speaks, activity, fps)
     level = rng.uniform(*_ROOM, 2)
-    own = own + level[0] * tracks.noise(rng, len(own))
-    other = other + level[1] * tracks.noise(rng, len(other))
+    own = own + level[0] * acoustics.noise(rng, len(own))
+    other = other + level[1] * acoustics.noise(rng, len(other))
     return motion, *(np.clip(s, -1, 1).astype(np.float32) for s in (own, other))
 
 

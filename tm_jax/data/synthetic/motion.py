@@ -212,22 +212,6 @@ def portrait(rng: np.random.Generator) -> np.ndarray:
     return np.clip(pose, -0.4, 1).astype(np.float32)
 
 
-def hold(motion: np.ndarray, pose: np.ndarray, share: float = 0.0) -> np.ndarray:
-    """Holds head and body at the pose of a picture.
-
-    Args:
-      motion: Motion [T, 17].
-      pose: Pose of the picture, [17].
-      share: How much of the motion of head and body stays, around that pose.
-
-    Returns:
-      Motion [T, 17].
-    """
-    motion = motion.copy()
-    motion[:, BODY] = pose[BODY] + share * motion[:, BODY]
-    return motion
-
-
 def _base(rng, num_frames, fps, kind, other=None):
     """Returns what talking and listening share; the mouth is left at 0.
 

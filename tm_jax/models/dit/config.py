@@ -82,9 +82,8 @@ class DiTConfig:
       mlp_width: Hidden width of the feed-forward layers.
       latent_channels: Channels C of the latents, and of the predicted velocity.
       condition_channels: Channels concatenated to every noisy latent: 20 in Wan's
-        image-to-video (4 of mask, 16 of latent), 0 in text-to-video. Those of a small preset
-        are the code of the reference picture, repeated on every frame, and the expression.
-      expression_channels: How many of them, the last, are the expression of eyes and brows.
+        image-to-video (4 of mask, 16 of latent), 0 in text-to-video. Those of `nano` are
+        features of the reference picture, the same on every frame.
       patch: Side of a square patch of latents that makes one token.
       frequency_width: Width of the sinusoidal time features.
       text_width: Width of text features, None without text.
@@ -99,10 +98,9 @@ class DiTConfig:
       partner_audio: Whether tokens also attend to the other party's voice, through a projection,
         keys and values of its own.
       modes: Number of speaking/listening modes.
-      reference_std: None: the network output is the velocity, as Wan was trained. A number:
-        latents are changes from the reference picture and have this standard deviation;
-        inputs and outputs are scaled by it, so that an untrained network already predicts
-        the still picture (`preconditioning.py`).
+      clean_std: None: the network output is the velocity, as Wan was trained. A number: it is
+        the clean latent in units of this, the standard deviation of latents, and inputs have
+        unit variance (`preconditioning.py`).
       attention: How self-attention is computed, a name in `attention.BACKENDS`; weights are the
         same for all.
       matrices: How the matrices of the blocks are stored and multiplied, a name in
@@ -115,7 +113,6 @@ class DiTConfig:
     mlp_width: int
     latent_channels: int = 16
     condition_channels: int = 20
-    expression_channels: int = 0
     patch: int = 2
     frequency_width: int = 256
     text_width: int | None = 4096
@@ -129,7 +126,7 @@ class DiTConfig:
     audio_width: int = 1024
     partner_audio: bool = False
     modes: int = 2
-    reference_std: float | None = None
+    clean_std: float | None = None
     attention: str = attention.AUTO
     matrices: str = quantization.FULL
 
@@ -149,13 +146,8 @@ class DiTConfig:
             )
         if (self.width // self.num_heads) % 2:
             raise ValueError(f"head width {self.width // self.num_heads} must be even.")
-        if self.reference_std is not None and self.reference_std <= 0:
-            raise ValueError(f"reference_std must be positive, got {self.reference_std}.")
-        if not 0 <= self.expression_channels <= self.condition_channels:
-            raise ValueError(
-                f"expression_channels={self.expression_channels} are some of the "
-                f"condition_channels={self.condition_channels}."
-            )
+        if self.clean_std is not None and self.clean_std <= 0:
+            raise ValueError(f"clean_std must be positive, got {self.clean_std}.")
 
     @property
     def head_width(self) -> int:

@@ -1,16 +1,15 @@
-"""Scaling of inputs and outputs around the reference picture.
+"""Scaling of inputs and outputs of a network that predicts clean latents.
 
-Latents of a small preset are changes from the reference picture, of standard deviation s. The
-network predicts the clean latent in units of s:
+Tokens of many channels are better predicted clean than as a velocity, which would carry all of
+the noise through them (Li and He 2025, arXiv 2511.13720). With latents of standard deviation s
+the network predicts them in units of s:
 
   x0 = s F,   so   v = (x - s F) / sigma,
 
 and its input is the noisy latent at unit variance, x / sqrt((1 - sigma)^2 s^2 + sigma^2).
 
-An untrained network (F = 0) shows the still picture at every noise level. Scaled outputs go
-back to EDM (Karras et al. 2022, eq. 7). Differs from it: nothing of the noise is passed
-around the network, because a picture at rest needs an output of exactly zero, whereas a
-velocity would have to carry all of the noise through a token narrower than its latents.
+Scaled inputs and outputs go back to EDM (Karras et al. 2022, eq. 7). Differs from it: nothing of
+the noise is passed around the network.
 """
 
 import jax

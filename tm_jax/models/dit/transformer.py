@@ -242,8 +242,8 @@ class DiT(nn.Module):
         x = x.astype(jnp.float32)
         level = sigma[..., None, None, None]
         inner = x
-        if c.reference_std is not None:
-            inner = preconditioning.scale_input(x, level, c.reference_std)
+        if c.clean_std is not None:
+            inner = preconditioning.scale_input(x, level, c.clean_std)
         inner = jnp.concatenate([inner, given.channels.astype(jnp.float32)], -1)
         tokens = self.patch_embedding(embeddings.patchify(inner, c.patch))
         tokens = nn.with_logical_constraint(tokens, _TOKENS)
@@ -269,13 +269,8 @@ class DiT(nn.Module):
         out = embeddings.unpatchify(
             out.astype(jnp.float32), c.patch, sizes["H"] // c.patch, c.latent_channels
         )
-        if c.reference_std is not None:
-            # Outside of the face the picture stays, exactly and at rest.
-            rows, columns = sizes["H"] // c.patch, sizes["W"] // c.patch
-            face = given.context.face_mask.reshape(-1, 1, rows, columns, 1)
-            face = jnp.repeat(jnp.repeat(face, c.patch, 2), c.patch, 3)
-            out = out * face
-            out = preconditioning.to_velocity(out, x, level, c.reference_std)
+        if c.clean_std is not None:
+            out = preconditioning.to_velocity(out, x, level, c.clean_std)
         return out, states
 
 

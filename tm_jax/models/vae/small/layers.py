@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tm_jax.nn import linear
+from tm_jax.nn import parameters
 
 
 def to_cells(x: jax.Array, side: int) -> jax.Array:
@@ -46,9 +47,11 @@ class Block(nn.Module):
         """Maps [N, H, W, C] to the same shape."""
         n, h, w, c = x.shape
         # A block starts as a function of its own place.
-        taps = self.param("taps", _centred, (3, 3, c)).astype(self.dtype)
+        centred = parameters.named(_centred, (None, None, None))
+        taps = self.param("taps", centred, (3, 3, c)).astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = self.param("taps_bias", nn.initializers.zeros, (c,)).astype(self.dtype)
+        zeros = parameters.named(nn.initializers.zeros, (None,))
+        y = self.param("taps_bias", zeros, (c,)).astype(self.dtype)
         for i in range(3):
             for j in range(3):
                 y = y + padded[:, i : i + h, j : j + w] * taps[i, j]

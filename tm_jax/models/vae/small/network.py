@@ -18,8 +18,10 @@ from tm_jax.core import shapes
 from tm_jax.models.vae.small import config as config_lib
 from tm_jax.models.vae.small import layers
 from tm_jax.models.vae.small import motion
+from tm_jax.nn import parameters
 from tm_jax.nn import storage
 
+PARTS = ("reference_encoder", "encoder", "decoder")
 STATISTICS = ("latent_mean", "latent_std", "condition_mean", "condition_std")
 
 
@@ -227,7 +229,8 @@ class SmallVAE(nn.Module):
         self.encoder = Encoder(c, dtype)
         self.decoder = Decoder(c, dtype)
         # Set after training; not trained.
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        zeros = parameters.named(nn.initializers.zeros, (None,))
+        ones = parameters.named(nn.initializers.ones, (None,))
         self.latent_mean = self.param("latent_mean", zeros, (c.latent_channels,))
         self.latent_std = self.param("latent_std", ones, (c.latent_channels,))
         self.condition_mean = self.param("condition_mean", zeros, (c.condition_channels,))

@@ -1,1 +1,0 @@
-"""Networks of the preset that moves a drawn face."""

@@ -1,1 +1,0 @@
-"""What moves without speech: a small stochastic model of eyes, brows, head and breath."""

@@ -1,1 +1,0 @@
-"""The autoencoder of faces of the puppet."""
