@@ -100,7 +100,7 @@ class Plan:
     Attributes:
       preset: Sizes.
       workdir: Work directory with the finished stages up to the teacher.
-      corpus: Folder written by `launch/corpus.py`.
+      data: Examples that the teacher learned from.
       steps: Batches of a distillation, those of critic and student.
       regression_steps: Batches of a regression.
       shared: Overrides of all stages, ahead of a variant's own.
@@ -110,7 +110,7 @@ class Plan:
 
     preset: presets.Preset
     workdir: str
-    corpus: str
+    data: str
     steps: int = 600
     regression_steps: int = 300
     shared: tuple[str, ...] = ()
@@ -180,7 +180,7 @@ def record(plan: Plan, name: str) -> dict:
 
 def finished(plan: Plan, name: str) -> bool:
     """Whether a training has published its weights."""
-    return (folder(plan, name) / "dit.safetensors").exists()
+    return (folder(plan, name) / "transformer.safetensors").exists()
 
 
 def train(plan: Plan, job: Job) -> bool:
@@ -206,7 +206,7 @@ def train(plan: Plan, job: Job) -> bool:
     if finished(plan, job.name):
         return True
     logging.info("Training %s: %s.", job.name, ", ".join(job.assignments) or "as it is")
-    config = overrides.apply(run.config(job.stage, plan.corpus), job.assignments)
+    config = overrides.apply(run.config(job.stage, "", plan.data), job.assignments)
     place.mkdir(parents=True, exist_ok=True)
     seconds = found.get("seconds", 0.0)
     _write(place / "job.json", {"asked": asked, "seconds": seconds})

@@ -1,4 +1,4 @@
-"""Draws clips of whole frames into a store for stage `vae` of preset nano-video.
+"""Draws clips of whole frames into a store for stage `vae` of preset nano.
 
   python experiments/nano/draw_clips.py --out=/tmp/clips/train --count=1450 --frames=8
   python experiments/nano/draw_clips.py --out=/tmp/clips/held_out --count=60 --frames=12 --held_out

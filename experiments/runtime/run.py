@@ -22,7 +22,7 @@ from tm_jax.evaluation import facts
 from tm_jax.evaluation import tables
 
 _FULL = flags.DEFINE_bool("full", False, "Presets at their own sizes, on real devices.")
-_PRESETS = flags.DEFINE_list("presets", ["nano-video", "wan-1.3b", "tm-18b"], "Presets.")
+_PRESETS = flags.DEFINE_list("presets", ["nano", "wan-1.3b", "tm-18b"], "Presets.")
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4"], "Numbers of devices.")
 _REPEATS = flags.DEFINE_integer("repeats", 8, "Timed chunks of a row.", lower_bound=2)
 _LENGTH = flags.DEFINE_integer("length", 10_000, "Chunks of the longest stream; 0: none.")
@@ -154,7 +154,7 @@ def training_table(rows: list[dict]) -> str:
         r["stage"], r["pages"], tables.number(r["update_ms"], 0), f"{r['page_faults']:,}",
         tables.number(r["tflops"], 3), tables.share(r["of_peak"]),
     ] for r in sorted(rows, key=lambda r: (r["stage"], r["pages"]))]  # fmt: skip
-    return "**Training of nano-video**, one update.\n\n" + "\n".join(tables.table(head, lines)).rstrip()
+    return "**Training of nano**, one update.\n\n" + "\n".join(tables.table(head, lines)).rstrip()
 
 
 def compare() -> list[dict]:

@@ -25,7 +25,7 @@ from tm_jax.training import steps
 from tm_jax.training import teacher_stage
 from tm_jax.training import video_vae
 
-_PRESET = "nano-video"
+_PRESET = "nano"
 
 
 def _teacher(preset: presets.Preset):
