@@ -2,8 +2,8 @@
 
   python launch/generate.py --image=face.png --audio=speech.wav --out=clip.mp4
 
-Without --audio the character listens for --seconds. It answers the voice of --other_audio, if
-there is one, with nods and looks:
+Without --audio the character listens for --seconds. It hears the voice of --other_audio, if
+there is one:
 
   python launch/generate.py --image=face.png --other_audio=question.wav --out=clip.mp4
 
@@ -32,8 +32,8 @@ from launch import weights
 _IMAGE = flags.DEFINE_string("image", None, "Picture of the character.", required=True)
 _AUDIO = flags.DEFINE_string("audio", None, "Sound file, or a video with sound.")
 _OTHER_AUDIO = flags.DEFINE_string(
-    "other_audio", None, "nano: sound file of the other party, whom the character answers with "
-    "nods and looks while it listens; begins with the first frame.",
+    "other_audio", None, "nano: sound file of the other party, whom the character hears while "
+    "it listens; begins with the first frame.",
 )
 _OUT = flags.DEFINE_string("out", "clip.mp4", "MP4 file to write.")
 _PRESET = flags.DEFINE_string("preset", "nano", "Which model.")

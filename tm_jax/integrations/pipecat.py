@@ -3,8 +3,8 @@
   face = pipecat.AvatarVideoService(avatar.Avatar.open(pipeline, picture))
   pipeline = Pipeline([transport.input(), stt, llm, tts, face, transport.output()])
 
-Sound of the user that reaches the service (speech recognition passes it on by default) makes the
-avatar nod and look while it listens.
+Sound of the user that reaches the service (speech recognition passes it on by default) is
+heard by the avatar while it listens.
 
 The transport needs `video_out_enabled=True, video_out_is_live=True, video_out_framerate=25`
 and the preset's size. Needs the extra `pipecat`.
