@@ -97,7 +97,7 @@ for stage in teacher student distill; do
       more+=(--set optimizer.schedule=wsd --set optimizer.decay_fraction=0.3)
     else
       if [ "$stage" = distill ]; then
-        more+=(--set score_guidance.audio=1)
+        more+=(--set score_guidance.audio=1.0)
       else
         more+=(--set optimizer.muon=True)
       fi

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import miniature
 from tm_jax.checkpoints import files
 from tm_jax.inference import loading
 from tm_jax.inference import pipeline as pipeline_lib
@@ -19,16 +18,6 @@ from tm_jax.models.dit import audio_projection as dit_audio
 from tm_jax.parallel import rules
 
 _ATOL = 1e-5
-
-
-@pytest.fixture(scope="module")
-def pipeline(pico):
-    return miniature.pipeline(pico)
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests import miniature
 from tm_jax.checkpoints import files
 from tm_jax.inference import part_files
 from tm_jax.inference import reconstruction
 from tm_jax.inference import teacher_session
 from tm_jax.inference import variants
-
-
-@pytest.fixture(scope="module")
-def pipeline(pico):
-    return miniature.pipeline(pico)
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def _write(pipeline, folder, preset, part="transformer", change=0.0):
